@@ -1,0 +1,31 @@
+# Everything is installed into .venv, from nothing but Python and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/examples
+	$(RUN) examples/lynx_hare.py
+
+test: $(VENV)/test
+	$(RUN) -m pytest
+
+lint: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/examples
+	$(RUN) benchmarks/run.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras.
+$(VENV)/examples $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable '.[$*]'
+	touch $@

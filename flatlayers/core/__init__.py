@@ -1,0 +1,1 @@
+"""The four ideas: `Layout`, `ComponentVector`, `Layer` and `Record`."""

@@ -1,0 +1,526 @@
+"""`Layer`: a frozen description that declares its parameters; calling one is a pure function."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, dataclass_transform
+from zlib import crc32
+
+import jax
+import numpy as np
+
+from .layout import Layout
+from .names import describe, join_path
+from .record import Record, as_record
+from .vector import ComponentVector
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """The declaration of one parameter.
+
+    **Arguments:**
+
+    - `shape`: its shape, a tuple of integers.
+    - `init`: a function `init(key, shape, dtype)` that makes its initial value, such as those
+        of `flatlayers.initializers`.
+    - `fan_in`, `fan_out`: the numbers of inputs and outputs that `init` scales by, where the
+        shape does not tell. They are used by an `init` that has a method
+        `with_fans(fan_in, fan_out)`.
+
+    >>> import flatlayers as fl
+    >>> fl.Param((3, 2), fl.initializers.glorot_uniform).shape
+    (3, 2)
+    """
+
+    shape: tuple[int, ...]
+    init: Callable[..., Any]
+    fan_in: int | None = None
+    fan_out: int | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.shape if isinstance(self.shape, tuple | list) else (self.shape,)
+        object.__setattr__(self, "shape", tuple(shape))
+        if not callable(self.init):
+            raise TypeError(f"expected an initializer `init(key, shape, dtype)`, found {self.init!r}")
+
+    def initial(self, key: jax.Array, dtype: Any) -> jax.Array:
+        """The initial value. **Raises:** `ValueError` if `init` returns another shape."""
+        init = self.init
+        if self.fan_in is not None and self.fan_out is not None and hasattr(init, "with_fans"):
+            init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
+        value = init(key, self.shape, dtype)
+        if np.shape(value) != self.shape:
+            raise ValueError(
+                f"expected an initial value of shape {self.shape}, found shape {np.shape(value)}"
+            )
+        return value
+
+    def __repr__(self) -> str:
+        fans = "" if self.fan_in is None else f", fan_in={self.fan_in}, fan_out={self.fan_out}"
+        return f"Param({self.shape}, {value_text(self.init)}{fans})"
+
+
+def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
+    """`__init__`, after which the fields are in their final form and cannot be assigned."""
+
+    @functools.wraps(init)
+    def __init__(self: "Layer", *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if type(self).__init__ is __init__:
+            self.check_fields()
+            self.__dict__["_ready"] = True
+
+    return __init__
+
+
+@dataclass_transform()
+class Layer:
+    """The base of all layers: hyper-parameters and the declaration of parameters, no arrays.
+
+    A subclass is a frozen dataclass; its fields are hyper-parameters, static and hashable (lists
+    become tuples, dicts records). It declares `parameters`, and `states` if it has any, and
+    defines `forward`. `layer(x, ps, st)` then returns `(y, st)` and is a pure function: the same
+    arguments give the same result. A layer is a pytree without leaves, so that `jax.jit` takes it
+    as an argument, and equal layers share what was compiled.
+
+    A field `name`, if there is one, is the name that messages and displays use.
+
+    **Raises:** `TypeError` for an array in a field or a field that has no hash.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> class Linear(fl.Layer):
+    ...     in_dims: int
+    ...     out_dims: int
+    ...
+    ...     def parameters(self):
+    ...         shape = (self.out_dims, self.in_dims)
+    ...         return {
+    ...             "weight": fl.Param(shape, fl.initializers.glorot_uniform),
+    ...             "bias": fl.Param((self.out_dims,), fl.initializers.zeros),
+    ...         }
+    ...
+    ...     def forward(self, x, ps, st):
+    ...         return x @ ps.weight.T + ps.bias, st
+    >>> layer = Linear(3, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> ps
+    ComponentVector(float32[8], weight=(2, 3), bias=(2,))
+    >>> y, st = layer(jnp.ones((5, 3)), ps, st)
+    >>> y.shape
+    (5, 2)
+    """
+
+    # Whether a call returns a state of the structure, shapes and dtypes it was given.
+    keeps_state_type: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A subclass without fields of its own keeps the `__init__` that it inherits.
+        init = "__init__" not in cls.__dict__ and bool(inspect.get_annotations(cls))
+        dataclasses.dataclass(init=init, repr=False, eq=True, unsafe_hash=True)(cls)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _then_freeze(cls.__init__)
+        jax.tree_util.register_static(cls)
+
+    def __init__(self) -> None:
+        if type(self).__init__ is Layer.__init__:
+            self.__dict__["_ready"] = True
+
+    def parameters(self) -> Mapping[str, Any]:
+        """What the layer learns: name → `Param`, `Layer`, or a mapping of them, in vector order."""
+        return {}
+
+    def states(self, key: jax.Array) -> Mapping[str, Any]:
+        """What it carries from call to call: name → array, static flag or mapping of them."""
+        return {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        """Compute `(y, st)` from the input, the parameters and the state."""
+        raise TypeError(f"{type(self).__name__} does not define `forward(self, x, ps, st)`")
+
+    def children(self) -> Mapping[str, Any]:
+        """The layers inside, as `parameters` declares them: name → `Layer`, or a mapping of them."""
+        return _only_layers(self.parameters())
+
+    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        return apply(self, x, ps, st)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout of the parameter vector."""
+        return layout_of(self.parameters())
+
+    def check_fields(self) -> None:
+        """Bring the fields into their final form; called once, after `__init__`."""
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = _frozen_field(getattr(self, field.name))
+            where = f"{type(self).__name__}.{field.name}"
+            if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
+                raise TypeError(f"{where}: layers hold no arrays; declare it in `parameters`")
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(f"{where}: expected a value with a hash, found {value!r}") from None
+            object.__setattr__(self, field.name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_ready" in self.__dict__:
+            raise dataclasses.FrozenInstanceError(
+                f"layers are immutable: cannot assign {name!r} of {type(self).__name__}"
+            )
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"layers are immutable: cannot delete {name!r}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_field_texts(self))})"
+
+
+class WrappedFunction(Layer):
+    """A function as a layer without parameters: `y = function(x)`.
+
+    Containers make one of a bare function among their layers.
+
+    **Arguments:**
+
+    - `function`: the function.
+
+    **Inputs:** `x`, whatever the function takes. **Returns:** `(function(x), st)`.
+    **Parameters:** none. **States:** none.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.WrappedFunction(jnp.sin)
+    >>> layer
+    WrappedFunction(sin)
+    >>> float(layer(0.0, {}, {})[0])
+    0.0
+    """
+
+    function: Callable[[Any], Any]
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        return self.function(x), st
+
+
+class Container(Layer):
+    """A layer made of layers: each field that is a layer is a child, under the field's name.
+
+    A field that is a tuple or list of layers has the children `layer_0`, `layer_1`, ... under the
+    field's name, a dict its keys; bare functions among them become `WrappedFunction`. `ps` and
+    `st` are keyed by field name, always, even for one field. A container that has parameters of
+    its own adds them: `{**super().parameters(), "gain": fl.Param(...)}`.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> class Autoencoder(fl.Container):
+    ...     encoder: fl.Layer
+    ...     decoder: fl.Layer
+    ...
+    ...     def forward(self, x, ps, st):
+    ...         z, encoder = self.encoder(x, ps.encoder, st.encoder)
+    ...         y, decoder = self.decoder(z, ps.decoder, st.decoder)
+    ...         return y, st.replace(encoder=encoder, decoder=decoder)
+    >>> model = Autoencoder(fl.Dense(4, 2), fl.Dense(2, 4))
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps.encoder.weight.shape
+    (2, 4)
+    >>> model(jnp.ones(4), ps, st)[0].shape
+    (4,)
+    """
+
+    def children(self) -> Mapping[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore
+        return {name: _child_tree(value) for name, value in fields.items() if _holds_layers(value)}
+
+    def parameters(self) -> Mapping[str, Any]:
+        return self.children()
+
+    def states(self, key: jax.Array) -> Mapping[str, Any]:
+        return states_of(self.children(), key)
+
+
+class Wrapper(Layer):
+    """A layer around one other layer, without a name in between: `ps` and `st` are the child's own.
+
+    The child is the one field that is a layer; a bare function in the first field becomes one.
+    `forward` calls the child; a subclass changes what it has to.
+
+    **Raises:** `TypeError` if there is no such field, or more than one.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> class Residual(fl.Wrapper):
+    ...     layer: fl.Layer
+    ...
+    ...     def forward(self, x, ps, st):
+    ...         y, st = self.layer(x, ps, st)
+    ...         return x + y, st
+    >>> model = Residual(fl.Dense(3, 3))
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps.weight.shape
+    (3, 3)
+    """
+
+    def check_fields(self) -> None:
+        names = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        if names and not any(isinstance(getattr(self, name), Layer) for name in names):
+            object.__setattr__(self, names[0], as_layer(getattr(self, names[0])))
+        super().check_fields()
+        found = [name for name in names if isinstance(getattr(self, name), Layer)]
+        if len(found) != 1:
+            raise TypeError(
+                f"{type(self).__name__}: expected one field that is a layer, found {found or 'none'}"
+            )
+
+    @property
+    def child(self) -> Layer:
+        """The layer inside."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]  # pyright: ignore
+        return next(value for value in values if isinstance(value, Layer))
+
+    def children(self) -> Mapping[str, Any]:
+        return {"": self.child}
+
+    def parameters(self) -> Mapping[str, Any]:
+        return self.child.parameters()
+
+    def states(self, key: jax.Array) -> Mapping[str, Any]:
+        return self.child.states(key)
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        return self.child(x, ps, st)
+
+
+# Calling a layer
+
+
+def apply(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    """Call a layer: `layer(x, ps, st)` is `apply(layer, x, ps, st)`.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `x`: its input.
+    - `ps`: its parameters: a `ComponentVector`, which is unpacked once, or any object with the
+        right attributes, such as a `Record` or a named tuple.
+    - `st`: its state, a `Record` or a mapping.
+
+    **Returns:** `(y, st)`, the output and the new state.
+
+    **Raises:** what `forward` raises, with a note that names the path of the layer that failed, its
+    display line and the shape of its input.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.Dense(3, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> y, st = fl.apply(model, jnp.ones(3), ps, st)
+    >>> y.shape
+    (2,)
+    """
+    if isinstance(ps, ComponentVector):
+        ps = ps.unpack()
+    try:
+        with jax.named_scope(display_name(layer)):
+            result = layer.forward(x, ps, as_record(st))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
+        return result[0], as_record(result[1])
+    except Exception as error:
+        _note_place(error, layer, x, ps)
+        raise
+
+
+def display_name(layer: Layer) -> str:
+    """The name that displays and messages use: the field `name` if it is a string, else the class.
+
+    >>> import flatlayers as fl
+    >>> fl.display_name(fl.Dense(3, 2))
+    'Dense'
+    """
+    name = getattr(layer, "name", None)
+    return name if isinstance(name, str) else type(layer).__name__
+
+
+class _Place(str):
+    """The note on an exception: where in the model it was raised."""
+
+    layer: Layer
+    ps: Any
+    innermost: tuple[str, str, str]
+
+    @staticmethod
+    def of(layer: Layer, ps: Any, path: str, innermost: tuple[str, str, str]) -> "_Place":
+        name, line, x = innermost
+        place = _Place(f"in the layer {path or name}: {line}\n  called with x: {x}")
+        place.layer, place.ps, place.path, place.innermost = layer, ps, path, innermost
+        return place
+
+    path: str = ""
+
+
+def _note_place(error: Exception, layer: Layer, x: Any, ps: Any) -> None:
+    """Note where an exception comes from. Each enclosing layer puts its child's name in front."""
+    notes = getattr(error, "__notes__", [])
+    for position, note in enumerate(notes):
+        if isinstance(note, _Place):
+            path = join_path(_name_of_child(layer, ps, note), note.path)
+            notes[position] = _Place.of(layer, ps, path, note.innermost)
+            return
+    innermost = (display_name(layer), _one_line(repr(layer)), describe(x))
+    error.add_note(_Place.of(layer, ps, "", innermost))
+
+
+def _name_of_child(layer: Layer, ps: Any, inner: _Place) -> str:
+    # By its parameters, which tell apart two uses of one layer; else by the layer itself.
+    if inner.ps is ps:
+        return ""
+    children = list(sublayers(layer))
+    for path, _ in children:
+        if functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), ps) is inner.ps:
+            return path
+    return next((path for path, child in children if child is inner.layer), "")
+
+
+def _one_line(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+# Walking declarations
+
+
+def layout_of(declared: Any, path: str = "") -> Any:
+    """The layout of a mapping of `Param`s, layers and mappings; the shape of one `Param`."""
+    if isinstance(declared, Layer):
+        return declared.layout
+    if isinstance(declared, Param):
+        return declared.shape
+    if isinstance(declared, Mapping):
+        return Layout({name: layout_of(part, join_path(path, name)) for name, part in declared.items()})
+    where = f" for {path!r}" if path else ""
+    raise TypeError(f"expected a Param, a Layer or a mapping of them{where}, found {describe(declared)}")
+
+
+def states_of(declared: Any, key: jax.Array) -> dict[str, Any]:
+    """The states of a layer, or of a mapping of layers and mappings, each with its own key."""
+    if isinstance(declared, Layer):
+        return dict(declared.states(key))
+    return {
+        name: states_of(part, fold_in_name(key, name))
+        for name, part in declared.items()
+        if not isinstance(part, Param)
+    }
+
+
+def fold_in_name(key: jax.Array, name: str) -> jax.Array:
+    """A key of its own for a name: it does not depend on what else there is."""
+    return jax.random.fold_in(key, crc32(name.encode()))
+
+
+def sublayers(layer: Layer) -> Iterator[tuple[str, Layer]]:
+    """The layers directly inside as `(path, layer)`; the path of a wrapper's child is empty."""
+    yield from _flat_layers(layer.children(), "")
+
+
+def contains_layer(x: Any) -> bool:
+    """Whether `x` is a layer, or a mapping, tuple or list with one at any depth.
+
+    >>> import flatlayers as fl
+    >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
+    (True, False)
+    """
+    if isinstance(x, Mapping):
+        return any(map(contains_layer, x.values()))
+    if isinstance(x, tuple | list):
+        return any(map(contains_layer, x))
+    return isinstance(x, Layer)
+
+
+def as_layer(x: Any) -> Layer:
+    """A layer as it is, a function as a `WrappedFunction`. **Raises:** `TypeError` for anything else."""
+    if isinstance(x, Layer):
+        return x
+    if isinstance(x, type) or not callable(x):
+        hint = f"; write {x.__name__}(...)" if isinstance(x, type) else ""
+        raise TypeError(f"expected a layer or a function, found {x!r}{hint}")
+    return WrappedFunction(x)
+
+
+def _flat_layers(children: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Layer]]:
+    for name, child in children.items():
+        path = join_path(prefix, name)
+        if isinstance(child, Layer):
+            yield path, child
+        else:
+            yield from _flat_layers(child, path)
+
+
+def _only_layers(declared: Mapping[str, Any]) -> dict[str, Any]:
+    layers = {name: part for name, part in declared.items() if contains_layer(part)}
+    return {name: part if isinstance(part, Layer) else _only_layers(part) for name, part in layers.items()}
+
+
+# Fields
+
+
+def _frozen_field(value: Any) -> Any:
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        parts = [_frozen_field(part) for part in value]
+        return tuple(map(as_layer, parts) if _needs_layers(parts) else parts)
+    if isinstance(value, Mapping):
+        parts = {name: _frozen_field(part) for name, part in value.items()}
+        if _needs_layers(list(parts.values())):
+            parts = {name: part if _holds_layers(part) else as_layer(part) for name, part in parts.items()}
+        return Record(parts)
+    return value
+
+
+def _needs_layers(parts: list[Any]) -> bool:
+    return any(isinstance(part, Layer) for part in parts)
+
+
+def _holds_layers(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(map(_holds_layers, value))
+    if isinstance(value, Record):
+        return bool(value) and all(map(_holds_layers, value.values()))
+    return isinstance(value, Layer)
+
+
+def _child_tree(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return {f"layer_{i}": _child_tree(part) for i, part in enumerate(value)}
+    if isinstance(value, Record):
+        return {name: _child_tree(part) for name, part in value.items()}
+    return value
+
+
+def _field_texts(layer: Layer) -> Iterator[str]:
+    """The arguments that make an equal layer: defaults are left out."""
+    for field in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
+        value = getattr(layer, field.name)
+        if field.default is dataclasses.MISSING and not field.kw_only:
+            yield value_text(value)
+        elif value != field.default:
+            yield f"{field.name}={value_text(value)}"
+
+
+def value_text(value: Any) -> str:
+    """A hyper-parameter as one writes it: functions by their names."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        inside = ", ".join(map(value_text, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, Record):
+        return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
+    if callable(value) and not isinstance(value, Layer) and "<" in repr(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)

@@ -1,0 +1,99 @@
+"""What a name may be, and how an error speaks of names, paths and arrays."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+
+# The attributes of `ComponentVector` and the methods of a mapping: a parameter with
+# one of these names could not be read as `ps.name`.
+RESERVED_NAMES = frozenset(
+    [
+        "at",
+        "data",
+        "dtype",
+        "get",
+        "items",
+        "keys",
+        "layout",
+        "map",
+        "ndim",
+        "of",
+        "replace",
+        "shape",
+        "size",
+        "to_dict",
+        "unpack",
+        "values",
+    ]
+)
+
+
+class UnknownNameError(KeyError):
+    """A path that leads nowhere. A `KeyError` whose text is shown as it was written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownPatternError(UnknownNameError, ValueError):
+    """A pattern that matches no name."""
+
+
+def check_name(name: Any) -> str:
+    """Return `name`, or say why it cannot be one."""
+    if not isinstance(name, str):
+        raise TypeError(f"names are strings, found {name!r} of type {type(name).__name__}")
+    if not name.isidentifier() or name.startswith("_"):
+        raise ValueError(f"names are Python identifiers without a leading underscore, found {name!r}")
+    if name in RESERVED_NAMES:
+        raise ValueError(
+            f"the name {name!r} is reserved: it is an attribute of ComponentVector or a method of "
+            f"a mapping, so `ps.{name}` could not mean a parameter; for example use '{name}_'"
+        )
+    return name
+
+
+def as_path(key: Any) -> str:
+    """`"a.b"` or `("a", "b")` as the dotted path `"a.b"`."""
+    if isinstance(key, str):
+        return key
+    if isinstance(key, tuple) and key and all(isinstance(part, str) for part in key):
+        return ".".join(key)
+    raise TypeError(f'a path is a string such as "a.b" or a tuple such as ("a", "b"), found {key!r}')
+
+
+def join_path(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not there: the nearest ones, or all of a few."""
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return f"no name {name!r}; the nearest: {', '.join(close)}"
+    if known:
+        more = f", ... ({len(known)} in all)" if len(known) > 8 else ""
+        return f"no name {name!r}; there are: {', '.join(known[:8])}{more}"
+    return f"no name {name!r}; there are no names here"
+
+
+def describe(value: Any) -> str:
+    """Arrays by dtype and shape, containers by their parts: `(float32[5,7], int32[])`."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        axes = ",".join(map(str, value.shape))
+        return (
+            f"{type(value).__name__}({value.dtype}[{axes}])"
+            if hasattr(value, "layout")
+            else f"{value.dtype}[{axes}]"
+        )
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        parts = ", ".join(map(describe, value))
+        return f"[{parts}]" if isinstance(value, list) else f"({parts})"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value)
+    return f"{type(value).__name__} with {len(jax.tree.leaves(value))} leaves"

@@ -1,0 +1,238 @@
+"""From a declaration to vectors and states: `setup` and what asks about a layer without running it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .layer import Layer, Param, apply, display_name, fold_in_name, layout_of, states_of, sublayers
+from .names import UnknownNameError, describe, join_path, unknown_name
+from .record import Record
+from .vector import ComponentVector
+
+
+def setup(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> tuple[ComponentVector, Record]:
+    """The initial parameters and states of a layer.
+
+    **Arguments:**
+
+    - `key`: a PRNG key. Each parameter's key is this one folded with its path: the same key gives
+        the same parameters, and adding a layer does not change the others' values.
+    - `layer`: a layer, or a mapping of layers, `Param`s and mappings: a mechanism and its networks
+        in one vector.
+    - `dtype`: the dtype of the vector and of floating states.
+
+    **Returns:** `(ps, st)`, a `ComponentVector` and a `Record`.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> model = {"alpha": fl.Param((), fl.initializers.ones), "net": fl.Dense(2, 1)}
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps
+    ComponentVector(float32[4], alpha=(), net=(weight=(1, 2), bias=(1,)))
+    >>> st
+    Record(net=Record())
+    """
+    return initial_parameters(key, layer, dtype), initial_states(key, layer, dtype)
+
+
+def initial_parameters(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> ComponentVector:
+    """The initial parameters alone: the same as those of `setup` with the same key.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> fl.initial_parameters(jax.random.key(0), fl.Dense(2, 3)).shape
+    (9,)
+    """
+    key = fold_in_name(_typed(key), "parameters")
+    values = _initial_values(key, layer, dtype, "")
+    return layout_of(layer).pack(values, dtype)
+
+
+def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Record:
+    """The initial states alone: the same as those of `setup` with the same key.
+
+    Numbers become arrays, and floating arrays have the given dtype (float32 for half precisions).
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> fl.initial_states(jax.random.key(0), fl.Dropout(0.5)).training
+    True
+    """
+    key = fold_in_name(_typed(key), "states")
+    width = max(jnp.finfo(dtype).bits, 32)
+    states = Record(states_of(layer, key))
+    return jax.tree.map(lambda leaf: _as_state(leaf, jnp.dtype(f"float{width}")), states)
+
+
+def parameter_length(layer: Any) -> int:
+    """The number of parameters: the length of the vector.
+
+    >>> import flatlayers as fl
+    >>> fl.parameter_length(fl.Dense(3, 2))
+    8
+    """
+    return layout_of(layer).length
+
+
+def state_length(layer: Any) -> int:
+    """How much state a layer has: the numbers in arrays, 1 for a key, 1 for a static flag.
+
+    >>> import flatlayers as fl
+    >>> fl.state_length(fl.Dropout(0.5))
+    2
+    """
+    return count_states(jax.eval_shape(lambda key: initial_states(key, layer), jax.random.key(0)))
+
+
+def count_states(st: Any) -> int:
+    """The numbers in a state: array entries, keys and static flags."""
+    if isinstance(st, Record):
+        children, _ = jax.tree.flatten(st, is_leaf=lambda part: part is not st)
+        flags = sum(1 for value in st.values() if value is None or isinstance(value, bool | str))
+        return flags + sum(map(count_states, children))
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(st))
+
+
+def output_shape(layer: Layer, x: Any) -> Any:
+    """The shape of a layer's output. Nothing is computed.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `x`: its input: arrays or `jax.ShapeDtypeStruct`s.
+
+    **Returns:** the full shape, batch axes included, as a tuple; a pytree of tuples if the output is a
+    pytree.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.output_shape(fl.Dense(3, 2), jnp.ones((5, 3)))
+    (5, 2)
+    """
+    floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    dtype = jnp.result_type(floats[0]) if floats else jnp.float32
+
+    def output(key: jax.Array, x: Any) -> Any:
+        ps, st = setup(key, layer, dtype)
+        return apply(layer, x, ps, st)[0]
+
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), jax.eval_shape(output, jax.random.key(0), x))
+
+
+def stateless_apply(layer: Layer, x: Any, ps: Any) -> Any:
+    """Call a layer that has no state: `y` alone.
+
+    **Raises:** `ValueError` if the layer has state.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.Dense(3, 2)
+    >>> fl.stateless_apply(layer, jnp.ones(3), fl.initial_parameters(jax.random.key(0), layer)).shape
+    (2,)
+    """
+    if length := state_length(layer):
+        raise ValueError(
+            f"expected a layer without state, found {display_name(layer)} with a state of length {length}; "
+            "use `y, st = layer(x, ps, st)`"
+        )
+    return apply(layer, x, ps, initial_states(jax.random.key(0), layer))[0]
+
+
+def preserves_state_type(layer: Any) -> bool:
+    """Whether calling the layer keeps the structure, shapes and dtypes of its state.
+
+    >>> import flatlayers as fl
+    >>> fl.preserves_state_type(fl.Dropout(0.5))
+    True
+    """
+    if isinstance(layer, Mapping):
+        return all(map(preserves_state_type, layer.values()))
+    if not isinstance(layer, Layer):
+        return True
+    return layer.keeps_state_type and all(preserves_state_type(child) for _, child in sublayers(layer))
+
+
+def trainmode(st: Record) -> Record:
+    """The state with every `training` flag on.
+
+    >>> import flatlayers as fl
+    >>> fl.trainmode(fl.Record(a={"training": False})).a.training
+    True
+    """
+    return _update(st, "training", True)[0]
+
+
+def testmode(st: Record) -> Record:
+    """The state with every `training` flag off.
+
+    >>> import flatlayers as fl
+    >>> fl.testmode(fl.Record(a={"training": True})).a.training
+    False
+    """
+    return _update(st, "training", False)[0]
+
+
+# So that pytest does not take it for a test where it is imported by name.
+testmode.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def update_state(st: Record, name: str, value: Any) -> Record:
+    """The state with a new value for every field of that name, at any depth.
+
+    **Raises:** `KeyError` with the nearest names if there is no such field.
+
+    >>> import flatlayers as fl
+    >>> fl.update_state(fl.Record(a={"count": 3}, count=4), "count", 0).to_dict()
+    {'a': {'count': 0}, 'count': 0}
+    """
+    new, found = _update(st, name, value)
+    if not found:
+        raise UnknownNameError(f"update_state: {unknown_name(name, _all_names(st))}")
+    return new
+
+
+def _update(st: Record, name: str, value: Any) -> tuple[Record, bool]:
+    changes, found = {}, False
+    for key, part in st.items():
+        if key == name:
+            changes[key], found = value, True
+        elif isinstance(part, Record):
+            changes[key], below = _update(part, name, value)
+            found = found or below
+    return st.replace(**changes), found
+
+
+def _all_names(st: Record) -> set[str]:
+    below = [_all_names(part) for part in st.values() if isinstance(part, Record)]
+    return set(st).union(*below)
+
+
+def _initial_values(key: jax.Array, declared: Any, dtype: Any, path: str) -> Any:
+    if isinstance(declared, Param):
+        try:
+            return declared.initial(key, dtype)
+        except Exception as error:
+            error.add_note(f"in the initial value of the parameter {path!r}")
+            raise
+    parts = declared.parameters() if isinstance(declared, Layer) else declared
+    return {
+        name: _initial_values(fold_in_name(key, name), part, dtype, join_path(path, name))
+        for name, part in parts.items()
+    }
+
+
+def _as_state(leaf: Any, dtype: Any) -> jax.Array:
+    array = jnp.asarray(leaf)
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _typed(key: Any) -> jax.Array:
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"expected a PRNG key such as jax.random.key(0), found {describe(key)}")

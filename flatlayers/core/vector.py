@@ -1,0 +1,404 @@
+"""`ComponentVector`: one array with named views."""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .layout import Layout, check_same_layout
+from .names import UnknownNameError, as_path, describe
+from .packing import is_number
+from .plan import Slot
+from .record import Record
+
+
+class ComponentVector:
+    """An array of shape `(..., n)` whose last axis has a `Layout`: names for its parts.
+
+    `v.a.b`, `v["a.b"]` and `v["a", "b"]` are views: a `jax.Array` for a leaf, a
+    `ComponentVector` for a group. `v[3]`, `v[2:5]` and `v[mask]` index the numbers along
+    the last axis. It is a pytree with one leaf, so `jax.jit`, `jax.grad`, optax, diffrax and
+    optimistix take it as it is; `jnp` functions take it as its flat array and return arrays.
+
+    Leading axes belong to every view: the time axis of a solution, the members of an ensemble.
+
+    **Arguments:**
+
+    - `data`: the numbers, of shape `(..., layout.length)`.
+    - `layout`: the `Layout` of the last axis.
+
+    **Raises:** `ValueError` for another length; `KeyError` or `AttributeError` with the nearest
+    names for a path that is not there; `TypeError` for an operation on two different layouts.
+
+    >>> import flatlayers as fl
+    >>> v = fl.ComponentVector.of({"a": 100.0, "b": {"c": [4.0, 1.5]}})
+    >>> v.b.c
+    Array([4. , 1.5], dtype=float32)
+    >>> (2 * v).data
+    Array([200.,   8.,   3.], dtype=float32)
+    >>> v.at["b.c"].add(1.0).b
+    ComponentVector(float32[2], c=(2,))
+    """
+
+    __slots__ = ("data", "layout")
+    data: Any
+    layout: Layout
+
+    # NumPy leaves `array + v` to `__radd__`, as it does for JAX's arrays.
+    __array_priority__ = 100
+    __iter__ = None
+
+    def __init__(self, data: Any, layout: Layout):
+        if not isinstance(layout, Layout):
+            raise TypeError(f"expected a Layout, found {type(layout).__name__}")
+        layout.check_length(data)
+        _fill(self, data, layout)
+
+    @staticmethod
+    def of(tree: Mapping[str, Any], dtype: Any = None) -> "ComponentVector":
+        """A vector from a nested mapping of arrays or numbers, as `Layout.of(tree).pack(tree)`."""
+        return Layout.of(tree).pack(tree, dtype)
+
+    # The array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `data`."""
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of `data`."""
+        return self.data.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are, leading axes included."""
+        return self.data.size
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of `data`: 1 without leading axes."""
+        return self.data.ndim
+
+    def __len__(self) -> int:
+        return self.layout.length
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __jax_array__(self) -> jax.Array:
+        return self.data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self.data, dtype=dtype)
+        return array.copy() if copy else array
+
+    # Views
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(part, str) for part in key)):
+            return self._view(as_path(key))
+        if isinstance(key, tuple):
+            raise TypeError(
+                f"expected a name, or one index along the last axis, found {key!r}; `v.data` takes more"
+            )
+        return self.data[..., key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            return self._view(name)
+        except UnknownNameError as error:
+            raise AttributeError(str(error)) from None
+
+    def _view(self, path: str) -> Any:
+        part = self.layout[path]
+        if isinstance(part, Slot):
+            return self.layout.view(self.data, path)
+        span = self.layout.span(path)
+        if isinstance(span, slice):
+            return _new(jax.lax.slice_in_dim(self.data, span.start, span.stop, axis=-1), part)
+        return _new(jnp.take(self.data, span, axis=-1), part)
+
+    def unpack(self) -> Record:
+        """All leaves as a nested `Record`, in one split: what hot code uses."""
+        return self.layout.unpack(self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All leaves as nested dictionaries."""
+        return self.unpack().to_dict()
+
+    def __contains__(self, path: Any) -> bool:
+        return path in self.layout
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.layout.names]
+
+    # New vectors
+
+    @property
+    def at(self) -> "_At":
+        """`v.at["a.b"].set(x)`, and `add`, `multiply`, `get`: a new vector with one part changed.
+
+        `x` is broadcast to the part. A group takes a mapping or a vector with all its names, or a
+        scalar. Positions work too: `v.at[2:5].set(0.0)`.
+        """
+        return _At(self)
+
+    def replace(self, **named: Any) -> "ComponentVector":
+        """A new vector with new values for some names, broadcast to their shapes."""
+        vector = self
+        for name, value in named.items():
+            vector = vector.at[name].set(value)
+        return vector
+
+    def map(self, f: Callable[[Any], Any]) -> "ComponentVector":
+        """Apply the elementwise function `f` to the numbers and keep the layout.
+
+        **Raises:** `ValueError` if `f` changes the shape.
+        """
+        data = f(self.data)
+        if jnp.shape(data) != self.shape:
+            raise ValueError(
+                f"expected an elementwise function that keeps the shape {self.shape}, found {jnp.shape(data)}"
+            )
+        return _new(data, self.layout)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"component vectors are immutable; use `v = v.replace({name}=...)`")
+
+    def __reduce__(self) -> Any:
+        return _new, (self.data, self.layout)
+
+    # Arithmetic
+
+    def _binary(self, op: Callable[[Any, Any], Any], other: Any) -> Any:
+        if isinstance(other, ComponentVector):
+            check_same_layout(self.layout, other.layout)
+            return _new(op(self.data, other.data), self.layout)
+        if not isinstance(other, int | float | complex | np.generic | np.ndarray | jax.Array):
+            return NotImplemented
+        if np.broadcast_shapes(self.shape, np.shape(other))[-1] != self.layout.length:
+            raise ValueError(
+                f"expected a scalar or an array whose last axis has length {self.layout.length}, "
+                f"found shape {np.shape(other)}"
+            )
+        return _new(op(self.data, other), self.layout)
+
+    def _reflected(self, op: Callable[[Any, Any], Any], other: Any) -> Any:
+        # An array on the left gives an array, as it does where JAX decides.
+        if isinstance(other, np.ndarray | jax.Array) and np.ndim(other):
+            return op(other, self.data)
+        return self._binary(lambda a, b: op(b, a), other)
+
+    def __add__(self, other: Any) -> Any:
+        return self._binary(operator.add, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._reflected(operator.add, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._binary(operator.sub, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._reflected(operator.sub, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._binary(operator.mul, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._reflected(operator.mul, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._binary(operator.truediv, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._reflected(operator.truediv, other)
+
+    def __pow__(self, other: Any) -> Any:
+        return self._binary(operator.pow, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return self._reflected(operator.pow, other)
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, ComponentVector):
+            check_same_layout(self.layout, other.layout)
+            return jnp.vecdot(self.data, other.data)
+        if isinstance(other, np.ndarray | jax.Array):
+            return self.data @ other
+        return NotImplemented
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return other @ self.data if isinstance(other, np.ndarray | jax.Array) else NotImplemented
+
+    def __neg__(self) -> "ComponentVector":
+        return self.map(operator.neg)
+
+    def __pos__(self) -> "ComponentVector":
+        return self
+
+    def __abs__(self) -> "ComponentVector":
+        return self.map(jnp.abs)
+
+    def __eq__(self, other: Any) -> Any:
+        return self._binary(operator.eq, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self._binary(operator.ne, other)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._binary(operator.lt, other)
+
+    def __le__(self, other: Any) -> Any:
+        return self._binary(operator.le, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._binary(operator.gt, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._binary(operator.ge, other)
+
+    # Comparing gives a vector, so a vector has no hash.
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    # Text
+
+    def __repr__(self) -> str:
+        names = repr(self.layout).removeprefix("Layout(").removesuffix(")")
+        if len(names) > 400:
+            names = names[:400].rsplit(", ", 1)[0] + ", ..."
+        return f"ComponentVector({describe_data(self.data)}{', ' if names else ''}{names})"
+
+    def __str__(self) -> str:
+        if not isinstance(self.data, jax.Array | np.ndarray) or isinstance(self.data, Tracer):
+            return repr(self)
+        slots = self.layout.slots()
+        shown = [path for path, _ in slots[:_MOST_LINES]]
+        width = max(map(len, shown), default=0)
+        lines = [f"ComponentVector({describe_data(self.data)})"]
+        lines += [f"  {path.ljust(width)}  {self._value_text(path)}" for path in shown]
+        if len(slots) > len(shown):
+            lines.append(f"  ... and {len(slots) - len(shown)} more")
+        return "\n".join(lines)
+
+    def _value_text(self, path: str) -> str:
+        if path in self.layout.ties:
+            return f"the same as {self.layout.ties[path]}"
+        value = np.asarray(self._view(path))
+        long = value.size > 12
+        text = np.array2string(
+            value.ravel() if long else value, precision=4, separator=", ", threshold=12, edgeitems=3
+        )
+        return f"{describe(value)} " * long + " ".join(text.split())
+
+
+_MOST_LINES = 24
+
+
+def describe_data(data: Any) -> str:
+    return describe(data) if hasattr(data, "shape") else type(data).__name__
+
+
+def _fill(vector: ComponentVector, data: Any, layout: Layout) -> ComponentVector:
+    object.__setattr__(vector, "data", data)
+    object.__setattr__(vector, "layout", layout)
+    return vector
+
+
+def _new(data: Any, layout: Layout) -> ComponentVector:
+    # Unchecked: transformations put shapes, axes and other stand-ins in the place of the data.
+    return _fill(object.__new__(ComponentVector), data, layout)
+
+
+jax.tree_util.register_pytree_with_keys(
+    ComponentVector,
+    lambda vector: (((jax.tree_util.GetAttrKey("data"), vector.data),), vector.layout),
+    lambda layout, children: _new(*children, layout),
+    lambda vector: ((vector.data,), vector.layout),
+)
+
+
+class _At:
+    """`v.at`: waits for a path or an index."""
+
+    def __init__(self, vector: ComponentVector):
+        self.vector = vector
+
+    def __getitem__(self, key: Any) -> "_AtPart":
+        return _AtPart(self.vector, key)
+
+
+class _AtPart:
+    """`v.at[key]`: waits for what to do there."""
+
+    def __init__(self, vector: ComponentVector, key: Any):
+        self.vector = vector
+        named = isinstance(key, str | tuple)
+        self.path = as_path(key) if named else None
+        self.key = key
+
+    def get(self) -> Any:
+        """The part itself."""
+        return self.vector[self.key]
+
+    def set(self, value: Any) -> ComponentVector:
+        """A new vector with `value` there."""
+        return self._apply("set", value)
+
+    def add(self, value: Any) -> ComponentVector:
+        """A new vector with `value` added there."""
+        return self._apply("add", value)
+
+    def multiply(self, value: Any) -> ComponentVector:
+        """A new vector multiplied by `value` there."""
+        return self._apply("multiply", value)
+
+    def _apply(self, method: str, value: Any) -> ComponentVector:
+        vector, index = self.vector, self.key
+        if self.path is not None:
+            index = vector.layout.span(self.path)
+            value = self._flat(self.path, value)
+        elif is_number(value):
+            value = jnp.asarray(value, vector.dtype)
+        data = getattr(jnp.asarray(vector.data).at[..., index], method)(value)
+        return _new(data, vector.layout)
+
+    def _flat(self, path: str, value: Any) -> Any:
+        """The numbers that `value` means for the part at `path`, along the last axis."""
+        lead, dtype = self.vector.shape[:-1], self.vector.dtype
+        part = self.vector.layout[path]
+        if isinstance(part, Slot):
+            shape = self.vector.layout.view_shapes[path]
+            return _broadcast(value, lead + shape, dtype, path).reshape(*lead, math.prod(shape))
+        if isinstance(value, ComponentVector):
+            check_same_layout(part, value.layout)
+            return _broadcast(value.data, (*lead, part.length), dtype, path)
+        if isinstance(value, Mapping):
+            leaves = {
+                leaf: _broadcast(number, lead + part.view_shapes[leaf], dtype, f"{path}.{leaf}")
+                for leaf, number in part.leaves_of(value, path).items()
+            }
+            return part.pack(part.nest(leaves), dtype).data
+        if np.ndim(value) == 0:
+            return value
+        raise TypeError(
+            f"{path!r} is a group: expected a mapping, a ComponentVector or a scalar, found {describe(value)}"
+        )
+
+
+def _broadcast(value: Any, shape: tuple[int, ...], dtype: Any, path: str | None) -> jax.Array:
+    array = jnp.asarray(value, dtype if is_number(value) else None)
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"expected a value that broadcasts to {shape} for {path!r}, found shape {array.shape}"
+        ) from None

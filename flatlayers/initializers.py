@@ -1,0 +1,235 @@
+"""Initial values of parameters: `init(key, shape, dtype)`.
+
+The weights of a layer that maps `fan_in` numbers to `fan_out` are drawn with a spread that keeps
+the size of what passes through it. The fans are read off the shape: `(out, in)` for a matrix,
+`(*kernel, in, out)` with three axes or more, `(1, n)` for a vector; a `Param` may say otherwise.
+
+An initializer also takes its options by a call, and gives an initializer:
+`glorot_uniform(gain=0.1)`, `normal(0.02)`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """`init(key, shape, dtype)` draws an array; `init(**options)` gives another initializer.
+
+    **Arguments:**
+
+    - `draw`: a function `draw(key, shape, dtype, **options)`. If it takes `fans`, it is given the
+        pair `(fan_in, fan_out)`.
+    - `options`: the options that are set, as pairs of name and value.
+    - `fans`: the fans, if they are not those of the shape.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from flatlayers.initializers import constant, normal
+    >>> normal(0.1)
+    normal(stddev=0.1)
+    >>> constant(3.0)(jax.random.key(0), (2,), jnp.float32)
+    Array([3., 3.], dtype=float32)
+    """
+
+    draw: Callable[..., jax.Array]
+    options: tuple[tuple[str, Any], ...] = ()
+    fans: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.draw.__doc__)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        names = self._argument_names()
+        bound = dict(zip(["key", "shape", "dtype"], args, strict=False)) | named
+        if "key" in bound and "shape" in bound:
+            return self._draw(**bound)
+        if len(args) > 1:
+            raise TypeError(f"{self}: expected (key, shape, dtype) or options by name, found {args!r}")
+        options = dict(zip(names[:1], args, strict=False)) | named
+        for name in options:
+            if name not in names:
+                raise TypeError(f"{self}: no option {name!r}; there are: {', '.join(names) or 'none'}")
+        return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
+
+    def with_fans(self, fan_in: int, fan_out: int) -> "Initializer":
+        """The same with the given fans instead of those of the shape."""
+        return dataclasses.replace(self, fans=(fan_in, fan_out))
+
+    def _draw(self, key: jax.Array, shape: Any, dtype: Any = float) -> jax.Array:
+        shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        options = dict(self.options)
+        if "fans" in inspect.signature(self.draw).parameters:
+            options["fans"] = self.fans or fans(shape)
+        return self.draw(key, shape, jax.dtypes.canonicalize_dtype(dtype), **options)
+
+    def _argument_names(self) -> list[str]:
+        names = list(inspect.signature(self.draw).parameters)[3:]
+        return [name for name in names if name != "fans"]
+
+    def __reduce__(self) -> Any:
+        # By name: under the name of the function stands the initializer that was made of it.
+        return _restore, (self.draw.__module__, self.draw.__qualname__, self.options, self.fans)
+
+    def __repr__(self) -> str:
+        name = self.draw.__name__
+        inside = ", ".join(f"{option}={value!r}" for option, value in self.options)
+        return f"{name}({inside})" if inside else name
+
+
+def _restore(module: str, name: str, options: Any, fans: Any) -> Initializer:
+    found = getattr(importlib.import_module(module), name)
+    return Initializer(found.draw if isinstance(found, Initializer) else found, options, fans)
+
+
+def fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The numbers of inputs and outputs `(fan_in, fan_out)` of a weight.
+
+    >>> from flatlayers.initializers import fans
+    >>> fans((4, 2)), fans((3, 3, 5, 7)), fans((6,))
+    ((2, 4), (45, 63), (1, 6))
+    """
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    if len(shape) == 2:
+        return shape[1], shape[0]
+    *kernel, fan_in, fan_out = shape
+    return math.prod(kernel) * fan_in, math.prod(kernel) * fan_out
+
+
+@Initializer
+def zeros(key: Any, shape: Any, dtype: Any) -> jax.Array:
+    """All zeros."""
+    return jnp.zeros(shape, dtype)
+
+
+@Initializer
+def ones(key: Any, shape: Any, dtype: Any) -> jax.Array:
+    """All ones."""
+    return jnp.ones(shape, dtype)
+
+
+@Initializer
+def constant(key: Any, shape: Any, dtype: Any, value: float = 0.0) -> jax.Array:
+    """`constant(c)`: all equal to `c`."""
+    return jnp.full(shape, value, dtype)
+
+
+@Initializer
+def uniform(key: Any, shape: Any, dtype: Any, scale: float = 1.0) -> jax.Array:
+    """Uniform in `[-scale, scale)`."""
+    return jax.random.uniform(key, shape, dtype, -scale, scale)
+
+
+@Initializer
+def normal(key: Any, shape: Any, dtype: Any, stddev: float = 1.0) -> jax.Array:
+    """Normal with mean 0 and the given standard deviation."""
+    return jax.nn.initializers.normal(stddev)(key, shape, dtype)
+
+
+@Initializer
+def truncated_normal(
+    key: Any, shape: Any, dtype: Any, stddev: float = 1.0, lower: float = -2.0, upper: float = 2.0
+) -> jax.Array:
+    """Normal, cut off at `lower` and `upper` (before scaling), with the given standard deviation after it."""
+    return jax.nn.initializers.truncated_normal(stddev, lower=lower, upper=upper)(key, shape, dtype)
+
+
+@Initializer
+def glorot_uniform(key: Any, shape: Any, dtype: Any, gain: float = 1.0, *, fans: Any) -> jax.Array:
+    """Uniform in `±gain * sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
+    bound = gain * math.sqrt(6 / max(sum(fans), 1))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+@Initializer
+def glorot_normal(key: Any, shape: Any, dtype: Any, gain: float = 1.0, *, fans: Any) -> jax.Array:
+    """Normal with standard deviation `gain * sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
+    return gain * math.sqrt(2 / max(sum(fans), 1)) * jax.random.normal(key, shape, dtype)
+
+
+@Initializer
+def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: float = math.sqrt(2), *, fans: Any) -> jax.Array:
+    """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
+    bound = gain * math.sqrt(3 / max(fans[0], 1))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+@Initializer
+def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: float = math.sqrt(2), *, fans: Any) -> jax.Array:
+    """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
+    return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)
+
+
+@Initializer
+def orthogonal(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array:
+    """`orthogonal(gain)`: orthonormal rows or columns, whichever are fewer, times `gain` (Saxe et al., 2014).
+
+    With three axes or more the last one is the output; all others together are the input.
+    """
+    return jax.nn.initializers.orthogonal(gain)(key, shape, dtype)
+
+
+@Initializer
+def identity(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array:
+    """`gain` times the identity: a matrix with ones on the diagonal, a kernel that passes its centre on."""
+    if len(shape) < 2:
+        raise ValueError(f"identity: expected a shape with at least two axes, found {shape}")
+    eye = gain * jnp.eye(*shape[-2:], dtype=dtype)
+    if len(shape) == 2:
+        return eye
+    centre = tuple((size - 1) // 2 for size in shape[:-2])
+    return jnp.zeros(shape, dtype).at[centre].set(eye)
+
+
+@Initializer
+def sparse(key: Any, shape: Any, dtype: Any, sparsity: float = 0.9, stddev: float = 0.01) -> jax.Array:
+    """`sparse(sparsity)`: normal, with that fraction of every column of a matrix zero (Martens, 2010)."""
+    if len(shape) != 2:
+        raise ValueError(f"sparse: expected the shape of a matrix, found {shape}")
+    value_key, place_key = jax.random.split(key)
+    values = stddev * jax.random.normal(value_key, shape, dtype)
+    rank = jnp.argsort(jax.random.uniform(place_key, shape), axis=0)
+    return jnp.where(rank < math.ceil(sparsity * shape[0]), jnp.zeros((), dtype), values)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenArray:
+    """The initializer of `from_array`: an array as bytes, so that it can be compared and hashed."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    content: bytes
+
+    def __call__(self, key: Any, shape: Any, dtype: Any = None) -> jax.Array:
+        if tuple(shape) != self.shape:
+            raise ValueError(f"from_array: expected the parameter's shape {tuple(shape)}, found {self.shape}")
+        array = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
+        return jnp.asarray(array, dtype)
+
+    def __repr__(self) -> str:
+        return f"from_array({self.dtype}[{','.join(map(str, self.shape))}])"
+
+
+def from_array(array: Any) -> GivenArray:
+    """The initializer that gives this array, whatever the key. Equal contents give equal initializers.
+
+    **Raises:** `ValueError`, when it is used, if the parameter has another shape.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> init = fl.initializers.from_array([[1.0, 2.0]])
+    >>> layer = fl.Dense(2, 1, init_weight=init)
+    >>> fl.initial_parameters(jax.random.key(0), layer).weight
+    Array([[1., 2.]], dtype=float32)
+    """
+    array = np.asarray(array)
+    return GivenArray(array.shape, array.dtype.name, array.tobytes())

@@ -1,0 +1,301 @@
+"""Layers made of layers: one after another, side by side, around."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..core.layer import Container, Layer, as_layer, value_text
+from ..core.names import UnknownNameError, unknown_name
+from ..core.record import Record
+from .shapes import check_count
+
+
+Connection = Callable[..., Any] | Layer | None
+
+
+class NamedLayers(Container):
+    """The base of containers whose children are arguments: `layer_0`, `layer_1`, ... or keywords.
+
+    The children stand directly under the container, and so does the connection if it is a layer.
+    """
+
+    layers: Record
+
+    def __init__(self, *layers: Any, **named: Any):
+        numbered = {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        self.layers = Record({name: as_layer(layer) for name, layer in (numbered | named).items()})
+
+    def connections(self) -> Mapping[str, Connection]:
+        """What joins the outputs, by the name of its field."""
+        return {}
+
+    def children(self) -> Mapping[str, Any]:
+        return {**self.layers, **{k: c for k, c in self.connections().items() if isinstance(c, Layer)}}
+
+    def call_layer(self, name: str, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        y, new = self.layers[name](x, getattr(ps, name), st[name])
+        return y, st.replace(**{name: new})
+
+    def connect(self, name: str, inputs: tuple[Any, ...], ps: Any, st: Any) -> tuple[Any, Any]:
+        """Join `inputs`: a function takes them as arguments, a layer as one tuple; `None` returns it."""
+        connection = self.connections()[name]
+        if connection is None:
+            return inputs, st
+        if not isinstance(connection, Layer):
+            return connection(*inputs), st
+        y, new = connection(inputs, getattr(ps, name), st[name])
+        return y, st.replace(**{name: new})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._argument_texts())})"
+
+    def _argument_texts(self) -> Iterator[str]:
+        keyword = False
+        for i, (name, layer) in enumerate(self.layers.items()):
+            keyword = keyword or name != f"layer_{i}"
+            yield f"{name}={layer!r}" if keyword else repr(layer)
+
+
+class Chain(NamedLayers):
+    """Layers one after another: `y = layer_n(... layer_0(x))`.
+
+    `chain[0]`, `chain["name"]` and negative indices give a layer, `chain[1:]` a chain whose layers
+    keep their names, so that the whole's `ps` serves the part. `Chain()` is the identity.
+
+    **Arguments:**
+
+    - `*layers`: layers, or functions, which become `WrappedFunction`; named `layer_0`, `layer_1`, ...
+    - `name`: the name that displays and messages use.
+    - `**named`: layers with names of their own, after the others.
+
+    **Inputs:** what the first layer takes. **Returns:** `(y, st)`, what the last layer returns.
+
+    **Parameters and states:** those of each layer, under its name.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.Chain(fl.Dense(2, 16, jnp.tanh), head=fl.Dense(16, 1))
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps
+    ComponentVector(float32[65], layer_0=(weight=(16, 2), bias=(16,)), head=(weight=(1, 16), bias=(1,)))
+    >>> model(jnp.ones((5, 2)), ps, st)[0].shape
+    (5, 1)
+    >>> model[1:]
+    Chain(head=Dense(16, 1))
+    """
+
+    name: str | None
+
+    def __init__(self, *layers: Any, name: str | None = None, **named: Any):
+        super().__init__(*layers, **named)
+        self.name = name
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        for name in self.layers:
+            x, st = self.call_layer(name, x, ps, st)
+        return x, st
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers.values())
+
+    def __getitem__(self, key: int | slice | str) -> Layer:
+        if isinstance(key, slice):
+            part = list(self.layers.items())[key]
+            return Chain(name=self.name, **dict(part))
+        if isinstance(key, str):
+            if key not in self.layers:
+                raise UnknownNameError(unknown_name(key, self.layers))
+            return self.layers[key]
+        return list(self.layers.values())[key]
+
+    def _argument_texts(self) -> Iterator[str]:
+        yield from super()._argument_texts()
+        if self.name is not None:
+            yield f"name={self.name!r}"
+
+
+class Parallel(NamedLayers):
+    """Layers side by side, joined: `y = connection(layer_0(x_0), layer_1(x_1), ...)`.
+
+    **Arguments:**
+
+    - `connection`: a function, called once with all outputs; a layer, called with their tuple;
+        or `None`, which returns the tuple.
+    - `*layers`, `**named`: the layers, as in `Chain`.
+
+    **Inputs:** a tuple is distributed, an input a layer; anything else goes to all.
+    **Returns:** `(y, st)`.
+
+    **Parameters and states:** those of each layer under its name, and under `connection` if that is
+    a layer.
+
+    **Raises:** `ValueError` for a tuple of another length.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.Parallel(jnp.add, fl.NoOpLayer(), jnp.square)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> float(model((1.0, 3.0), ps, st)[0])
+    10.0
+    """
+
+    connection: Connection
+
+    def __init__(self, connection: Connection, *layers: Any, **named: Any):
+        super().__init__(*layers, **named)
+        self.connection = connection
+
+    def connections(self) -> Mapping[str, Connection]:
+        return {"connection": self.connection}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        xs = x if type(x) is tuple else (x,) * len(self.layers)
+        check_count(len(xs), len(self.layers), "layer")
+        ys = []
+        for name, part in zip(self.layers, xs, strict=True):
+            y, st = self.call_layer(name, part, ps, st)
+            ys.append(y)
+        return self.connect("connection", tuple(ys), ps, st)
+
+    def _argument_texts(self) -> Iterator[str]:
+        yield value_text(self.connection)
+        yield from super()._argument_texts()
+
+
+class BranchLayer(NamedLayers):
+    """One input to every layer: `y = fusion(layer_0(x), layer_1(x), ...)`.
+
+    **Arguments:**
+
+    - `*layers`, `**named`: the layers, as in `Chain`.
+    - `fusion`: a function, called once with all outputs; a layer, called with their tuple; or
+        `None`, which returns the tuple.
+
+    **Inputs:** `x`, anything; a tuple goes to every layer as it is. **Returns:** `(y, st)`.
+
+    **Parameters and states:** those of each layer under its name, and under `fusion` if that is a
+    layer.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.BranchLayer(jnp.sin, jnp.cos, fusion=lambda s, c: s**2 + c**2)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> float(model(0.3, ps, st)[0])
+    1.0
+    """
+
+    fusion: Connection
+
+    def __init__(self, *layers: Any, fusion: Connection = None, **named: Any):
+        super().__init__(*layers, **named)
+        self.fusion = fusion
+
+    def connections(self) -> Mapping[str, Connection]:
+        return {"fusion": self.fusion}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        ys = []
+        for name in self.layers:
+            y, st = self.call_layer(name, x, ps, st)
+            ys.append(y)
+        return self.connect("fusion", tuple(ys), ps, st)
+
+    def _argument_texts(self) -> Iterator[str]:
+        yield from super()._argument_texts()
+        if self.fusion is not None:
+            yield f"fusion={value_text(self.fusion)}"
+
+
+class PairwiseFusion(NamedLayers):
+    """A chain that takes in an input a step: `y = x_0`, then `y = connection(layer_i(y), x_{i+1})`.
+
+    **Arguments:**
+
+    - `connection`: a function of two arguments, or a layer, called with their tuple.
+    - `*layers`, `**named`: the layers, as in `Chain`.
+
+    **Inputs:** a tuple of one input more than there are layers; anything else is used again at
+    each step. **Returns:** `(y, st)`.
+
+    **Parameters and states:** those of each layer under its name, and under `connection` if that is
+    a layer.
+
+    **Raises:** `ValueError` for a tuple of another length.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.PairwiseFusion(jnp.add, jnp.square, jnp.square)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> float(model((1.0, 2.0, 3.0), ps, st)[0])
+    12.0
+    """
+
+    connection: Connection
+
+    def __init__(self, connection: Callable[..., Any] | Layer, *layers: Any, **named: Any):
+        super().__init__(*layers, **named)
+        if not callable(connection):
+            raise TypeError(f"expected a function or a layer as connection, found {connection!r}")
+        self.connection = connection
+
+    def connections(self) -> Mapping[str, Connection]:
+        return {"connection": self.connection}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        xs = x if type(x) is tuple else (x,) * (len(self.layers) + 1)
+        check_count(len(xs), len(self.layers) + 1, "layer and one to start with")
+        y = xs[0]
+        for name, part in zip(self.layers, xs[1:], strict=True):
+            y, st = self.call_layer(name, y, ps, st)
+            y, st = self.connect("connection", (y, part), ps, st)
+        return y, st
+
+    def _argument_texts(self) -> Iterator[str]:
+        yield value_text(self.connection)
+        yield from super()._argument_texts()
+
+
+class SkipConnection(Container):
+    """A layer and a way around it: `y = connection(layer(x), x)`.
+
+    **Arguments:**
+
+    - `layer`: a layer or a function.
+    - `connection`: a function of two arguments, or a layer, called with the tuple `(layer(x), x)`.
+
+    **Inputs:** what the layer takes. **Returns:** `(y, st)`.
+
+    **Parameters and states:** those of the layer under `layer`, and of the connection under
+    `connection` if that is a layer.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.SkipConnection(fl.Dense(2, 2, init_weight=fl.initializers.zeros), jnp.add)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> model(jnp.arange(2.0), ps, st)[0]
+    Array([0., 1.], dtype=float32)
+    """
+
+    layer: Layer
+    connection: Callable[..., Any] | Layer
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", as_layer(self.layer))
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        y, new = self.layer(x, ps.layer, st.layer)
+        st = st.replace(layer=new)
+        if not isinstance(self.connection, Layer):
+            return self.connection(y, x), st
+        y, new = self.connection((y, x), ps.connection, st.connection)
+        return y, st.replace(connection=new)

@@ -1,0 +1,115 @@
+"""Layers that change the shape and nothing else."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.layer import Layer
+
+
+class NoOpLayer(Layer):
+    """The identity: `y = x`.
+
+    **Inputs:** anything. **Returns:** `(x, st)`. **Parameters and states:** none.
+
+    >>> import flatlayers as fl
+    >>> fl.NoOpLayer()(3, {}, {})[0]
+    3
+    """
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        return x, st
+
+
+class ReshapeLayer(Layer):
+    """Reshape all axes but the leading batch axis.
+
+    **Arguments:**
+
+    - `shape`: the new shape of each sample; one size may be -1.
+
+    **Inputs:** `x` of shape `(batch, ...)`. **Returns:** `(y, st)` with `y` of shape `(batch, *shape)`.
+    **Parameters and states:** none.
+
+    **Raises:** `ValueError` if the numbers of a sample do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.ReshapeLayer((2, 3))(jnp.ones((5, 6)), {}, {})[0].shape
+    (5, 2, 3)
+    """
+
+    shape: tuple[int, ...]
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        x = jnp.asarray(x)
+        size, known = math.prod(x.shape[1:]), math.prod(n for n in self.shape if n != -1)
+        fits = size == known if -1 not in self.shape else known > 0 and size % known == 0
+        if x.ndim == 0 or not fits:
+            raise ValueError(
+                f"expected x of shape (batch, ...) with samples that fit {self.shape}, found shape {x.shape}"
+            )
+        return x.reshape(x.shape[0], *self.shape), st
+
+
+class FlattenLayer(Layer):
+    """Flatten all axes but the leading ones.
+
+    **Arguments:**
+
+    - `keep`: how many leading axes are kept: 1, the batch axis, unless given.
+
+    **Inputs:** `x` with at least `keep` axes. **Returns:** `(y, st)` with `y` of `keep + 1` axes.
+    **Parameters and states:** none.
+
+    **Raises:** `ValueError` for fewer axes.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.FlattenLayer()(jnp.ones((5, 2, 3)), {}, {})[0].shape
+    (5, 6)
+    """
+
+    keep: int = 1
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        x = jnp.asarray(x)
+        if x.ndim < self.keep:
+            raise ValueError(f"expected x with at least {self.keep} axes, found shape {x.shape}")
+        return x.reshape(*x.shape[: self.keep], math.prod(x.shape[self.keep :])), st
+
+
+class SelectDim(Layer):
+    """One index along an axis: `y = x[..., index, ...]`.
+
+    **Arguments:**
+
+    - `axis`: the axis, which is removed.
+    - `index`: the index along it. Both may be negative.
+
+    **Inputs:** `x`, an array. **Returns:** `(y, st)`, `y` with one axis less.
+    **Parameters and states:** none.
+
+    **Raises:** `ValueError` if `x` has no such axis or index.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.SelectDim(-1, 0)(jnp.ones((5, 3)), {}, {})[0].shape
+    (5,)
+    """
+
+    axis: int
+    index: int
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        x = jnp.asarray(x)
+        if not -x.ndim <= self.axis < x.ndim:
+            raise ValueError(f"expected x with an axis {self.axis}, found shape {x.shape}")
+        size = x.shape[self.axis]
+        if not -size <= self.index < size:
+            raise ValueError(
+                f"expected x with an index {self.index} along axis {self.axis}, found shape {x.shape}"
+            )
+        return jax.lax.index_in_dim(x, self.index, self.axis, keepdims=False), st

@@ -1,0 +1,36 @@
+"""What layers say of the shapes they expect, and the broadcasting they share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_trailing(x: Any, expected: tuple[int, ...]) -> None:
+    """Raise unless the last axes of `x` are the expected ones."""
+    shape = jnp.shape(x)
+    if len(shape) < len(expected) or shape[len(shape) - len(expected) :] != expected:
+        axes = ", ".join(map(str, expected))
+        raise ValueError(f"expected x of shape (..., {axes}), found shape {shape}")
+
+
+def check_count(found: int, expected: int, what: str) -> None:
+    """Raise unless a tuple input has as many parts as there are layers for them."""
+    if found != expected:
+        raise ValueError(f"expected a tuple of {expected} inputs, one for each {what}, found {found}")
+
+
+def along_last(parameter: jax.Array, ndim: int) -> jax.Array:
+    """Give a parameter leading axes of size 1, so that it broadcasts over batch axes."""
+    return jax.lax.expand_dims(parameter, range(ndim - parameter.ndim))
+
+
+def as_dims(dims: int | Sequence[int]) -> tuple[int, ...]:
+    """One size or several, as a tuple."""
+    return (dims,) if isinstance(dims, int) else tuple(dims)
+
+
+def size_of(dims: Sequence[int]) -> int:
+    return math.prod(dims)
