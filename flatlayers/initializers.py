@@ -50,7 +50,7 @@ class Initializer:
     def __call__(self, *args: Any, **named: Any) -> Any:
         names = self._argument_names()
         bound = dict(zip(["key", "shape", "dtype"], args, strict=False)) | named
-        if "key" in bound and "shape" in bound:
+        if "shape" in bound and not isinstance(bound["key"], int | float):
             return self._draw(**bound)
         if len(args) > 1:
             raise TypeError(f"{self}: expected (key, shape, dtype) or options by name, found {args!r}")
@@ -139,7 +139,7 @@ def normal(key: Any, shape: Any, dtype: Any, stddev: float = 1.0) -> jax.Array:
 def truncated_normal(
     key: Any, shape: Any, dtype: Any, stddev: float = 1.0, lower: float = -2.0, upper: float = 2.0
 ) -> jax.Array:
-    """Normal, cut off at `lower` and `upper` (before scaling), with the given standard deviation after it."""
+    """A normal cut off at `lower` and `upper`, times `stddev`; what is left has a smaller spread."""
     return jax.nn.initializers.truncated_normal(stddev, lower=lower, upper=upper)(key, shape, dtype)
 
 

@@ -507,15 +507,16 @@ class Layout:
                 raise UnknownNameError(f"{path!r}: {unknown_name(str(name), self.entries)}")
         leaves = {}
         for name, child in self.entries.items():
-            path = join_path(prefix, name)
             if name not in tree:
+                path = join_path(prefix, name)
                 raise UnknownNameError(
                     f"expected a value for {path!r}, found none; there are: {_listing(tree)}"
                 )
             if isinstance(child, Layout):
-                leaves |= child.leaves_of(tree[name], path)
+                below = child.leaves_of(tree[name], join_path(prefix, name))
+                leaves |= {join_path(name, path): value for path, value in below.items()}
             else:
-                leaves[path] = tree[name]
+                leaves[name] = tree[name]
         return leaves
 
     def _leading_axes(self, shapes: Mapping[str, Shape]) -> Shape:

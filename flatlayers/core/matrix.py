@@ -221,9 +221,14 @@ def _new(data: Any, rows: Layout, cols: Layout) -> ComponentMatrix:
     return _fill(object.__new__(ComponentMatrix), data, rows, cols)
 
 
+def _unflatten(layouts: tuple[Layout, Layout], children: Any) -> ComponentMatrix:
+    (data,) = children
+    return _new(data, *layouts)
+
+
 jax.tree_util.register_pytree_with_keys(
     ComponentMatrix,
     lambda m: (((jax.tree_util.GetAttrKey("data"), m.data),), (m.rows, m.cols)),
-    lambda layouts, children: _new(*children, *layouts),
+    _unflatten,
     lambda m: ((m.data,), (m.rows, m.cols)),
 )

@@ -80,7 +80,8 @@ class Record(Mapping[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"records are immutable; use `record.replace({name}=...)`")
 
-    __delattr__ = __setattr__  # pyright: ignore[reportAssignmentType]
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("records are immutable")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -185,7 +185,7 @@ class ComponentVector:
             return _new(op(self.data, other.data), self.layout)
         if not isinstance(other, int | float | complex | np.generic | np.ndarray | jax.Array):
             return NotImplemented
-        if np.broadcast_shapes(self.shape, np.shape(other))[-1] != self.layout.length:
+        if np.shape(other)[-1:] not in ((), (1,), (self.layout.length,)):
             raise ValueError(
                 f"expected a scalar or an array whose last axis has length {self.layout.length}, "
                 f"found shape {np.shape(other)}"
@@ -318,10 +318,15 @@ def _new(data: Any, layout: Layout) -> ComponentVector:
     return _fill(object.__new__(ComponentVector), data, layout)
 
 
+def _unflatten(layout: Layout, children: Any) -> ComponentVector:
+    (data,) = children
+    return _new(data, layout)
+
+
 jax.tree_util.register_pytree_with_keys(
     ComponentVector,
     lambda vector: (((jax.tree_util.GetAttrKey("data"), vector.data),), vector.layout),
-    lambda layout, children: _new(*children, layout),
+    _unflatten,
     lambda vector: ((vector.data,), vector.layout),
 )
 

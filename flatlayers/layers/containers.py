@@ -188,8 +188,8 @@ class BranchLayer(NamedLayers):
     >>> import flatlayers as fl
     >>> model = fl.BranchLayer(jnp.sin, jnp.cos, fusion=lambda s, c: s**2 + c**2)
     >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> float(model(0.3, ps, st)[0])
-    1.0
+    >>> print(f"{model(0.3, ps, st)[0]:.3f}")
+    1.000
     """
 
     fusion: Connection

@@ -1,0 +1,332 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import flatlayers as fl
+from flatlayers.core.names import RESERVED_NAMES
+from tests.helpers import assert_same
+
+
+NESTED = {"weight": (4, 2), "bias": (4,), "inner": {"w": (2, 3), "gain": ()}}
+
+names = st.text("abcdefgh_", min_size=1, max_size=4).filter(
+    lambda s: s.isidentifier() and not s.startswith("_") and s not in RESERVED_NAMES
+)
+shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+
+
+def groups(children):
+    layouts = st.dictionaries(names, children, max_size=3).map(fl.Layout)
+    return layouts | st.tuples(layouts, st.integers(0, 3)).map(lambda pair: pair[0].stack(pair[1]))
+
+
+layouts = st.dictionaries(names, st.recursive(shapes, groups, max_leaves=8), max_size=4).map(fl.Layout)
+
+
+def tree_of(layout, lead=()):
+    """A tree with the shapes of the views, every number different."""
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(size=(*lead, *shape)) for path, shape in layout.view_shapes.items()}
+    return layout.nest(leaves).to_dict()
+
+
+@settings(deadline=None, max_examples=60)
+@given(layouts, st.sampled_from([(), (2,), (2, 3)]))
+def test_unpack_inverts_pack(layout, lead):
+    tree = tree_of(layout, lead)
+    vector = layout.pack(tree, float)
+    assert vector.layout == layout
+    assert vector.unpack() == tree
+    assert fl.Record(vector.to_dict()) == tree
+    if layout.slots():
+        assert vector.shape == (*lead, layout.length)
+
+
+@settings(deadline=None, max_examples=60)
+@given(layouts)
+def test_json_round_trip(layout):
+    copy = fl.Layout.from_json(layout.to_json())
+    assert copy == layout
+    assert hash(copy) == hash(layout)
+    assert copy.diff(layout) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(layouts)
+def test_views_labels_indices_and_masks_agree(layout):
+    vector = layout.pack(tree_of(layout), float)
+    labels = layout.labels()
+    assert len(labels) == len(set(labels)) == layout.length
+    covered = np.zeros(layout.length, int)
+    for path, slot in layout.slots():
+        view = np.asarray(vector[path])
+        indices = layout.indices(path)
+        np.testing.assert_array_equal(view.ravel(), np.asarray(vector)[indices])
+        np.testing.assert_array_equal(np.flatnonzero(layout.mask(path)), np.sort(indices))
+        assert slot.size == np.prod(slot.shape, dtype=int)
+        covered[indices] += 1
+        if not slot.copies and slot.shape:
+            assert [labels[i] for i in indices] == [
+                f"{path}[{','.join(map(str, index))}]" for index in np.ndindex(slot.shape)
+            ]
+    assert (covered == 1).all()
+    for path, group in layout._groups.items():
+        if path:
+            assert_same(vector[path].data, np.asarray(vector)[layout.indices(path)])
+            assert vector[path].layout == layout[path]
+
+
+def test_places():
+    layout = fl.Layout(NESTED)
+    assert layout.length == 19
+    assert layout.names == ("weight", "bias", "inner")
+    assert layout["inner.w"] == fl.Slot(12, (2, 3), 6)
+    assert layout["inner", "gain"].offset == 18
+    assert layout["inner"] == fl.Layout({"w": (2, 3), "gain": ()})
+    assert [path for path, _ in layout.slots()] == ["weight", "bias", "inner.w", "inner.gain"]
+    assert layout.labels()[-3:] == ["inner.w[1,1]", "inner.w[1,2]", "inner.gain"]
+    assert "inner.w" in layout
+    assert "inner.x" not in layout
+
+
+def test_is_a_value():
+    a, b = fl.Layout(NESTED), fl.Layout({**NESTED, "inner": fl.Layout(NESTED["inner"])})
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != fl.Layout({"inner": NESTED["inner"], "weight": (4, 2), "bias": (4,)})
+    assert fl.Layout(a) == a
+    with pytest.raises(AttributeError):
+        a.length = 3
+
+
+def test_of_arrays_and_numbers():
+    assert fl.Layout.of({"a": 1.0, "b": {"c": np.ones((2, 3)), "d": [1, 2]}}) == fl.Layout(
+        {"a": (), "b": {"c": (2, 3), "d": (2,)}}
+    )
+
+
+# Stacks
+
+
+def test_stack_keeps_each_copy_together():
+    base = fl.Layout({"w": (2, 3), "b": (2,)})
+    stack = base.stack(4)
+    data = jnp.arange(32.0)
+    vector = stack.vector(data)
+    np.testing.assert_array_equal(vector.w, data.reshape(4, 8)[:, 0:6].reshape(4, 2, 3))
+    np.testing.assert_array_equal(vector.b, data.reshape(4, 8)[:, 6:8])
+    assert_same(vector.unpack().b, vector.b)
+    slot = stack["b"]
+    assert (slot.offset, slot.shape, slot.size, slot.stride) == (6, (2,), 2, 8)
+    assert stack.labels()[8] == "[1].w[0,0]"
+    assert fl.Layout({"blocks": stack}).labels()[8] == "blocks[1].w[0,0]"
+
+
+def test_stacks_nest():
+    layout = fl.Layout({"blocks": fl.Layout({"cells": fl.Layout({"w": (2,)}).stack(3), "b": ()}).stack(2)})
+    assert layout.length == 2 * (3 * 2 + 1)
+    slot = layout["blocks.cells.w"]
+    assert (slot.copies, slot.strides) == ((2, 3), (7, 2))
+    vector = layout.vector(jnp.arange(14.0))
+    np.testing.assert_array_equal(vector.blocks.cells.w, jnp.arange(14.0).reshape(2, 7)[:, :6].reshape(2, 3, 2))
+    assert layout.labels()[9] == "blocks[1].cells[1].w[0]"
+    assert layout["blocks.cells"].length == 12
+
+
+# Ties
+
+
+def autoencoder():
+    return fl.Layout({"encoder": {"weight": (4, 2), "bias": (4,)}, "decoder": {"weight": (4, 2), "bias": (2,)}})
+
+
+def test_tied_names_share_a_place():
+    layout = autoencoder().tie({"decoder.weight": "encoder.weight"})
+    assert layout.length == 14
+    assert layout["decoder.weight"] == layout["encoder.weight"]
+    assert len(layout.slots()) == 4
+    assert len(layout.labels()) == 14
+    assert "encoder.weight[0,0]" in layout.labels()
+    vector = layout.vector(jnp.arange(14.0))
+    assert_same(vector.decoder.weight, vector.encoder.weight)
+    np.testing.assert_array_equal(layout.mask("decoder.weight"), layout.mask("encoder.weight"))
+    # A group part of which lies elsewhere is gathered.
+    assert vector.decoder.layout == fl.Layout({"weight": (4, 2), "bias": (2,)})
+    np.testing.assert_array_equal(vector.decoder.data, [*range(8), 12, 13])
+
+
+def test_gradients_of_tied_names_add():
+    layout = autoencoder().tie({"decoder.weight": "encoder.weight"})
+    vector = layout.vector(jnp.arange(14.0))
+
+    def f(unpack):
+        def loss(v):
+            p = v.unpack() if unpack else v
+            return jnp.sum(jnp.sin(p.encoder.weight)) + jnp.sum(p.decoder.weight**2)
+
+        return loss
+
+    expected = jnp.cos(vector.encoder.weight) + 2 * vector.encoder.weight
+    for unpack in (True, False):
+        assert_same(jax.grad(f(unpack))(vector).encoder.weight, expected)
+
+
+def test_whole_groups_and_chains_of_names_tie():
+    block = {"w": (2,), "b": ()}
+    layout = fl.Layout({"a": block, "b": block, "c": block})
+    tied = layout.tie({"b": "a", "c": "b"})
+    assert tied.length == 3
+    assert tied["c.w"] == tied["a.w"]
+    assert tied == layout.tie({"c": "a", "b": "a"}) == layout.tie({"b": "a"}).tie({"c": "b"})
+    # A group on its own keeps the ties inside it, and holds what lay outside.
+    outer = fl.Layout({"x": (2,), "g": {"p": (2,), "q": (2,), "r": ()}}).tie({"g.p": "x", "g.q": "x"})
+    assert outer["g"] == fl.Layout({"p": (2,), "q": (2,), "r": ()}).tie({"q": "p"})
+    inner = fl.Layout({"p": (2,), "q": (2,)}).tie({"q": "p"})
+    assert fl.Layout({"g": inner}) == fl.Layout({"g": {"p": (2,), "q": (2,)}}).tie({"g.q": "g.p"})
+
+
+def test_ties_inside_and_between_stacks():
+    base = fl.Layout({"w": (2, 2), "v": (2, 2), "b": (2,)})
+    inside = fl.Layout({"s": base.tie({"v": "w"}).stack(3)})
+    assert inside.length == 3 * 6
+    assert inside == fl.Layout({"s": base.stack(3)}).tie({"s.v": "s.w"})
+    between = fl.Layout({"s": base.stack(3), "t": base.stack(3)}).tie({"t.w": "s.w"})
+    assert between.length == 30 + 18
+    for layout in (inside, between):
+        vector = layout.vector(jnp.arange(float(layout.length)))
+        record = vector.unpack()
+        assert layout.pack(record).data.tolist() == vector.data.tolist()
+        for path in layout.view_shapes:
+            assert_same(vector[path], record[path])
+    vector = between.vector(jnp.arange(48.0))
+    assert_same(vector.t.w, vector.s.w)
+    assert_same(vector.t.data, vector.data[between.indices("t")])
+
+
+def test_bad_ties():
+    layout = autoencoder()
+    with pytest.raises(ValueError, match=r"same shapes.*\(2,\).*\(4,\)"):
+        layout.tie({"decoder.bias": "encoder.bias"})
+    with pytest.raises(ValueError, match="cycle"):
+        layout.tie({"decoder.weight": "encoder.weight", "encoder.weight": "decoder.weight"})
+    with pytest.raises(ValueError, match="cycle"):
+        layout.tie({"decoder.weight": "decoder.weight"})
+    with pytest.raises(KeyError, match="nearest: weight"):
+        layout.tie({"decoder.wieght": "encoder.weight"})
+
+
+def test_pack_with_two_values_for_one_place():
+    layout = autoencoder().tie({"decoder.weight": "encoder.weight"})
+    tree = tree_of(autoencoder())
+    with pytest.raises(ValueError, match=r"'decoder.weight' and 'encoder.weight'"):
+        layout.pack(tree)
+    tree["decoder"]["weight"] = tree["encoder"]["weight"].copy()
+    assert layout.pack(tree).unpack() == tree
+
+
+# Masks
+
+
+def test_masks():
+    layout = fl.Layout({"encoder": {"weight": (2,), "bias": ()}, "decoder": {"bias": (2,)}})
+    assert layout.mask("*.bias").tolist() == [False, False, True, True, True]
+    assert layout.mask("encoder").tolist() == [True, True, True, False, False]
+    assert layout.mask("encoder.*", "decoder.bias").all()
+    assert not layout.mask().any()
+    with pytest.raises(KeyError, match="'encodr' matches nothing.*nearest: encoder"):
+        layout.mask("encodr")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", ["_a", "a.b", "1a", "", "a b", *sorted(RESERVED_NAMES)])
+def test_refuses_bad_and_reserved_names(name):
+    with pytest.raises(ValueError, match=repr(name)):
+        fl.Layout({"inner": {name: (2,)}})
+
+
+def test_reserved_names_are_exactly_the_attributes_of_a_vector_and_the_methods_of_a_mapping():
+    attributes = {name for name in dir(fl.ComponentVector) if not name.startswith("_")}
+    assert attributes | {"keys", "values", "items", "get"} == RESERVED_NAMES
+
+
+def test_refuses_bad_shapes():
+    with pytest.raises(TypeError, match="'w'.*2.5"):
+        fl.Layout({"w": (2.5,)})
+    with pytest.raises(ValueError, match="'w'.*-1"):
+        fl.Layout({"w": (-1,)})
+    with pytest.raises(TypeError, match="strings"):
+        fl.Layout({3: (2,)})
+
+
+def test_pack_says_what_is_wrong():
+    layout = fl.Layout(NESTED)
+    good = tree_of(layout)
+    with pytest.raises(KeyError, match=r"'inner.gain'"):
+        layout.pack({**good, "inner": {"w": good["inner"]["w"]}})
+    with pytest.raises(KeyError, match=r"'inner.gian'.*nearest: gain"):
+        layout.pack({**good, "inner": {**good["inner"], "gian": 1.0}})
+    with pytest.raises(ValueError, match=r"\(4, 2\) for 'weight'.*\(2, 4\)"):
+        layout.pack({**good, "weight": np.ones((2, 4))})
+    with pytest.raises(ValueError, match=r"'bias'"):
+        layout.pack({**good, "bias": np.ones((3, 4))})
+    with pytest.raises(TypeError, match=r"float64 for 'weight' and float32 for 'bias'"):
+        layout.pack({**good, "bias": np.ones(4, np.float32)})
+    with pytest.raises(TypeError, match="'bias', found int"):
+        layout.pack({**good, "bias": np.ones(4, int)})
+    with pytest.raises(TypeError, match="'bias', found bool"):
+        layout.pack({**good, "bias": np.ones(4, bool)})
+    with pytest.raises(TypeError, match="'inner'"):
+        layout.pack({**good, "inner": 3.0})
+    assert layout.pack({**good, "bias": np.ones(4, int)}, jnp.float32).dtype == jnp.float32
+
+
+def test_pack_dtypes():
+    assert fl.ComponentVector.of({"a": 1, "b": [1.0, 2.0]}).dtype == jnp.float64
+    assert fl.ComponentVector.of({"a": 1.0, "b": jnp.ones(2, jnp.float32)}).dtype == jnp.float32
+    assert fl.ComponentVector.of({"a": jnp.ones(2, jnp.bfloat16)}).dtype == jnp.bfloat16
+    assert fl.Layout({}).pack({}).shape == (0,)
+
+
+def test_vectors_of_the_wrong_length():
+    layout = fl.Layout({"w": (3,)})
+    for data in (jnp.ones(4), jnp.ones((3, 1)), jnp.ones(())):
+        with pytest.raises(ValueError, match=r"\(..., 3\), found shape"):
+            layout.vector(data)
+        with pytest.raises(ValueError, match=r"\(..., 3\), found shape"):
+            layout.unpack(data)
+
+
+def test_unknown_paths_come_with_the_nearest():
+    layout = fl.Layout(NESTED)
+    with pytest.raises(KeyError, match="nearest: weight"):
+        layout["wieght"]
+    with pytest.raises(KeyError, match="'inner.gian'.*nearest: gain"):
+        layout["inner.gian"]
+    with pytest.raises(KeyError):
+        layout["weight.x"]
+    with pytest.raises(TypeError, match="a path is"):
+        layout[3]
+
+
+def test_json_of_something_else():
+    for text in ("{}", "[]", "x", json.dumps({"flatlayers_layout": 2, "tree": {}, "ties": {}})):
+        with pytest.raises(ValueError, match="not the JSON text of a Layout"):
+            fl.Layout.from_json(text)
+
+
+def test_diff_is_readable():
+    a = fl.Layout({"w": (2,), "b": (), "g": {"x": (3,)}})
+    assert a.diff(a) == []
+    assert a.diff(fl.Layout({"w": (2,), "b": (), "g": {"x": (4,)}})) == ["g.x: (3,) became (4,)"]
+    assert a.diff(fl.Layout({"b": (), "w": (2,), "g": {"x": (3,)}})) == ["w, b, g became b, w, g"]
+    two = fl.Layout({"a": (2,), "b": (2,)})
+    assert two.diff(two.tie({"b": "a"})) == ["b: a place of its own became tied to a"]
+    stack, plain = fl.Layout({"s": fl.Layout({"w": (2,)}).stack(3)}), fl.Layout({"s": {"w": (3, 2)}})
+    assert len(stack.diff(plain)) == 1
+    assert fl.Layout({"e": {}}).diff(fl.Layout({})) != []

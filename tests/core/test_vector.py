@@ -1,0 +1,348 @@
+import copy
+import operator
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_close, assert_same, count_primitives
+
+
+LAYOUT = fl.Layout({"a": (2, 3), "b": {"c": (3,), "d": ()}})
+
+
+def vector(seed=0, lead=(), dtype=float):
+    return LAYOUT.vector(jax.random.normal(jax.random.key(seed), (*lead, LAYOUT.length), dtype))
+
+
+# One function of named parts, on a vector through views, through `unpack`, and on a tree. Each part
+# is used once: where a compiled program adds several products, LLVM chooses which of them to round
+# by what else is in the loop, and compiled trees do not agree with themselves to the last bit.
+
+
+def energy(p):
+    return jnp.sum(jnp.tanh(p.a @ p.b.c) ** 2) * jnp.exp(p.b.d)
+
+
+def by_views(v):
+    return energy(v)
+
+
+def by_unpacking(v):
+    return energy(v.unpack())
+
+
+@pytest.fixture(params=[by_views, by_unpacking], ids=["views", "unpack"])
+def function(request):
+    return request.param
+
+
+@pytest.fixture(params=[lambda f: f, jax.jit], ids=["eager", "jit"])
+def compiled(request):
+    return request.param
+
+
+def test_gradients_equal_those_of_a_tree(function, compiled):
+    v = vector()
+    tree = v.unpack()
+    expected = compiled(jax.grad(energy))(tree)
+    assert_same(compiled(jax.grad(function))(v), LAYOUT.pack(expected))
+
+
+def test_gradients_of_parts_used_twice_equal_those_of_a_tree():
+    def reusing(p):
+        return energy(p) + jnp.sum(jnp.sin(p.a) * p.b.d) + jnp.sum(p.b.c**3)
+
+    v = vector()
+    expected = LAYOUT.pack(jax.grad(reusing)(v.unpack()))
+    assert_same(jax.grad(reusing)(v), expected)
+    assert_same(jax.grad(lambda v: reusing(v.unpack()))(v), expected)
+    compiled_tree = jax.jit(jax.grad(reusing))(v.unpack())
+    assert_same(jax.jit(jax.grad(lambda v: reusing(v.unpack())))(v), LAYOUT.pack(compiled_tree))
+
+
+def test_jvp_equals_that_of_a_tree(function, compiled):
+    v, t = vector(0), vector(1)
+    got = compiled(lambda v, t: jax.jvp(function, (v,), (t,)))(v, t)
+    expected = compiled(lambda v, t: jax.jvp(energy, (v,), (t,)))(v.unpack(), t.unpack())
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_jacobians_equal_those_of_a_tree(function, compiled, mode):
+    def many(f):
+        return lambda p: jnp.stack([f(p), 2 * f(p)])
+
+    v = vector()
+    expected = compiled(mode(many(energy)))(v.unpack())
+    assert_same(compiled(mode(many(function)))(v), LAYOUT.pack(expected))
+
+
+def test_hessian_equals_that_of_a_tree(function, compiled):
+    v = vector()
+    rows = compiled(jax.hessian(energy))(v.unpack())
+    # Rows outside, columns inside: pack the columns of each leaf, then the rows.
+    hessian = compiled(jax.hessian(function))(v)
+    assert hessian.data.data.shape == (10, 10)
+    columns = {path: LAYOUT.pack(rows[path]).data for path, _ in LAYOUT.slots()}
+    expected = jnp.concatenate([columns[path].reshape(-1, 10) for path, _ in LAYOUT.slots()])
+    assert_same(hessian.data.data, expected)
+
+
+def test_vmap_of_gradients_equals_that_of_a_tree(function, compiled):
+    v = vector(lead=(4,))
+    expected = compiled(jax.vmap(jax.grad(energy)))(v.unpack())
+    assert_same(compiled(jax.vmap(jax.grad(function)))(v), LAYOUT.pack(expected))
+
+
+def test_unpacking_is_one_split_and_its_transpose_one_concatenation():
+    counts = count_primitives(jax.grad(by_unpacking), vector())
+    assert counts["split"] == 1
+    assert counts["concatenate"] == 1
+    assert counts["slice"] == counts["pad"] == 0
+
+
+# Views
+
+
+def test_views_keep_leading_axes():
+    v = vector(lead=(5, 2))
+    assert v.a.shape == (5, 2, 2, 3)
+    assert v.b.d.shape == (5, 2)
+    assert v["b"].shape == (5, 2, 4)
+    assert (len(v), v.size, v.ndim) == (10, 100, 3)
+    assert_same(v["b.c"], v["b", "c"])
+    assert_same(v.unpack().b.c, v.b.c)
+
+
+def test_numbers_are_indexed_along_the_last_axis():
+    v = vector(lead=(2,))
+    assert_same(v[3], v.data[:, 3])
+    assert_same(v[2:5], v.data[:, 2:5])
+    assert_same(v[LAYOUT.mask("b")], v.data[:, 6:])
+    with pytest.raises(TypeError, match="one index"):
+        v[0, 1]
+    with pytest.raises(TypeError):
+        iter(v)
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="nearest: c"):
+        _ = vector().b.cc
+    with pytest.raises(KeyError, match="nearest: c"):
+        vector()["b.cc"]
+    assert not hasattr(vector(), "x")
+    assert not hasattr(vector(), "_x")
+    assert "b.c" in vector()
+    assert {"a", "b", "data"} <= set(dir(vector()))
+
+
+# New vectors
+
+
+def test_at_and_replace():
+    v = vector()
+    assert_same(v.at["b.c"].set(jnp.arange(3.0)).b.c, jnp.arange(3.0))
+    assert_same(v.at["a"].add(1.0).a, v.a + 1)
+    assert_same(v.at["a"].multiply(jnp.arange(3.0)[None]).a, v.a * jnp.arange(3.0)[None])
+    assert_same(v.at["b"].get().data, v.b.data)
+    assert_same(v.at["b"].multiply(0.0).b.data, jnp.zeros(4))
+    assert_same(v.at["b"].set({"c": [1, 2, 3], "d": 4}).b.data, jnp.arange(1.0, 5.0))
+    assert_same(v.at["b"].add(v.b).b.data, 2 * v.b.data)
+    assert_same(v.at[2:4].set(0).data, v.data.at[2:4].set(0.0))
+    assert_same(v.at[LAYOUT.mask("b")].get(), v.data[6:])
+    new = v.replace(a=0.0, b={"c": 1.0, "d": 2.0})
+    assert_same(new.data, jnp.array([0.0] * 6 + [1.0] * 3 + [2.0]))
+    assert new.layout == v.layout
+    assert_same(v.replace(a=0.0).b.data, v.b.data)
+
+
+def test_at_with_leading_axes_stacks_and_ties():
+    many = vector(lead=(4,))
+    assert_same(many.at["b.c"].set(jnp.ones(3)).b.c, jnp.ones((4, 3)))
+    layout = fl.Layout({"s": fl.Layout({"w": (2,), "b": ()}).stack(3), "t": (3, 2)}).tie({"t": "s.w"})
+    v = layout.zeros()
+    assert_same(v.at["s.w"].set(1.0).t, jnp.ones((3, 2)))
+    assert_same(v.at["t"].add(2.0).s.w, 2 * jnp.ones((3, 2)))
+    assert_same(v.at["s"].set({"w": 1.0, "b": jnp.arange(3.0)}).s.b, jnp.arange(3.0))
+
+
+def test_at_says_what_is_wrong():
+    v = vector()
+    with pytest.raises(ValueError, match=r"\(2, 3\) for 'a', found shape \(4,\)"):
+        v.at["a"].set(jnp.ones(4))
+    with pytest.raises(KeyError, match="'b.d'"):
+        v.at["b"].set({"c": 1.0})
+    with pytest.raises(KeyError, match="'b.e'"):
+        v.at["b"].set({"c": 1.0, "d": 1.0, "e": 1.0})
+    with pytest.raises(TypeError, match="'b' is a group"):
+        v.at["b"].set(jnp.ones(4))
+    with pytest.raises(TypeError, match="same layout"):
+        v.at["b"].set(v)
+    with pytest.raises(KeyError, match="nearest: a"):
+        v.replace(aa=1.0)
+    with pytest.raises(AttributeError, match="replace"):
+        v.a = 3
+
+
+def test_map():
+    v = vector()
+    assert_same(v.map(jnp.sin).data, jnp.sin(v.data))
+    assert v.map(lambda x: x > 0).dtype == bool
+    with pytest.raises(ValueError, match="elementwise"):
+        v.map(jnp.sum)
+
+
+# Arithmetic
+
+
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
+OPERATORS += [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_operators_keep_the_layout(op):
+    v, w = abs(vector(0)), abs(vector(1))
+    for other in (w, 2.0, w.data, np.asarray(w), jnp.float64(2.0), np.float64(2.0)):
+        result = op(v, other)
+        assert isinstance(result, fl.ComponentVector)
+        assert result.layout == v.layout
+        assert_same(result.data, op(v.data, other.data if isinstance(other, fl.ComponentVector) else other))
+
+
+@pytest.mark.parametrize("op", OPERATORS[:5])
+def test_scalars_on_the_left_keep_the_layout_and_arrays_do_not(op):
+    v = abs(vector())
+    for scalar in (2, 2.0, np.float64(2.0)):
+        assert_same(op(scalar, v).data, op(scalar, v.data))
+        assert op(scalar, v).layout == v.layout
+    for array in (jnp.arange(1.0, 11.0), np.arange(1.0, 11.0)):
+        assert isinstance(op(array, v), jax.Array | np.ndarray)
+        assert_close(op(array, v), op(array, v.data))
+
+
+def test_products_signs_and_jax_functions():
+    v, w = vector(0), vector(1)
+    matrix = jnp.ones((3, 10))
+    assert_close(v @ w, jnp.sum(v.data * w.data))
+    assert_same(matrix @ v, matrix @ v.data)
+    assert_same(np.ones((3, 10)) @ v, matrix @ v.data)
+    assert_same(v @ matrix.T, v.data @ matrix.T)
+    assert_same((-v).data, -v.data)
+    assert_same(abs(v).data, jnp.abs(v.data))
+    assert_same((+v).data, v.data)
+    assert_same(jnp.sum(v), jnp.sum(v.data))
+    assert_same(jnp.where(v > 0, v, 0.0), jnp.where(v.data > 0, v.data, 0.0))
+    assert_same(jnp.linalg.norm(v), jnp.linalg.norm(v.data))
+    assert isinstance(jnp.sin(v), jax.Array)
+    assert isinstance(np.asarray(v), np.ndarray)
+    assert np.asarray(v, np.float32).dtype == np.float32
+    assert_close(vector(0, (3,)) @ vector(1, (3,)), jnp.sum(vector(0, (3,)).data * vector(1, (3,)).data, -1))
+
+
+def test_two_different_layouts():
+    other = fl.Layout({"a": (2, 3), "b": {"c": (4,)}}).vector(jnp.ones(10))
+    for op in (operator.add, operator.matmul, operator.lt, operator.eq):
+        with pytest.raises(TypeError, match=r"b.c: \(3,\) became \(4,\)"):
+            op(vector(), other)
+
+
+def test_other_types_are_left_to_decide():
+    v = vector()
+    assert v.__add__("x") is NotImplemented
+    assert v.__pow__(object()) is NotImplemented
+    assert (v == "x") is False
+    with pytest.raises(TypeError):
+        v + [1.0]
+    with pytest.raises(ValueError, match="length 10, found shape"):
+        v + jnp.ones(3)
+    with pytest.raises(TypeError):
+        hash(v)
+    with pytest.raises((TypeError, ValueError)):
+        bool(v == v)
+
+
+# A pytree with one leaf
+
+
+def test_one_leaf():
+    v = vector()
+    assert len(jax.tree.leaves(v)) == 1
+    assert_same(jax.tree.map(lambda x: 2 * x, v).a, 2 * v.a)
+    ((path, _),) = jax.tree_util.tree_leaves_with_path(v)
+    assert jax.tree_util.keystr(path) == ".data"
+
+
+def test_equal_layouts_built_twice_compile_once():
+    traces = []
+
+    @jax.jit
+    def f(v):
+        traces.append(v)
+        return v.a.sum()
+
+    for _ in range(2):
+        f(fl.Layout({"a": (2, 3), "b": {"c": (3,), "d": ()}}).zeros())
+    assert len(traces) == 1
+
+
+def test_transformations():
+    v = vector()
+    jitted = jax.jit(lambda v: v.replace(a=0.0), donate_argnums=0)(vector())
+    assert_same(jitted.b.data, v.b.data)
+    carried, _ = jax.lax.scan(lambda v, _: (v + v.map(jnp.cos), None), v, None, length=3)
+    assert carried.layout == v.layout
+    assert_same(jax.grad(jax.checkpoint(by_unpacking))(v), jax.grad(by_unpacking)(v))
+    assert jax.vmap(lambda v, x: v * x, (None, 0))(v, jnp.arange(3.0)).shape == (3, 10)
+    assert jax.eval_shape(lambda v: v.b, v).shape == (4,)
+    assert "b" in repr(jax.eval_shape(lambda v: v, v))
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(
+        lambda v: 2 * v, mesh=mesh, in_specs=jax.sharding.PartitionSpec(), out_specs=jax.sharding.PartitionSpec()
+    )
+    assert_same(mapped(v).data, 2 * v.data)
+
+
+def test_no_leaks():
+    with jax.checking_leaks():
+        v = vector()
+        jax.jit(jax.grad(by_unpacking))(v)
+        jax.jit(jax.vmap(jax.grad(by_views)))(vector(lead=(3,)))
+        jax.lax.scan(lambda v, _: (v + jax.grad(by_unpacking)(v), v.b.d), v, None, length=2)
+
+
+def test_copies_and_pickles():
+    v = vector()
+    for other in (pickle.loads(pickle.dumps(v)), copy.copy(v), copy.deepcopy(v)):
+        assert_same(other, v)
+        assert other.layout == v.layout
+
+
+def test_a_float32_vector_stays_float32():
+    v = vector(dtype=jnp.float32)
+    for w in (v + 1, 2.0 * v, v**2, -v, v.at["a"].set(1.0), v.replace(a=[[1, 2, 3], [4, 5, 6]]), v.map(jnp.sin)):
+        assert w.dtype == jnp.float32
+    assert v.unpack().a.dtype == jnp.float32
+
+
+# Text
+
+
+def test_text_is_short_and_names_everything():
+    v = LAYOUT.vector(jnp.arange(10.0))
+    assert repr(v) == "ComponentVector(float64[10], a=(2, 3), b=(c=(3,), d=()))"
+    assert str(v).splitlines() == [
+        "ComponentVector(float64[10])",
+        "  a    [[0., 1., 2.], [3., 4., 5.]]",
+        "  b.c  [6., 7., 8.]",
+        "  b.d  9.",
+    ]
+    big = fl.Layout({f"layer_{i}": {"weight": (10, 10)} for i in range(1000)}).zeros()
+    assert len(repr(big)) < 500
+    assert len(str(big).splitlines()) < 30
+    assert "a=(2, 3)" in jax.jit(lambda v: (str(v), v)[1])(v).__repr__()
+    tied = fl.Layout({"x": (2,), "y": (2,)}).tie({"y": "x"}).zeros()
+    assert "the same as x" in str(tied)

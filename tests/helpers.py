@@ -1,0 +1,47 @@
+"""What tests share: comparisons and counts of structure."""
+
+from collections import Counter
+
+import jax
+import jax.extend.core
+import numpy as np
+
+
+def assert_same(a, b):
+    """Equal bit for bit, leaf by leaf, dtypes included."""
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert np.asarray(x).dtype == np.asarray(y).dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def assert_close(a, b, rtol=1e-10, atol=1e-12):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, those of inner ones included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_jaxprs(eqn):
+            yield from equations(inner)
+
+
+def inner_jaxprs(eqn):
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(part, jax.extend.core.ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, jax.extend.core.Jaxpr):
+                yield part
+
+
+def count_primitives(f, *args):
+    return Counter(eqn.primitive.name for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr))
+
+
+def central_difference(f, x, direction, eps=1e-6):
+    """The derivative of a scalar function along a direction."""
+    return (f(x + eps * direction) - f(x - eps * direction)) / (2 * eps)

@@ -1,0 +1,143 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_close, assert_same
+
+
+def run(layer, x, dtype=float):
+    ps, st = fl.setup(jax.random.key(0), layer, dtype)
+    return layer(x, ps, st)[0]
+
+
+class Sum(fl.Layer):
+    """A connection with a parameter: the sum of a tuple, and a count in its state."""
+
+    def parameters(self):
+        return {"scale": fl.Param((), fl.initializers.constant(2.0))}
+
+    def states(self, key):
+        return {"count": 0}
+
+    def forward(self, x, ps, st):
+        assert isinstance(x, tuple)
+        return ps.scale * sum(x), st.replace(count=st.count + 1)
+
+
+def test_chain_runs_in_order_and_flattens_nothing(key):
+    model = fl.Chain(fl.Dense(2, 3), jnp.tanh, fl.Chain(fl.Dense(3, 3), jnp.sin), head=fl.Dense(3, 1))
+    ps, st = fl.setup(key, model, float)
+    assert ps.layout.names == ("layer_0", "layer_1", "layer_2", "head")
+    assert st.layer_2.layer_1 == {}
+    x = jax.random.normal(key, (5, 2))
+    h = jnp.tanh(x @ ps.layer_0.weight.T)
+    h = jnp.sin(h @ ps.layer_2.layer_0.weight.T)
+    assert_close(model(x, ps, st)[0], h @ ps.head.weight.T)
+    assert run(fl.Chain(), 3.0) == 3.0
+
+
+def test_chain_indexes_and_slices(key):
+    model = fl.Chain(fl.Dense(2, 3), jnp.tanh, fl.Dense(3, 4), head=fl.Dense(4, 1))
+    ps, st = fl.setup(key, model, float)
+    assert model[0] == fl.Dense(2, 3)
+    assert model[-1] == model["head"] == fl.Dense(4, 1)
+    assert len(model) == len(list(model)) == 4
+    x = jax.random.normal(key, (5, 2))
+    middle, new = model[:2](x, ps, st)
+    assert new == st
+    assert_same(model[2:](middle, ps, st)[0], model(x, ps, st)[0])
+    assert list(model[1:].layout.names) == ["layer_1", "layer_2", "head"]
+    assert repr(model[2:]) == "Chain(layer_2=Dense(3, 4), head=Dense(4, 1))"
+    with pytest.raises(KeyError, match="nearest: head"):
+        model["haed"]
+    with pytest.raises(IndexError):
+        model[7]
+
+
+def test_chain_repr_rebuilds_it():
+    tanh = jnp.tanh
+    model = fl.Chain(fl.Dense(2, 3, tanh), fl.Dropout(0.5), fl.Dense(3, 1, use_bias=False), name="net")
+    assert repr(model) == "Chain(Dense(2, 3, activation=tanh), Dropout(0.5), Dense(3, 1, use_bias=False), name='net')"
+    assert eval(repr(model), {**vars(fl), "tanh": tanh}) == model
+    assert fl.display_name(model) == "net"
+
+
+def test_parallel(key):
+    double = fl.WrappedFunction(lambda x: 2 * x)
+    assert run(fl.Parallel(None, jnp.sin, double), 1.0) == (jnp.sin(1.0), 2.0)
+    assert run(fl.Parallel(lambda *ys: ys, jnp.sin, double), (1.0, 3.0)) == (jnp.sin(1.0), 6.0)
+    calls = []
+    run(fl.Parallel(lambda *ys: calls.append(len(ys)), jnp.sin, double, third=double), 1.0)
+    assert calls == [3]
+    model = fl.Parallel(Sum(), fl.Dense(2, 2), b=fl.Dense(2, 2))
+    ps, st = fl.setup(key, model, float)
+    assert ps.layout.names == ("layer_0", "b", "connection")
+    x = jnp.ones((3, 2))
+    y, new = model(x, ps, st)
+    assert_close(y, 2 * (x @ ps.layer_0.weight.T + x @ ps.b.weight.T))
+    assert new.connection.count == 1
+    with pytest.raises(ValueError, match="tuple of 2 inputs, one for each layer, found 3"):
+        model((x, x, x), ps, st)
+
+
+def test_branch_layer(key):
+    assert run(fl.BranchLayer(jnp.sin, jnp.cos), 1.0) == (jnp.sin(1.0), jnp.cos(1.0))
+    assert run(fl.BranchLayer(lambda x: x[0], lambda x: x[1], fusion=jnp.subtract), (5.0, 3.0)) == 2.0
+    model = fl.BranchLayer(fl.Dense(2, 2), b=fl.Dense(2, 2), fusion=Sum())
+    ps, st = fl.setup(key, model, float)
+    assert ps.layout.names == ("layer_0", "b", "fusion")
+    assert_close(model(jnp.ones(2), ps, st)[0], 2 * (ps.layer_0.weight + ps.b.weight) @ jnp.ones(2))
+
+
+def test_pairwise_fusion(key):
+    # ((1 + 10) * 2 + 100) * 2 + 1000 with `layer` doubling after each joining
+    double = fl.WrappedFunction(lambda x: 2 * x)
+    assert run(fl.PairwiseFusion(jnp.add, double, double), (1.0, 10.0, 100.0)) == (1 * 2 + 10) * 2 + 100
+    assert run(fl.PairwiseFusion(jnp.add, double, double), 1.0) == (1 * 2 + 1) * 2 + 1
+    assert run(fl.PairwiseFusion(jnp.subtract, double), (1.0, 10.0)) == 2 - 10
+    model = fl.PairwiseFusion(Sum(), double, double)
+    ps, st = fl.setup(key, model, float)
+    y, new = model((1.0, 10.0, 100.0), ps, st)
+    assert y == 2 * (2 * (2 * (2 * 1 + 10)) + 100)
+    assert new.connection.count == 2
+    with pytest.raises(ValueError, match="tuple of 3 inputs"):
+        model((1.0, 2.0), ps, st)
+    with pytest.raises(TypeError, match="connection"):
+        fl.PairwiseFusion(3, double)
+
+
+def test_skip_connection(key):
+    assert run(fl.SkipConnection(lambda x: 2 * x, jnp.subtract), 3.0) == 3.0
+    model = fl.SkipConnection(fl.Dense(2, 2), Sum())
+    ps, st = fl.setup(key, model, float)
+    assert ps.layout.names == ("layer", "connection")
+    x = jnp.arange(2.0)
+    y, new = model(x, ps, st)
+    assert_close(y, 2 * (ps.layer.weight @ x + x))
+    assert new.connection.count == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        fl.Chain(fl.Dense(2, 2), fl.Dense(2, 2)),
+        fl.Parallel(jnp.add, fl.Dense(2, 2), fl.Dense(2, 2)),
+        fl.BranchLayer(fl.Dense(2, 2), fl.Dense(2, 2), fusion=jnp.add),
+        fl.PairwiseFusion(jnp.add, fl.Dense(2, 2)),
+        fl.SkipConnection(fl.Dense(2, 2), jnp.add),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_in_transformations(key, model):
+    ps, st = fl.setup(key, model, float)
+    x = jax.random.normal(key, (5, 2))
+    y, new = jax.jit(model)(x, ps, st)
+    assert new == st
+    assert_close(y, jax.vmap(lambda x: model(x, ps, st)[0])(x))
+    assert y.shape == fl.output_shape(model, x)
+    assert ps.size == fl.parameter_length(model)
+    assert jnp.isfinite(jax.grad(lambda ps: model(x, ps, st)[0].sum())(ps).data).all()
+    assert eval(repr(model), {**vars(fl), "add": jnp.add}) == model
+    assert np.isfinite(y).all()

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_close, assert_same, central_difference
+
+
+LAYERS = [
+    (fl.Dense(3, 2, jnp.tanh), (3,), lambda x, p: np.tanh(x @ np.asarray(p.weight).T + np.asarray(p.bias))),
+    (fl.Dense(3, 2, use_bias=False), (3,), lambda x, p: x @ np.asarray(p.weight).T),
+    (fl.Diagonal(3, jnp.sin), (3,), lambda x, p: np.sin(np.asarray(p.weight) * x + np.asarray(p.bias))),
+    (fl.Diagonal((2, 3), use_bias=False), (2, 3), lambda x, p: np.asarray(p.weight) * x),
+]
+
+
+@pytest.mark.parametrize(("layer", "features", "formula"), LAYERS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lead", [(), (5,), (4, 5)])
+def test_formula(key, layer, features, formula, dtype, lead):
+    ps, st = fl.setup(key, layer, dtype)
+    ps = ps + jax.random.normal(key, ps.shape, dtype)
+    x = jax.random.normal(jax.random.key(1), lead + features, dtype)
+    y, new = jax.jit(layer)(x, ps, st)
+    assert y.dtype == dtype
+    assert new == st == {}
+    rtol = 1e-5 if dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(y, formula(np.asarray(x), ps), rtol=rtol, atol=rtol)
+    assert y.shape == fl.output_shape(layer, x)
+    assert fl.parameter_length(layer) == ps.size
+
+
+@pytest.mark.parametrize(("layer", "features", "formula"), LAYERS)
+def test_gradient(key, layer, features, formula):
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (4, *features))
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+
+    def loss(ps):
+        return jnp.sum(layer(x, ps, st)[0] ** 2)
+
+    slope = jax.grad(loss)(ps) @ direction
+    np.testing.assert_allclose(slope, central_difference(loss, ps, direction), rtol=1e-7)
+
+
+def test_batched_equals_vmap(key):
+    layer = fl.Dense(3, 2, jnp.tanh)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (5, 3))
+    assert_close(layer(x, ps, st)[0], jax.vmap(lambda x: layer(x, ps, st)[0])(x))
+
+
+def test_a_vector_is_an_input(key):
+    v = fl.ComponentVector.of({"position": [1.0, 2.0], "velocity": 3.0})
+    layer = fl.Dense(3, 2)
+    ps, st = fl.setup(key, layer, float)
+    assert_same(layer(v, ps, st)[0], layer(v.data, ps, st)[0])
+
+
+@pytest.mark.parametrize("layer", [fl.Dense(3, 2), fl.Diagonal(3)])
+def test_wrong_number_of_features(key, layer):
+    ps, st = fl.setup(key, layer, float)
+    for x in (jnp.ones((5, 4)), jnp.ones(()), 1.0):
+        with pytest.raises(ValueError, match=r"expected x of shape \(..., 3\), found shape"):
+            layer(x, ps, st)
+
+
+def test_mixed_dtypes_are_an_error_under_strict_promotion(key):
+    layer = fl.Dense(3, 2)
+    ps, st = fl.setup(key, layer)
+    with pytest.raises(Exception, match="promotion"):
+        layer(jnp.ones(3), ps, st)
+    with jax.numpy_dtype_promotion("standard"):
+        assert layer(jnp.ones(3), ps, st)[0].dtype == jnp.float64
+
+
+def test_a_layer_followed_by_its_inverse_has_no_gradient(key):
+    """With a weight tied to its inverse's, the composition is the identity whatever the numbers."""
+
+    class Rotate(fl.Layer):
+        sign: float
+
+        def parameters(self):
+            return {"angle": fl.Param((), fl.initializers.ones)}
+
+        def forward(self, x, ps, st):
+            a = self.sign * ps.angle
+            return x + a * jnp.ones(2), st
+
+    layout = fl.Layout({"there": {"angle": ()}, "back": {"angle": ()}}).tie({"back.angle": "there.angle"})
+    there, back = Rotate(1.0), Rotate(-1.0)
+    ps = layout.vector(jnp.array([0.7]))
+
+    def through(ps):
+        y, _ = there(jnp.arange(2.0), ps.there, {})
+        return back(y, ps.back, {})[0]
+
+    assert (jax.grad(lambda ps: through(ps).sum())(ps).data == 0).all()
+    assert (jax.jacobian(lambda ps: through(ps.unpack()))(ps).data == 0).all()

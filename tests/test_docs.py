@@ -1,0 +1,59 @@
+"""What the documentation shows runs: every docstring, and the README's example."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import flatlayers
+
+
+MODULES = [m.name for m in pkgutil.walk_packages(flatlayers.__path__, "flatlayers.")]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user_has_it():
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_every_public_name_has_a_docstring_with_an_example():
+    for name, value in vars(flatlayers).items():
+        if not name.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("flatlayers"):
+            assert value.__doc__, name
+            if name != "Slot":
+                assert ">>>" in value.__doc__, name
+
+
+def test_the_example_of_the_readme_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.splitlines()) <= 25
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_importing_changes_nothing_and_loads_nothing_extra():
+    import subprocess
+    import sys
+
+    script = (
+        "import jax, diffrax, sys, os;"
+        "before = (dict(jax.config.values), dict(os.environ), set(sys.modules));"
+        "import flatlayers;"
+        "assert dict(jax.config.values) == before[0];"
+        "assert dict(os.environ) == before[1];"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before[2]};"
+        "print(sorted(new))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "['flatlayers']"

@@ -1,0 +1,130 @@
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import flatlayers as fl
+from flatlayers import initializers as init
+
+
+PLAIN = ["zeros", "ones", "glorot_uniform", "glorot_normal", "kaiming_uniform", "kaiming_normal"]
+PLAIN += ["uniform", "identity", "constant", "normal", "truncated_normal", "orthogonal", "sparse"]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_shape_dtype_and_determinism(key, name, dtype):
+    initializer = getattr(init, name)
+    if name == "orthogonal" and dtype == jnp.bfloat16:
+        dtype = jnp.float32  # QR has no half precision
+    value = initializer(key, (6, 4), dtype)
+    assert (value.shape, value.dtype) == ((6, 4), dtype)
+    np.testing.assert_array_equal(value, initializer(key, (6, 4), dtype))
+    compiled = jax.jit(initializer, static_argnums=(1, 2))(key, (6, 4), dtype)
+    np.testing.assert_allclose(compiled.astype(float), value.astype(float), rtol=1e-5)
+    assert repr(initializer) == name
+    assert hash(initializer) == hash(pickle.loads(pickle.dumps(initializer)))
+    assert pickle.loads(pickle.dumps(initializer)) == initializer
+
+
+@pytest.mark.parametrize(
+    ("shape", "fans"),
+    [((7, 5), (5, 7)), ((), (1, 1)), ((9,), (1, 9)), ((3, 5, 7), (15, 21)), ((3, 3, 5, 7), (45, 63))],
+)
+def test_fans(shape, fans):
+    assert init.fans(shape) == fans
+
+
+# The spread of a large draw against its closed form.
+SPREADS = {
+    "glorot_uniform": lambda fi, fo: np.sqrt(2 / (fi + fo)),
+    "glorot_normal": lambda fi, fo: np.sqrt(2 / (fi + fo)),
+    "kaiming_uniform": lambda fi, fo: np.sqrt(2 / fi),
+    "kaiming_normal": lambda fi, fo: np.sqrt(2 / fi),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+@pytest.mark.parametrize("shape", [(200, 100), (3, 3, 40, 60)])
+def test_spread(key, name, shape):
+    value = getattr(init, name)(key, shape, jnp.float64)
+    expected = SPREADS[name](*init.fans(shape))
+    np.testing.assert_allclose(jnp.std(value), expected, rtol=0.03)
+    np.testing.assert_allclose(jnp.mean(value), 0, atol=0.03 * expected)
+    if name.endswith("uniform"):
+        assert jnp.max(jnp.abs(value)) <= np.sqrt(3) * expected
+
+
+def test_agrees_with_jax(key):
+    """Our matrices are `(out, in)`, those of `jax.nn.initializers` are `(in, out)`."""
+    ours = init.glorot_uniform(key, (5, 9), jnp.float64)
+    theirs = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)(key, (5, 9), jnp.float64)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    ours = init.kaiming_normal(gain=1.0)(key, (3, 3, 4, 6), jnp.float64)
+    theirs = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")(key, (3, 3, 4, 6), jnp.float64)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_fans_of_a_param(key):
+    wide = fl.Param((50, 40, 30), init.glorot_uniform, fan_in=2, fan_out=4).initial(key, jnp.float64)
+    np.testing.assert_allclose(jnp.std(wide), np.sqrt(2 / 6), rtol=0.02)
+    plain = fl.Param((2,), lambda key, shape, dtype: jnp.zeros(shape, dtype), fan_in=2, fan_out=4)
+    assert plain.initial(key, jnp.float32).dtype == jnp.float32
+
+
+def test_options(key):
+    assert (init.constant(3.0)(key, (2,), jnp.float32) == 3).all()
+    np.testing.assert_allclose(jnp.std(init.normal(0.1)(key, (10_000,), float)), 0.1, rtol=0.05)
+    np.testing.assert_allclose(jnp.std(init.normal()(key, (10_000,), float)), 1.0, rtol=0.05)
+    assert jnp.abs(init.uniform(scale=0.5)(key, (1000,), float)).max() <= 0.5
+    cut = init.truncated_normal(2.0, lower=-1.0, upper=1.5)(key, (20_000,), float)
+    np.testing.assert_allclose(jnp.std(cut), 2 * scipy.stats.truncnorm(-1.0, 1.5).std(), rtol=0.02)
+    assert init.glorot_uniform(gain=2.0) == init.glorot_uniform(gain=2.0) != init.glorot_uniform
+    assert repr(init.normal(0.1)) == "normal(stddev=0.1)"
+    twice = init.glorot_normal(gain=2.0)(key, (5, 4), float)
+    np.testing.assert_allclose(twice, 2 * init.glorot_normal(key, (5, 4), float))
+    with pytest.raises(TypeError, match="no option 'std'; there are: stddev"):
+        init.normal(std=1.0)
+    with pytest.raises(TypeError, match="key, shape, dtype"):
+        init.normal(1.0, 2.0, 3.0)
+
+
+def test_orthogonal(key):
+    for shape in [(6, 4), (4, 6)]:
+        q = init.orthogonal(2.0)(key, shape, float)
+        small = q.T @ q if shape[0] > shape[1] else q @ q.T
+        np.testing.assert_allclose(small, 4 * jnp.eye(4), atol=1e-12)
+
+
+def test_identity(key):
+    np.testing.assert_array_equal(init.identity(key, (3, 5), float), jnp.eye(3, 5))
+    kernel = init.identity(gain=2.0)(key, (3, 3, 4, 4), float)
+    np.testing.assert_array_equal(kernel[1, 1], 2 * jnp.eye(4))
+    assert kernel.sum() == 8
+    with pytest.raises(ValueError, match="two axes"):
+        init.identity(key, (3,), float)
+
+
+def test_sparse(key):
+    value = init.sparse(0.75)(key, (8, 5), float)
+    np.testing.assert_array_equal((value == 0).sum(0), 6)
+    with pytest.raises(ValueError, match="matrix"):
+        init.sparse(0.5)(key, (3,), float)
+
+
+def test_from_array(key):
+    given = np.arange(6.0).reshape(2, 3)
+    one, two = init.from_array(given), init.from_array(jnp.asarray(given))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != init.from_array(given + 1)
+    layer = fl.Dense(3, 2, init_weight=one, use_bias=False)
+    assert hash(layer) == hash(fl.Dense(3, 2, init_weight=two, use_bias=False))
+    ps = fl.initial_parameters(key, layer)
+    np.testing.assert_array_equal(ps.weight, given)
+    assert ps.dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"\(3, 2\), found \(2, 3\)"):
+        fl.setup(key, fl.Dense(2, 3, init_weight=one))

@@ -1,0 +1,111 @@
+"""The flat vector as other libraries take it: optimisers, minimisers and checkpoints of state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix
+import pytest
+import scipy.optimize
+
+import flatlayers as fl
+from tests.helpers import assert_same
+
+
+MODEL = fl.Chain(fl.Dense(1, 8, jnp.tanh), fl.Dense(8, 1))
+X = jnp.linspace(-1, 1, 20)[:, None]
+Y = X**2
+
+
+@pytest.fixture
+def problem(key):
+    ps, st = fl.setup(key, MODEL, float)
+    return ps, lambda ps: jnp.mean((MODEL(X, ps, st)[0] - Y) ** 2)
+
+
+def test_optax_adamw(problem):
+    ps, loss = problem
+    optimizer = optax.adamw(0.02)
+
+    @jax.jit
+    def train(ps, state):
+        def step(carry, _):
+            ps, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(ps), state, ps)
+            return (optax.apply_updates(ps, updates), state), None
+
+        return jax.lax.scan(step, (ps, state), length=500)[0]
+
+    trained, state = train(ps, optimizer.init(ps))
+    assert loss(trained) < 1e-3 < loss(ps)
+    assert state[0].mu.layout == trained.layout == ps.layout
+
+
+def test_optax_lbfgs(problem):
+    ps, loss = problem
+    optimizer = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    @jax.jit
+    def step(ps, state):
+        value, gradient = value_and_grad(ps, state=state)
+        updates, state = optimizer.update(gradient, state, ps, value=value, grad=gradient, value_fn=loss)
+        return optax.apply_updates(ps, updates), state
+
+    state, trained = optimizer.init(ps), ps
+    # The line search of optax's L-BFGS mixes integers and floats.
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(60):
+            trained, state = step(trained, state)
+    assert loss(trained) < 1e-4
+    assert trained.layout == ps.layout
+
+
+def test_optax_masks_by_name(problem):
+    ps, loss = problem
+    mask = ps.layout.mask("*.weight")
+    gradient = jax.jit(jax.grad(loss))(ps) * jnp.asarray(mask, float)
+    assert (gradient.layer_0.bias == 0).all()
+    assert (gradient.layer_0.weight != 0).all()
+
+
+def test_scipy_minimize(problem):
+    ps, loss = problem
+    value_and_grad = jax.jit(jax.value_and_grad(lambda data: loss(ps.layout.vector(data))))
+    result = scipy.optimize.minimize(
+        lambda data: [np.asarray(part) for part in value_and_grad(data)], np.asarray(ps), jac=True
+    )
+    assert loss(ps.layout.vector(result.x)) < 1e-5
+    vectors = jax.value_and_grad(loss)
+    result = scipy.optimize.minimize(lambda data: vectors(ps.layout.vector(data)), np.asarray(ps), jac=True, method="L-BFGS-B")
+    assert loss(ps.layout.vector(result.x)) < 1e-4
+
+
+def test_optimistix_bfgs(problem):
+    ps, loss = problem
+    with jax.numpy_dtype_promotion("standard"):
+        solution = optimistix.minimise(
+            lambda ps, _: loss(ps), optimistix.BFGS(rtol=1e-8, atol=1e-10), ps, max_steps=500, throw=False
+        )
+    assert solution.value.layout == ps.layout
+    assert loss(solution.value) < 1e-5
+
+
+def test_optimistix_root_of_a_vector():
+    def residual(v, target):
+        return v.replace(a=v.a**2 - target, b=v.b - v.a)
+
+    v0 = fl.ComponentVector.of({"a": [1.0, 1.0], "b": [0.0, 0.0]})
+    with jax.numpy_dtype_promotion("standard"):
+        solution = optimistix.root_find(residual, optimistix.Newton(1e-10, 1e-10), v0, 4.0)
+    np.testing.assert_allclose(solution.value.b, 2.0, rtol=1e-8)
+
+
+def test_a_saved_vector_says_what_it_is(problem, tmp_path):
+    ps, _ = problem
+    np.savez(tmp_path / "model.npz", data=np.asarray(ps), layout=ps.layout.to_json())
+    saved = np.load(tmp_path / "model.npz")
+    again = fl.Layout.from_json(str(saved["layout"])).vector(saved["data"])
+    assert_same(again, ps)
+    wider = fl.Chain(fl.Dense(1, 9, jnp.tanh), fl.Dense(9, 1))
+    assert again.layout.diff(wider.layout)[0] == "layer_0.weight: (8, 1) became (9, 1)"
