@@ -1,6 +1,7 @@
 """Models as text."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,8 +50,8 @@ class _Tree:
 
 def _doc(name: str, part: Any, end: str) -> wl.AbstractDoc:
     label = f"{name}=" if name else ""
-    length = part.shape if isinstance(part, Param) else parameter_length(part)
-    comment = f"{_MARK}{_count(length)}" if isinstance(length, int) and length else ""
+    length = math.prod(part.shape) if isinstance(part, Param) else parameter_length(part)
+    comment = f"{_MARK}{_count(length)}" if length else ""
     if not isinstance(part, Mapping) and not _children(part):
         return wl.TextDoc(f"{label}{part!r}{end}{comment}")
     title = type(part).__name__ if isinstance(part, Layer) else ""

@@ -30,7 +30,11 @@ def test_docstrings(name):
 
 def test_every_public_name_has_a_docstring_with_an_example():
     for name, value in vars(flatlayers).items():
-        if not name.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("flatlayers"):
+        if (
+            not name.startswith("_")
+            and callable(value)
+            and getattr(value, "__module__", "").startswith("flatlayers")
+        ):
             assert value.__doc__, name
             if name != "Slot":
                 assert ">>>" in value.__doc__, name

@@ -17,6 +17,13 @@ X = jnp.linspace(-1, 1, 20)[:, None]
 Y = X**2
 
 
+@pytest.fixture(autouse=True)
+def _promotion_of_the_other_libraries():
+    # optax and optimistix mix integers and floats by themselves.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture
 def problem(key):
     ps, st = fl.setup(key, MODEL, float)
@@ -25,7 +32,7 @@ def problem(key):
 
 def test_optax_adamw(problem):
     ps, loss = problem
-    optimizer = optax.adamw(0.02)
+    optimizer = optax.adamw(0.05)
 
     @jax.jit
     def train(ps, state):
@@ -34,7 +41,7 @@ def test_optax_adamw(problem):
             updates, state = optimizer.update(jax.grad(loss)(ps), state, ps)
             return (optax.apply_updates(ps, updates), state), None
 
-        return jax.lax.scan(step, (ps, state), length=500)[0]
+        return jax.lax.scan(step, (ps, state), length=1000)[0]
 
     trained, state = train(ps, optimizer.init(ps))
     assert loss(trained) < 1e-3 < loss(ps)
@@ -53,10 +60,8 @@ def test_optax_lbfgs(problem):
         return optax.apply_updates(ps, updates), state
 
     state, trained = optimizer.init(ps), ps
-    # The line search of optax's L-BFGS mixes integers and floats.
-    with jax.numpy_dtype_promotion("standard"):
-        for _ in range(60):
-            trained, state = step(trained, state)
+    for _ in range(60):
+        trained, state = step(trained, state)
     assert loss(trained) < 1e-4
     assert trained.layout == ps.layout
 
@@ -77,16 +82,16 @@ def test_scipy_minimize(problem):
     )
     assert loss(ps.layout.vector(result.x)) < 1e-5
     vectors = jax.value_and_grad(loss)
-    result = scipy.optimize.minimize(lambda data: vectors(ps.layout.vector(data)), np.asarray(ps), jac=True, method="L-BFGS-B")
+    result = scipy.optimize.minimize(
+        lambda data: vectors(ps.layout.vector(data)), np.asarray(ps), jac=True, method="L-BFGS-B"
+    )
     assert loss(ps.layout.vector(result.x)) < 1e-4
 
 
 def test_optimistix_bfgs(problem):
     ps, loss = problem
-    with jax.numpy_dtype_promotion("standard"):
-        solution = optimistix.minimise(
-            lambda ps, _: loss(ps), optimistix.BFGS(rtol=1e-8, atol=1e-10), ps, max_steps=500, throw=False
-        )
+    solver = optimistix.BFGS(rtol=1e-8, atol=1e-10)
+    solution = optimistix.minimise(lambda ps, _: loss(ps), solver, ps, max_steps=500, throw=False)
     assert solution.value.layout == ps.layout
     assert loss(solution.value) < 1e-5
 
@@ -96,8 +101,7 @@ def test_optimistix_root_of_a_vector():
         return v.replace(a=v.a**2 - target, b=v.b - v.a)
 
     v0 = fl.ComponentVector.of({"a": [1.0, 1.0], "b": [0.0, 0.0]})
-    with jax.numpy_dtype_promotion("standard"):
-        solution = optimistix.root_find(residual, optimistix.Newton(1e-10, 1e-10), v0, 4.0)
+    solution = optimistix.root_find(residual, optimistix.Newton(1e-10, 1e-10), v0, 4.0)
     np.testing.assert_allclose(solution.value.b, 2.0, rtol=1e-8)
 
 

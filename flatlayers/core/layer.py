@@ -309,8 +309,8 @@ def apply(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
 
     - `layer`: the layer.
     - `x`: its input.
-    - `ps`: its parameters: a `ComponentVector`, which is unpacked once, or any object with the
-        right attributes, such as a `Record` or a named tuple.
+    - `ps`: its parameters: a `ComponentVector`, which is unpacked once, a mapping, or any object
+        with the right attributes, such as a `Record` or a named tuple.
     - `st`: its state, a `Record` or a mapping.
 
     **Returns:** `(y, st)`, the output and the new state.
@@ -327,8 +327,7 @@ def apply(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
     >>> y.shape
     (2,)
     """
-    if isinstance(ps, ComponentVector):
-        ps = ps.unpack()
+    ps = ps.unpack() if isinstance(ps, ComponentVector) else as_record(ps)
     try:
         with jax.named_scope(display_name(layer)):
             result = layer.forward(x, ps, as_record(st))

@@ -1,7 +1,7 @@
 """`NeuralODE`: a layer that solves `dy/dt = model(y)`."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import diffrax
@@ -18,7 +18,7 @@ from ..core.vector import ComponentVector
 from .hashable import Hashable, hashable, plain
 
 
-_NO_STATS = {"num_steps": 0, "num_accepted_steps": 0, "num_rejected_steps": 0, "result": 0}
+_COUNTS = ("num_steps", "num_accepted_steps", "num_rejected_steps")
 
 
 class NeuralODE(Wrapper):
@@ -95,7 +95,8 @@ class NeuralODE(Wrapper):
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         model = Record(self.model.states(key))
-        return {"stats": dict(_NO_STATS)} | ({"model": model} if count_states(model) else {})
+        stats = {name: jnp.zeros((), jnp.int32) for name in (*_COUNTS, "result")}
+        return {"stats": stats} | ({"model": model} if count_states(model) else {})
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         solution, st = self._solve(x, ps, st)
@@ -118,7 +119,7 @@ class NeuralODE(Wrapper):
         t0 = jnp.asarray(self.t0, dtype)
         self._check_field(t0, y0, args)
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(self._field),
+            diffrax.ODETerm(_Field(self.model, self.with_time)),
             plain(self.solver) or _SOLVER,
             t0=t0,
             t1=jnp.asarray(self.t1, dtype),
@@ -133,23 +134,14 @@ class NeuralODE(Wrapper):
             throw=self.throw,
         )
         if "model" in st:
-            st = st.replace(model=self.model(self._input(t0, y0), *args)[1])
+            st = st.replace(model=self.model((t0, y0) if self.with_time else y0, *args)[1])
         return solution, st.replace(stats=_stats(solution))
-
-    def _field(self, t: Any, y: Any, args: Any) -> Any:
-        dy, _ = self.model(self._input(t, y), *args)
-        if isinstance(y, ComponentVector) and isinstance(dy, jax.Array):
-            return y.layout.vector(dy)
-        return dy
-
-    def _input(self, t: Any, y: Any) -> Any:
-        return (t, y) if self.with_time else y
 
     def _empty_state(self) -> Record:
         return Record(self.model.states(jax.random.key(0)))
 
     def _check_field(self, t0: Any, y0: Any, args: Any) -> None:
-        dy = jax.eval_shape(self._field, t0, y0, args)
+        dy = jax.eval_shape(_Field(self.model, self.with_time), t0, y0, args)
         same = jax.tree.structure(dy) == jax.tree.structure(y0)
         if not same or any(
             a.shape != b.shape for a, b in zip(jax.tree.leaves(dy), jax.tree.leaves(y0), strict=True)
@@ -160,6 +152,20 @@ class NeuralODE(Wrapper):
 
     def _saves_final_only(self) -> bool:
         return self.saveat is None or self.saveat == _FINAL
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The vector field of a model. Equal models give equal fields, which diffrax traces once."""
+
+    model: Layer
+    with_time: bool
+
+    def __call__(self, t: Any, y: Any, args: Any) -> Any:
+        dy, _ = self.model((t, y) if self.with_time else y, *args)
+        if isinstance(y, ComponentVector) and isinstance(dy, jax.Array):
+            return y.layout.vector(dy)
+        return dy
 
 
 class _Solution(Wrapper):
@@ -205,6 +211,6 @@ def _time_dtype(y0: Any) -> Any:
 
 
 def _stats(solution: diffrax.Solution) -> Record:
-    counts = {name: jnp.asarray(solution.stats[name]) for name in _NO_STATS if name != "result"}
     (code,) = jax.tree.leaves(solution.result)
-    return Record(counts, result=jnp.asarray(code))
+    stats = {name: solution.stats[name] for name in _COUNTS} | {"result": code}
+    return Record({name: jnp.asarray(value, jnp.int32) for name, value in stats.items()})

@@ -106,8 +106,16 @@ def test_arrays_in_fields_are_refused():
     class Holder(fl.Layer):
         value: object
 
-    for value in (jnp.ones(2), np.ones(2), (1, jnp.ones(2)), {"a": np.ones(1)}, fl.ComponentVector.of({"a": 1.0})):
-        with pytest.raises(TypeError, match=r"Holder.value: layers hold no arrays; declare it in `parameters`"):
+    for value in (
+        jnp.ones(2),
+        np.ones(2),
+        (1, jnp.ones(2)),
+        {"a": np.ones(1)},
+        fl.ComponentVector.of({"a": 1.0}),
+    ):
+        with pytest.raises(
+            TypeError, match=r"Holder.value: layers hold no arrays; declare it in `parameters`"
+        ):
             Holder(value)
     with pytest.raises(TypeError, match=r"Holder.value: expected a value with a hash"):
         Holder({1, 2})
@@ -187,7 +195,10 @@ def test_each_parameter_has_its_own_key(key):
 
 
 def test_a_mechanism_and_a_network_in_one_vector(key):
-    model = {"alpha": fl.Param((), fl.initializers.constant(0.5)), "nets": {"f": Linear(2, 1), "n": Counter()}}
+    model = {
+        "alpha": fl.Param((), fl.initializers.constant(0.5)),
+        "nets": {"f": Linear(2, 1), "n": Counter()},
+    }
     ps, st = fl.setup(key, model, float)
     assert ps.layout == fl.Layout({"alpha": (), "nets": {"f": {"weight": (1, 2), "bias": (1,)}, "n": {}}})
     assert ps.alpha == 0.5
@@ -329,7 +340,10 @@ def test_two_uses_of_one_layer_are_told_apart(key):
         raise RuntimeError("no")
 
     inner = fl.Chain(layer, fail)
-    for model, path in [(fl.Chain(fl.NoOpLayer(), inner), "layer_1.layer_1"), (net_of(inner), "second.layer_1")]:
+    for model, path in [
+        (fl.Chain(fl.NoOpLayer(), inner), "layer_1.layer_1"),
+        (net_of(inner), "second.layer_1"),
+    ]:
         ps, st = fl.setup(key, model)
         with pytest.raises(RuntimeError, match="no") as info:
             model(jnp.ones(2, jnp.float32), ps, st)

@@ -74,7 +74,7 @@ def test_views_labels_indices_and_masks_agree(layout):
                 f"{path}[{','.join(map(str, index))}]" for index in np.ndindex(slot.shape)
             ]
     assert (covered == 1).all()
-    for path, group in layout._groups.items():
+    for path in layout._groups:
         if path:
             assert_same(vector[path].data, np.asarray(vector)[layout.indices(path)])
             assert vector[path].layout == layout[path]
@@ -132,7 +132,9 @@ def test_stacks_nest():
     slot = layout["blocks.cells.w"]
     assert (slot.copies, slot.strides) == ((2, 3), (7, 2))
     vector = layout.vector(jnp.arange(14.0))
-    np.testing.assert_array_equal(vector.blocks.cells.w, jnp.arange(14.0).reshape(2, 7)[:, :6].reshape(2, 3, 2))
+    np.testing.assert_array_equal(
+        vector.blocks.cells.w, jnp.arange(14.0).reshape(2, 7)[:, :6].reshape(2, 3, 2)
+    )
     assert layout.labels()[9] == "blocks[1].cells[1].w[0]"
     assert layout["blocks.cells"].length == 12
 
@@ -141,7 +143,9 @@ def test_stacks_nest():
 
 
 def autoencoder():
-    return fl.Layout({"encoder": {"weight": (4, 2), "bias": (4,)}, "decoder": {"weight": (4, 2), "bias": (2,)}})
+    return fl.Layout(
+        {"encoder": {"weight": (4, 2), "bias": (4,)}, "decoder": {"weight": (4, 2), "bias": (2,)}}
+    )
 
 
 def test_tied_names_share_a_place():

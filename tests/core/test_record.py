@@ -70,7 +70,9 @@ def test_children_stay_children_whatever_tree_map_puts_there():
 
 
 def test_keys_are_attribute_keys():
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(Record(a={"b": 1.0}))]
+    paths = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(Record(a={"b": 1.0}))
+    ]
     assert paths == [".a.b"]
 
 

@@ -59,7 +59,10 @@ def test_chain_indexes_and_slices(key):
 def test_chain_repr_rebuilds_it():
     tanh = jnp.tanh
     model = fl.Chain(fl.Dense(2, 3, tanh), fl.Dropout(0.5), fl.Dense(3, 1, use_bias=False), name="net")
-    assert repr(model) == "Chain(Dense(2, 3, activation=tanh), Dropout(0.5), Dense(3, 1, use_bias=False), name='net')"
+    assert (
+        repr(model)
+        == "Chain(Dense(2, 3, activation=tanh), Dropout(0.5), Dense(3, 1, use_bias=False), name='net')"
+    )
     assert eval(repr(model), {**vars(fl), "tanh": tanh}) == model
     assert fl.display_name(model) == "net"
 

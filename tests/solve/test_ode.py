@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from tests.helpers import assert_close, assert_same, central_difference, equations, inner_jaxprs
+from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 
 TIGHT = diffrax.PIDController(rtol=1e-9, atol=1e-11)
@@ -228,6 +228,14 @@ def test_plain_diffrax_takes_vectors_as_state_and_arguments(adjoint):
     np.testing.assert_allclose(slope, central_difference(loss, args, direction, 1e-5), rtol=1e-5)
 
 
+def test_the_state_can_be_carried_by_a_loop(key):
+    node = fl.NeuralODE(fl.Chain(fl.Dense(2, 2), fl.Dropout(0.5)))
+    ps, st = fl.setup(key, node, float)
+    (y, new), _ = jax.lax.scan(lambda c, _: (node(c[0], ps, c[1]), None), (jnp.ones(2), st), length=3)
+    assert y.shape == (2,)
+    assert jax.tree.structure(new) == jax.tree.structure(st)
+
+
 def test_vmap_gives_each_sample_its_own_steps(key):
     node = fl.NeuralODE(MODEL)
     ps, st = fl.setup(key, node, float)
@@ -338,7 +346,6 @@ def test_no_evaluation_is_spent_on_a_layer_without_state(key):
 
 def test_a_model_that_does_not_fit_is_named(key):
     node = fl.NeuralODE(fl.Chain(fl.Dense(2, 3)))
-    ps, st = fl.setup(key, node, float)
     with pytest.raises(ValueError, match=r"output is like y0, float64\[2\], found float64\[3\]") as info:
         fl.Chain(first=node)(jnp.ones(2), *fl.setup(key, fl.Chain(first=node), float))
     assert "in the layer first: NeuralODE" in info.value.__notes__[0]

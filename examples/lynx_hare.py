@@ -1,0 +1,296 @@
+"""Hare and lynx: one table of pelts, three models, the parameters of each in one flat vector.
+
+The hare and lynx pelts of the Hudson's Bay Company, 1900 to 1920, are fitted in log space by
+
+- Lotka-Volterra: growth, predation, decay and conversion are four constants;
+- a neural ODE: the whole right-hand side is a network;
+- a universal differential equation (UDE): growth and decay as in Lotka-Volterra, while predation and
+  conversion come from a network that sees both populations. Its rates and its weights are one vector.
+
+All three are treated alike. The populations of 1900 are parameters too. Adam runs inside a scanned `jit`
+while the fitted horizon grows year by year, which keeps it from settling on a flat line; L-BFGS finishes.
+A ridge on the weights keeps the networks smooth; with all weights zero the UDE is Lotka-Volterra. The
+years from 1915 on are held out: nothing that is fitted or scaled sees them. With 15 years to learn from,
+the networks follow those far more closely than Lotka-Volterra does, and foretell the next less well. How
+much more closely depends on the split: the UDE's error of fit is about a third of Lotka-Volterra's here, and
+0.6 to 0.8 of it if the years up to 1916 are fitted (seeds 0 to 2). Of the splits at 1914 to 1917, this is the
+one where the fits differ most.
+
+Out come the models, a table (parameters, error on the fitted and on the held-out years, time) and a figure.
+An error is a root mean square in log space: 0.1 is about 10 % of the pelts. It takes 30 to 40 seconds
+on two cores.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import flatlayers as fl
+
+
+DATA = Path(__file__).parent / "data" / "lynx_hare.csv"
+FIRST_HELD_OUT = 1915
+CHUNK = 100  # steps in one call of a compiled function
+FINISH = 300  # steps of L-BFGS
+RIDGE = 1e-3
+CONTROLLER = diffrax.PIDController(rtol=1e-5, atol=1e-6)
+MAX_STEPS = 1000  # of a solve
+LOG_RATE = -0.5  # what every rate a year starts from
+
+
+class Pelts(NamedTuple):
+    """`log_pelts` has a row a year, hare and lynx, relative to the `typical` pelts of a fitted year."""
+
+    year: np.ndarray
+    log_pelts: np.ndarray
+    typical: np.ndarray
+    fitted: int
+
+    @staticmethod
+    def load() -> "Pelts":
+        year, *pelts = np.loadtxt(DATA, delimiter=",", skiprows=1, unpack=True)
+        log_pelts = np.log(np.stack(pelts, axis=-1))
+        fitted = int(np.sum(year < FIRST_HELD_OUT))
+        # In these units populations and rates are of order one.
+        center = log_pelts[:fitted].mean(axis=0)
+        return Pelts(year, (log_pelts - center).astype(np.float32), np.exp(center), fitted)
+
+    @property
+    def time(self) -> np.ndarray:
+        return self.year - self.year[0]
+
+
+class Model(NamedTuple):
+    """A vector to fit, and `predict(ps, times)`: the log populations at `times`."""
+
+    name: str
+    ps: fl.ComponentVector
+    predict: Callable[[fl.ComponentVector, np.ndarray], jax.Array]
+    ridge: np.ndarray  # the places in the vector that are kept small
+    text: str = ""
+
+
+def solve(field: Callable[..., Any], z0: Any, args: Any, times: np.ndarray) -> Any:
+    """`dz/dt = field(t, z, args)` from `z0`, at `times`."""
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
+        y0=z0,
+        args=args,
+        saveat=diffrax.SaveAt(ts=jnp.asarray(times, z0.dtype)),
+        stepsize_controller=CONTROLLER,
+        max_steps=MAX_STEPS,
+        throw=False,  # a failed solve gives infinite populations, which are found at the end
+    )
+    return solution.ys
+
+
+def lotka_volterra(z0: np.ndarray) -> Model:
+    log_rates = dict.fromkeys(("growth", "predation", "decay", "conversion"), LOG_RATE)
+    ps = fl.ComponentVector.of({"initial": z0, "log_rates": log_rates})
+
+    def field(t: Any, z: Any, rates: Any) -> Any:
+        hare, lynx = jnp.exp(z)
+        return jnp.stack([rates.growth - rates.predation * lynx, rates.conversion * hare - rates.decay])
+
+    def predict(ps: fl.ComponentVector, times: np.ndarray) -> Any:
+        return solve(field, ps.initial, ps.log_rates.map(jnp.exp).unpack(), times)
+
+    return Model("Lotka-Volterra", ps, predict, np.zeros(len(ps), bool))
+
+
+def neural_ode(z0: np.ndarray, key: jax.Array) -> Model:
+    network = fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dense(16, 2))
+    ode = fl.NeuralODE(network, stepsize_controller=CONTROLLER, max_steps=MAX_STEPS, throw=False)
+    model = {"initial": fl.Param((2,), fl.initializers.from_array(z0)), "ode": ode}
+    ps, st = fl.setup(key, model)
+
+    def predict(ps: fl.ComponentVector, times: np.ndarray) -> Any:
+        saving = dataclasses.replace(ode, t0=times[0], t1=times[-1], saveat=times)
+        return saving(ps.initial, ps.ode, st.ode)[0]
+
+    return Model("neural ODE", ps, predict, ps.layout.mask("*.weight"), fl.pformat(model))
+
+
+def universal(z0: np.ndarray, key: jax.Array) -> Model:
+    log_rate = fl.Param((), fl.initializers.constant(LOG_RATE))
+    network = fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dense(16, 2, jax.nn.softplus))
+    model = {
+        "initial": fl.Param((2,), fl.initializers.from_array(z0)),
+        "log_rates": {"growth": log_rate, "decay": log_rate},
+        "interaction": network,
+    }
+    ps, st = fl.setup(key, model)
+
+    def field(t: Any, z: Any, ps: Any) -> Any:
+        hare, lynx = jnp.exp(z)
+        growth, decay = jnp.exp(ps.log_rates.growth), jnp.exp(ps.log_rates.decay)
+        (predation, conversion), _ = network(z, ps.interaction, st.interaction)
+        return jnp.stack([growth - predation * lynx, conversion * hare - decay])
+
+    def predict(ps: fl.ComponentVector, times: np.ndarray) -> Any:
+        parts = ps.unpack()
+        return solve(field, parts.initial, parts, times)
+
+    return Model("UDE", ps, predict, ps.layout.mask("*.weight"), fl.pformat(model))
+
+
+def fit(model: Model, pelts: Pelts, steps: int) -> fl.ComponentVector:
+    """Adam on a growing horizon, then L-BFGS on all years that are fitted. Both step the flat vector."""
+    years, observed = pelts.time[: pelts.fitted], pelts.log_pelts[: pelts.fitted]
+
+    def loss(ps: fl.ComponentVector, horizon: Any) -> jax.Array:
+        weight = jnp.clip(horizon - years, 0.0, 1.0)
+        error = jnp.mean((model.predict(ps, years) - observed) ** 2, axis=-1)
+        return jnp.sum(weight * error) / jnp.sum(weight) + RIDGE * jnp.sum(ps[model.ridge] ** 2)
+
+    adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+
+    def adam_step(carry: Any, horizon: Any) -> Any:
+        ps, state = carry
+        value, gradient = jax.value_and_grad(loss)(ps, horizon)
+        updates, state = adam.update(gradient, state)
+        return (optax.apply_updates(ps, updates), state), value
+
+    lbfgs = optax.lbfgs(memory_size=20)
+
+    def lbfgs_step(carry: Any, horizon: Any) -> Any:
+        ps, state = carry
+        full = partial(loss, horizon=horizon)
+        value, gradient = optax.value_and_grad_from_state(full)(ps, state=state)
+        updates, state = lbfgs.update(gradient, state, ps, value=value, grad=gradient, value_fn=full)
+        return (optax.apply_updates(ps, updates), state), value
+
+    last = years[-1] + 1
+    growing = np.clip(np.linspace(3, 2 * last - 3, steps), 3, last)
+    ps: Any = model.ps  # the types of optax know no other vector than an array
+    with tqdm(total=steps + FINISH, desc=f"{model.name:14}", unit="step") as bar:
+        ps = run(adam_step, (ps, adam.init(ps)), growing, bar)
+        return run(lbfgs_step, (ps, lbfgs.init(ps)), np.full(FINISH, last), bar)
+
+
+def run(step: Callable[..., Any], carry: Any, horizons: np.ndarray, bar: tqdm) -> Any:
+    """The parameters after a step for each horizon, `CHUNK` steps in one compiled scan."""
+    chunk = jax.jit(lambda carry, horizons: jax.lax.scan(step, carry, horizons))
+    # The first state of L-BFGS has weak types, with which only the first chunk would be compiled.
+    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), carry)
+    for part in horizons.reshape(-1, CHUNK):
+        carry, values = chunk(carry, jnp.asarray(part))
+        bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
+        bar.update(CHUNK)
+        if not np.isfinite(values[-1]):
+            break
+    return carry[0]
+
+
+class Fit(NamedTuple):
+    """What came of a model: log populations along a `curve`, errors on the fitted and held-out years."""
+
+    name: str
+    ps: fl.ComponentVector
+    curve: np.ndarray  # a row for every tenth of a year
+    errors: tuple[float, float]
+    seconds: float
+
+
+def fit_and_compare(model: Model, pelts: Pelts, steps: int) -> Fit:
+    start = time.perf_counter()
+    ps = fit(model, pelts, steps)
+    times = np.linspace(0.0, pelts.time[-1], 10 * (len(pelts.year) - 1) + 1)
+    curve = np.asarray(jax.jit(lambda ps: model.predict(ps, times))(ps))
+    if not np.isfinite(curve).all():
+        sys.exit(f"{model.name}: the fit failed, its populations are not finite; try another --seed")
+    squares = (curve[::10] - pelts.log_pelts) ** 2
+    errors = squares[: pelts.fitted].mean() ** 0.5, squares[pelts.fitted :].mean() ** 0.5
+    return Fit(model.name, ps, curve, errors, time.perf_counter() - start)
+
+
+def report(fits: list[Fit], pelts: Pelts) -> str:
+    hare, lynx = pelts.typical
+    first, last, end = pelts.year[[0, pelts.fitted - 1, -1]].astype(int)
+    lines = [f"Rates a year, at {hare:.1f} thousand hares and {lynx:.1f} thousand lynx:"]
+    for fit in fits:
+        if "log_rates" in fit.ps:
+            rates = fit.ps.log_rates.map(jnp.exp).to_dict().items()
+            lines += [f"{fit.name:14}  " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates)]
+    lines += [
+        "",
+        f"Errors of fit ({first}-{last}) and held out ({last + 1}-{end}) are root mean squares in log space,",
+        "times are seconds and include compiling:",
+        f"{'model':14}  parameters  fit error  held-out error   time",
+    ]
+    for fit in fits:
+        fitted, held_out = fit.errors
+        lines += [f"{fit.name:14}  {len(fit.ps):10}  {fitted:9.3f}  {held_out:14.3f}  {fit.seconds:5.1f}"]
+    return "\n".join(lines)
+
+
+def plot(fits: list[Fit], pelts: Pelts, out: Path) -> None:
+    year, n = pelts.year, pelts.fitted
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for i, (axis, species) in enumerate(zip(axes, ("hare", "lynx"), strict=True)):
+        observed = np.exp(pelts.log_pelts[:, i]) * pelts.typical[i]
+        axis.axvspan(FIRST_HELD_OUT - 0.5, year[-1] + 0.5, color="0.93")
+        for fit, style in zip(fits, ("--", "-.", "-"), strict=True):
+            curve = np.exp(fit.curve[:, i]) * pelts.typical[i]
+            axis.plot(np.linspace(year[0], year[-1], len(curve)), curve, style, label=fit.name)
+        axis.plot(year[:n], observed[:n], "ko", label="pelts, fitted")
+        axis.plot(year[n:], observed[n:], "ko", mfc="white", label="pelts, held out")
+        axis.set(ylabel=f"{species} (thousands of pelts a year)", ylim=(0, 1.4 * observed.max()))
+    axes[0].set_title(f"Hare and lynx, fitted from {year[0]:.0f} to {year[n - 1]:.0f}; held out: shaded")
+    axes[0].legend(ncols=5, loc="upper center")
+    axes[1].set(xlabel="year", xlim=(year[0] - 0.5, year[-1] + 0.5), xticks=year[::2])
+    figure.align_ylabels()
+    figure.savefig(out, format="png", dpi=150)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Fit hare and lynx pelts with Lotka-Volterra, a neural ODE and a universal differential "
+        "equation; print a table of errors and draw the fits.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="steps of Adam, rounded up to hundreds")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks' first weights")
+    parser.add_argument("--out", type=Path, default=Path("lynx_hare.png"), help="where the PNG goes")
+    options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps: expected a positive number, found {options.steps}")
+    if not options.out.absolute().parent.is_dir():
+        parser.error(f"--out: there is no directory {options.out.parent}")
+    options.steps = -(-options.steps // CHUNK) * CHUNK
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    pelts = Pelts.load()
+    z0, key = pelts.log_pelts[0], jax.random.key(options.seed)
+    fits = []
+    for model in (lotka_volterra(z0), neural_ode(z0, key), universal(z0, key)):
+        print(f"{model.name}: {model.ps!r}\n{model.text}", flush=True)
+        fits.append(fit_and_compare(model, pelts, options.steps))
+    print(f"\n{report(fits, pelts)}")
+    plot(fits, pelts, options.out)
+    print(f"\nThe figure is in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
