@@ -14,11 +14,10 @@ Call = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Median seconds a call, and seconds to compile, by contestant."""
+    """Median seconds a call, and seconds to trace and compile, by contestant."""
 
     seconds: dict[str, float]
     compile_seconds: dict[str, float]
-    temp_bytes: dict[str, int]
 
     def ratio(self, name: str, to: str) -> float:
         return self.seconds[name] / self.seconds[to]
@@ -39,20 +38,14 @@ def race(
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     compiling: dict[str, list[float]] = {name: [] for name in contestants}
-    temp: dict[str, int] = {}
     for _ in range(compilations):
         calls = {}
         for name, make in contestants.items():
             jax.clear_caches()
             f, args = make()
             donate = tuple(range(len(args))) if carry else ()
-            start = time.perf_counter()
-            compiled = jax.jit(f, donate_argnums=donate).lower(*args).compile()
-            compiling[name].append(time.perf_counter() - start)
-            temp[name] = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
             calls[name] = _Caller(jax.jit(f, donate_argnums=donate), args, carry)
-        for call in calls.values():
-            call()
+            compiling[name].append(_time(calls[name]))
         slowest = max(_time(call) for call in calls.values())
         rounds = max(5, min(400, int(seconds / slowest)))
         for _ in range(rounds):
@@ -61,7 +54,6 @@ def race(
     return Result(
         {name: statistics.median(t) for name, t in times.items()},
         {name: statistics.median(t) for name, t in compiling.items()},
-        temp,
     )
 
 

@@ -4,7 +4,7 @@ import fnmatch
 import functools
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import packing, plan
+from .layout_text import differences, to_plain
 from .names import (
     UnknownNameError,
     UnknownPatternError,
     as_path,
     check_name,
     join_path,
+    listing,
     unknown_name,
 )
 from .plan import Segment, Shape, Slot
@@ -132,7 +134,7 @@ class Layout:
         return self._group(path)
 
     def __contains__(self, key: Any) -> bool:
-        return isinstance(key, str) and (key in self._slots or key in self._groups)
+        return isinstance(key, str) and (key in self._slots or key in self.groups)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -192,31 +194,7 @@ class Layout:
         >>> fl.Layout({"w": (2,), "b": ()}).diff(fl.Layout({"w": (3,), "gain": ()}))
         ['w: (2,) became (3,)', 'b: () is gone', 'gain: () is new']
         """
-        if self == other:
-            return []
-        mine, theirs = self.view_shapes, other.view_shapes
-        lines = []
-        for path in mine:
-            if path not in theirs:
-                lines.append(f"{path}: {mine[path]} is gone")
-            elif mine[path] != theirs[path]:
-                lines.append(f"{path}: {mine[path]} became {theirs[path]}")
-            elif self.ties.get(path) != other.ties.get(path):
-                lines.append(f"{path}: {_tie_text(self, path)} became {_tie_text(other, path)}")
-        lines += [f"{path}: {theirs[path]} is new" for path in theirs if path not in mine]
-        return lines or self._diff_places(other)
-
-    def _diff_places(self, other: "Layout") -> list[str]:
-        for path in self._groups:
-            mine, theirs = self._names_below(path), other._names_below(path)
-            if mine != theirs:
-                where = f"{path}: " if path else ""
-                return [f"{where}{_listing(mine)} became {_listing(theirs)}"]
-        return [
-            f"{path}: {self._slots[path]} became {other._slots[path]}"
-            for path in self._slots
-            if self._slots[path] != other._slots[path]
-        ] or ["the stacks differ"]
+        return differences(self, other)
 
     # Making others
 
@@ -269,7 +247,7 @@ class Layout:
         if mine != theirs:
             raise ValueError(
                 f"cannot tie {name!r} to {target!r}: expected the same shapes, found "
-                f"{_listing(shapes[0].items())} and {_listing(shapes[1].items())}"
+                f"{listing(shapes[0].items())} and {listing(shapes[1].items())}"
             )
         return list(zip(shapes[0], (target + leaf for leaf in mine), strict=True))
 
@@ -308,9 +286,9 @@ class Layout:
         >>> fl.Layout({"a": (), "b": (2,)}).pack({"a": 1.0, "b": [2.0, 3.0]}).data
         Array([1., 2., 3.], dtype=float32)
         """
-        leaves = self.leaves_of(tree)
+        leaves = packing.leaves_of(self, tree)
         arrays = packing.same_dtype(leaves, dtype)
-        lead = self._leading_axes({path: array.shape for path, array in arrays.items()})
+        lead = packing.leading_axes(arrays, self.view_shapes)
         for path, place in self.ties.items():
             packing.check_tied(path, leaves[path], arrays[path], place, leaves[place], arrays[place])
         if not arrays:
@@ -348,7 +326,7 @@ class Layout:
 
     def to_json(self) -> str:
         """The layout as JSON text, to be stored beside a saved vector."""
-        return json.dumps({"flatlayers_layout": 1, "tree": _to_plain(self), "ties": dict(self.ties)})
+        return json.dumps({"flatlayers_layout": 1, "tree": to_plain(self), "ties": dict(self.ties)})
 
     @staticmethod
     def from_json(text: str) -> "Layout":
@@ -357,9 +335,17 @@ class Layout:
             content = json.loads(text)
             if content["flatlayers_layout"] != 1:
                 raise ValueError(f"expected version 1, found {content['flatlayers_layout']}")
-            return _from_plain(content["tree"]).tie(content["ties"])
+            return Layout._from_plain(content["tree"]).tie(content["ties"])
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"this is not the JSON text of a Layout: {error}") from error
+
+    @staticmethod
+    def _from_plain(plain: Mapping[str, Any]) -> "Layout":
+        names = plain["names"].items()
+        layout = Layout({name: Layout._from_plain(c) if isinstance(c, Mapping) else c for name, c in names})
+        for n in reversed(plain.get("copies", ())):
+            layout = layout.stack(n)
+        return layout
 
     def __repr__(self) -> str:
         inside = ", ".join(
@@ -421,12 +407,12 @@ class Layout:
         return shapes
 
     @functools.cached_property
-    def _groups(self) -> dict[str, "Layout"]:
+    def groups(self) -> dict[str, "Layout"]:
         """The untied sub-layouts by path, the root under `""`; a stack has its own copies only."""
         groups: dict[str, Layout] = {"": self}
         for name, child in self.entries.items():
             if isinstance(child, Layout):
-                groups |= {join_path(name, path): group for path, group in child._groups.items()}
+                groups |= {join_path(name, path): group for path, group in child.groups.items()}
         return groups
 
     @functools.cached_property
@@ -442,9 +428,9 @@ class Layout:
         if path not in self._parts:
             self._known(path)
             parts = path.split(".")
-            above = [self._groups[".".join(parts[:depth])] for depth in range(len(parts))]
+            above = [self.groups[".".join(parts[:depth])] for depth in range(len(parts))]
             copies = sum((group.copies for group in above), ())
-            group = self._groups[path]
+            group = self.groups[path]
             self._parts[path] = Layout._new(
                 group.entries, copies + group.copies, self._ties_within(path, group)
             )
@@ -468,7 +454,7 @@ class Layout:
         if not path or path not in self:
             parts = path.split(".")
             for depth, name in enumerate(parts):
-                group = self._groups.get(".".join(parts[:depth]))
+                group = self.groups.get(".".join(parts[:depth]))
                 if group is None or name not in group.entries:
                     known = group.entries if group is not None else ()
                     where = f" in {'.'.join(parts[:depth])!r}" if depth else ""
@@ -479,60 +465,13 @@ class Layout:
         return self._slots[path].positions().reshape(self.view_shapes[path])
 
     def _matching(self, pattern: str) -> list[str]:
-        named = [
-            path for path in (*self._groups, *self._slots) if path and fnmatch.fnmatchcase(path, pattern)
-        ]
+        named = [path for path in (*self.groups, *self._slots) if path and fnmatch.fnmatchcase(path, pattern)]
         if not named:
-            known = [*self._slots, *(path for path in self._groups if path)]
+            known = [*self._slots, *(path for path in self.groups if path)]
             raise UnknownPatternError(
                 f"the pattern {pattern!r} matches nothing: {unknown_name(pattern, known)}"
             )
         return [leaf for leaf in self._slots if any(_is_below(leaf, path) for path in named)]
-
-    def _names_below(self, path: str) -> tuple[str, ...]:
-        return self._groups[path].names if path in self._groups else ()
-
-    def leaves_of(self, tree: Any, prefix: str = "") -> dict[str, Any]:
-        """The values of a nested mapping by path, if it has the names of this layout."""
-        if not isinstance(tree, Mapping):
-            tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
-        if not isinstance(tree, Mapping):
-            where = f" at {prefix!r}" if prefix else ""
-            raise TypeError(
-                f"expected a mapping{where} with the names {_listing(self)}, found {type(tree).__name__}"
-            )
-        for name in tree:
-            if name not in self.entries:
-                path = join_path(prefix, str(name))
-                raise UnknownNameError(f"{path!r}: {unknown_name(str(name), self.entries)}")
-        leaves = {}
-        for name, child in self.entries.items():
-            if name not in tree:
-                path = join_path(prefix, name)
-                raise UnknownNameError(
-                    f"expected a value for {path!r}, found none; there are: {_listing(tree)}"
-                )
-            if isinstance(child, Layout):
-                below = child.leaves_of(tree[name], join_path(prefix, name))
-                leaves |= {join_path(name, path): value for path, value in below.items()}
-            else:
-                leaves[name] = tree[name]
-        return leaves
-
-    def _leading_axes(self, shapes: Mapping[str, Shape]) -> Shape:
-        lead: Shape | None = None
-        for path, shape in shapes.items():
-            expected = self.view_shapes[path]
-            split = len(shape) - len(expected)
-            if (
-                split < 0
-                or shape[split:] != expected
-                or shape[:split] != (shape[:split] if lead is None else lead)
-            ):
-                with_lead = f" with leading axes {lead}" if lead else ""
-                raise ValueError(f"expected shape {expected} for {path!r}{with_lead}, found shape {shape}")
-            lead = shape[:split]
-        return lead or ()
 
     def nest(self, leaves: Mapping[str, Any], prefix: str = "") -> Record:
         return Record(
@@ -570,32 +509,3 @@ def _as_child(name: str, part: Any) -> "Shape | Layout":
 
 def _is_below(path: str, group: str) -> bool:
     return path == group or path.startswith(group + ".")
-
-
-def _listing(names: Iterable[Any]) -> str:
-    shown = [name if isinstance(name, str) else f"{name[0]}: {name[1]}" for name in names]
-    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") if shown else "no names"
-
-
-def _tie_text(layout: Layout, path: str) -> str:
-    return f"tied to {layout.ties[path]}" if path in layout.ties else "a place of its own"
-
-
-def _to_plain(layout: Layout) -> dict[str, Any]:
-    names = {
-        name: _to_plain(child) if isinstance(child, Layout) else list(child)
-        for name, child in layout.entries.items()
-    }
-    return {"names": names, "copies": list(layout.copies)} if layout.copies else {"names": names}
-
-
-def _from_plain(plain: Mapping[str, Any]) -> Layout:
-    layout = Layout(
-        {
-            name: _from_plain(child) if isinstance(child, Mapping) else child
-            for name, child in plain["names"].items()
-        }
-    )
-    for n in reversed(plain.get("copies", ())):
-        layout = layout.stack(n)
-    return layout

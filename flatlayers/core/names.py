@@ -80,6 +80,12 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return f"no name {name!r}; there are no names here"
 
 
+def listing(names: Iterable[Any]) -> str:
+    """The first few names, or pairs of a name and what it has."""
+    shown = [name if isinstance(name, str) else f"{name[0]}: {name[1]}" for name in names]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") if shown else "no names"
+
+
 def describe(value: Any) -> str:
     """Arrays by dtype and shape, containers by their parts: `(float32[5,7], int32[])`."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -1,14 +1,19 @@
 """Numbers into a vector and out of it again."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .names import UnknownNameError, join_path, listing, unknown_name
 from .plan import Leaf, Segment, Shape
+
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 
 def split(segments: tuple[Segment, ...], data: Any, leaves: dict[str, Any]) -> None:
@@ -16,17 +21,24 @@ def split(segments: tuple[Segment, ...], data: Any, leaves: dict[str, Any]) -> N
     if not segments:
         return
     lead = tuple(data.shape[:-1])
-    # As `(..., 1, n)`, so that the transpose is a concatenation of rows. XLA:CPU fuses a 1-D
-    # concatenation into the loop that accumulates a gradient, which makes it up to 100 times
-    # slower: see benchmarks/README.md.
-    row = jax.lax.reshape(data, (*lead, 1, data.shape[-1]))
-    pieces = jax.lax.split(row, [segment.size for segment in segments], axis=len(lead) + 1)
+    row = jax.lax.reshape(data, (*lead, *_row_axis(segments), data.shape[-1]))
+    pieces = jax.lax.split(row, [segment.size for segment in segments], axis=row.ndim - 1)
     for segment, piece in zip(segments, pieces, strict=True):
         if isinstance(segment, Leaf):
             leaves[segment.path] = jax.lax.reshape(piece, lead + segment.shape)
         else:
             inner = jax.lax.reshape(piece, (*lead, *segment.copies, segment.length))
             split(segment.segments, inner, leaves)
+
+
+def _row_axis(segments: tuple[Segment, ...]) -> Shape:
+    """The axis of size 1 in front of the numbers, where they are split and concatenated as rows.
+
+    The transpose of a split is a concatenation. XLA:CPU fuses a 1-D concatenation of 8 operands or
+    fewer into what consumes it, such as the loop that accumulates a gradient, which makes it up to
+    100 times slower; rows it does not fuse. See benchmarks/README.md.
+    """
+    return (1,) if len(segments) <= 8 else ()
 
 
 def join(
@@ -39,7 +51,7 @@ def join(
             row = leaves[segment.path]
         else:
             row = join(segment.segments, leaves, lead + segment.copies, concatenate)
-        rows.append(row.reshape(*lead, 1, segment.size))
+        rows.append(row.reshape(*lead, *_row_axis(segments), segment.size))
     if not rows:
         return np.zeros((*lead, 0))
     whole = concatenate(rows, axis=-1)
@@ -93,3 +105,42 @@ def check_tied(path: str, value: Any, array: Any, place: str, other: Any, other_
         raise ValueError(
             f"{path!r} and {place!r} have one place: expected equal values, found different ones"
         )
+
+
+def leaves_of(layout: "Layout", tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a nested mapping by path, if it has the names of the layout."""
+    if not isinstance(tree, Mapping) and hasattr(tree, "to_dict"):
+        tree = tree.to_dict()
+    if not isinstance(tree, Mapping):
+        where = f" at {prefix!r}" if prefix else ""
+        raise TypeError(
+            f"expected a mapping{where} with the names {listing(layout)}, found {type(tree).__name__}"
+        )
+    for name in tree:
+        if name not in layout.entries:
+            path = join_path(prefix, str(name))
+            raise UnknownNameError(f"{path!r}: {unknown_name(str(name), layout.entries)}")
+    leaves = {}
+    for name, child in layout.entries.items():
+        path = join_path(prefix, name)
+        if name not in tree:
+            raise UnknownNameError(f"expected a value for {path!r}, found none; there are: {listing(tree)}")
+        if isinstance(child, tuple):
+            leaves[name] = tree[name]
+        else:
+            below = leaves_of(child, tree[name], path)
+            leaves |= {join_path(name, inner): value for inner, value in below.items()}
+    return leaves
+
+
+def leading_axes(arrays: Mapping[str, jax.Array], shapes: Mapping[str, Shape]) -> Shape:
+    """The axes in front of the expected shapes, if they are the same for all arrays."""
+    lead: Shape | None = None
+    for path, array in arrays.items():
+        split = array.ndim - len(shapes[path])
+        front, back = array.shape[: max(split, 0)], array.shape[max(split, 0) :]
+        if back != shapes[path] or front != (front if lead is None else lead):
+            behind = f" behind the leading axes {lead}" if lead else ""
+            raise ValueError(f"expected shape {shapes[path]} for {path!r}{behind}, found shape {array.shape}")
+        lead = front
+    return lead or ()

@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from .layout import Layout, check_same_layout
 from .names import UnknownNameError, as_path, describe
-from .packing import is_number
+from .packing import is_number, leaves_of
 from .plan import Slot
 from .record import Record
 
@@ -389,7 +389,7 @@ class _AtPart:
         if isinstance(value, Mapping):
             leaves = {
                 leaf: _broadcast(number, lead + part.view_shapes[leaf], dtype, f"{path}.{leaf}")
-                for leaf, number in part.leaves_of(value, path).items()
+                for leaf, number in leaves_of(part, value, path).items()
             }
             return part.pack(part.nest(leaves), dtype).data
         if np.ndim(value) == 0:

@@ -34,7 +34,7 @@ def tree_of(layout, lead=()):
     return layout.nest(leaves).to_dict()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(layouts, st.sampled_from([(), (2,), (2, 3)]))
 def test_unpack_inverts_pack(layout, lead):
     tree = tree_of(layout, lead)
@@ -46,16 +46,18 @@ def test_unpack_inverts_pack(layout, lead):
         assert vector.shape == (*lead, layout.length)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(layouts)
 def test_json_round_trip(layout):
+    leaves = [path for path, shape in layout.view_shapes.items() if shape == ()]
+    layout = layout.tie(dict.fromkeys(leaves[1:], leaves[0])) if leaves else layout
     copy = fl.Layout.from_json(layout.to_json())
     assert copy == layout
     assert hash(copy) == hash(layout)
     assert copy.diff(layout) == []
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(layouts)
 def test_views_labels_indices_and_masks_agree(layout):
     vector = layout.pack(tree_of(layout), float)
@@ -74,7 +76,7 @@ def test_views_labels_indices_and_masks_agree(layout):
                 f"{path}[{','.join(map(str, index))}]" for index in np.ndindex(slot.shape)
             ]
     assert (covered == 1).all()
-    for path in layout._groups:
+    for path in layout.groups:
         if path:
             assert_same(vector[path].data, np.asarray(vector)[layout.indices(path)])
             assert vector[path].layout == layout[path]
