@@ -1,15 +1,15 @@
 """flatlayers: neural-network layers for scientific machine learning, their parameters in one vector."""
 
 from . import activations as activations, initializers as initializers
+from .core.calling import apply as apply, display_name as display_name
 from .core.layer import (
     Container as Container,
     Layer as Layer,
     Param as Param,
+    Stacked as Stacked,
     WrappedFunction as WrappedFunction,
     Wrapper as Wrapper,
-    apply as apply,
     contains_layer as contains_layer,
-    display_name as display_name,
 )
 from .core.layout import Layout as Layout
 from .core.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
@@ -30,21 +30,90 @@ from .core.setup import (
 )
 from .core.vector import ComponentVector as ComponentVector
 from .display import pformat as pformat
+from .layers.attention import MultiHeadAttention as MultiHeadAttention
+from .layers.basis import (
+    Chebyshev as Chebyshev,
+    Cosine as Cosine,
+    Fourier as Fourier,
+    Legendre as Legendre,
+    Polynomial as Polynomial,
+    Sine as Sine,
+    TensorProductLayer as TensorProductLayer,
+)
 from .layers.containers import (
     BranchLayer as BranchLayer,
     Chain as Chain,
+    Maxout as Maxout,
     PairwiseFusion as PairwiseFusion,
     Parallel as Parallel,
     SkipConnection as SkipConnection,
 )
-from .layers.dense import Dense as Dense, Diagonal as Diagonal
-from .layers.dropout import Dropout as Dropout
+from .layers.convolution import (
+    Conv as Conv,
+    ConvTranspose as ConvTranspose,
+    CrossCor as CrossCor,
+    DepthwiseConv as DepthwiseConv,
+    SamePad as SamePad,
+)
+from .layers.dense import Bilinear as Bilinear, Dense as Dense, Diagonal as Diagonal
+from .layers.dropout import (
+    AlphaDropout as AlphaDropout,
+    Dropout as Dropout,
+    VariationalHiddenDropout as VariationalHiddenDropout,
+    dropout as dropout,
+)
+from .layers.embedding import (
+    Embedding as Embedding,
+    PatchEmbedding as PatchEmbedding,
+    PeriodicEmbedding as PeriodicEmbedding,
+)
+from .layers.mlp import MLP as MLP
+from .layers.normalization import (
+    BatchNorm as BatchNorm,
+    GroupNorm as GroupNorm,
+    InstanceNorm as InstanceNorm,
+    LayerNorm as LayerNorm,
+    RMSNorm as RMSNorm,
+    normalise as normalise,
+)
+from .layers.pooling import (
+    AdaptiveLPPool as AdaptiveLPPool,
+    AdaptiveMaxPool as AdaptiveMaxPool,
+    AdaptiveMeanPool as AdaptiveMeanPool,
+    GlobalLPPool as GlobalLPPool,
+    GlobalMaxPool as GlobalMaxPool,
+    GlobalMeanPool as GlobalMeanPool,
+    LPPool as LPPool,
+    MaxPool as MaxPool,
+    MeanPool as MeanPool,
+)
+from .layers.position import (
+    RotaryPositionalEmbedding as RotaryPositionalEmbedding,
+    SinusoidalPositionalEmbedding as SinusoidalPositionalEmbedding,
+)
+from .layers.recurrent import (
+    GRU as GRU,
+    LSTM as LSTM,
+    RNN as RNN,
+    BidirectionalRNN as BidirectionalRNN,
+    GRUCell as GRUCell,
+    LSTMCell as LSTMCell,
+    Recurrence as Recurrence,
+    RNNCell as RNNCell,
+    StatefulRecurrentCell as StatefulRecurrentCell,
+)
+from .layers.repeated import Repeated as Repeated
 from .layers.reshape import (
     FlattenLayer as FlattenLayer,
     NoOpLayer as NoOpLayer,
     ReshapeLayer as ReshapeLayer,
+    ReverseSequence as ReverseSequence,
     SelectDim as SelectDim,
+    flatten as flatten,
 )
+from .layers.spline import SplineLayer as SplineLayer
+from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
+from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 from .solve.ode import NeuralODE as NeuralODE
 
 

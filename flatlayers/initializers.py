@@ -42,7 +42,7 @@ class Initializer:
 
     draw: Callable[..., jax.Array]
     options: tuple[tuple[str, Any], ...] = ()
-    fans: tuple[int, int] | None = None
+    fans: tuple[int | None, int | None] = (None, None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.draw.__doc__)
@@ -60,15 +60,16 @@ class Initializer:
                 raise TypeError(f"{self}: no option {name!r}; there are: {', '.join(names) or 'none'}")
         return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
 
-    def with_fans(self, fan_in: int, fan_out: int) -> "Initializer":
-        """The same with the given fans instead of those of the shape."""
+    def with_fans(self, fan_in: int | None, fan_out: int | None) -> "Initializer":
+        """The same with the given fans instead of those of the shape; `None` leaves one as it is."""
         return dataclasses.replace(self, fans=(fan_in, fan_out))
 
     def _draw(self, key: jax.Array, shape: Any, dtype: Any = float) -> jax.Array:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         options = dict(self.options)
         if "fans" in inspect.signature(self.draw).parameters:
-            options["fans"] = self.fans or fans(shape)
+            given = zip(self.fans, fans(shape), strict=True)
+            options["fans"] = tuple(of_shape if fan is None else fan for fan, of_shape in given)
         return self.draw(key, shape, jax.dtypes.canonicalize_dtype(dtype), **options)
 
     def _argument_names(self) -> list[str]:
@@ -175,7 +176,8 @@ def orthogonal(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array
 
     With three axes or more the last one is the output; all others together are the input.
     """
-    return jax.nn.initializers.orthogonal(gain)(key, shape, dtype)
+    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # there is no QR in half precision
+    return jax.nn.initializers.orthogonal(gain)(key, shape, wide).astype(dtype)
 
 
 @Initializer
@@ -232,4 +234,5 @@ def from_array(array: Any) -> GivenArray:
     Array([[1., 2.]], dtype=float32)
     """
     array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("="))
     return GivenArray(array.shape, array.dtype.name, array.tobytes())

@@ -18,8 +18,6 @@ PLAIN += ["uniform", "identity", "constant", "normal", "truncated_normal", "orth
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_shape_dtype_and_determinism(key, name, dtype):
     initializer = getattr(init, name)
-    if name == "orthogonal" and dtype == jnp.bfloat16:
-        dtype = jnp.float32  # QR has no half precision
     value = initializer(key, (6, 4), dtype)
     assert (value.shape, value.dtype) == ((6, 4), dtype)
     np.testing.assert_array_equal(value, initializer(key, (6, 4), dtype))
@@ -73,6 +71,16 @@ def test_fans_of_a_param(key):
     np.testing.assert_allclose(jnp.std(wide), np.sqrt(2 / 6), rtol=0.02)
     plain = fl.Param((2,), lambda key, shape, dtype: jnp.zeros(shape, dtype), fan_in=2, fan_out=4)
     assert plain.initial(key, jnp.float32).dtype == jnp.float32
+
+
+def test_one_fan_of_a_param(key):
+    draw = fl.Param((4, 3), init.kaiming_uniform, fan_in=10_000).initial(key, jnp.float64)
+    assert jnp.abs(draw).max() <= np.sqrt(6 / 10_000)
+
+
+def test_from_array_in_another_byte_order(key):
+    given = init.from_array(np.array([1.0, 2.0], ">f8"))
+    np.testing.assert_array_equal(given(key, (2,), jnp.float32), [1.0, 2.0])
 
 
 def test_options(key):

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, dataclass_transform
 from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from .calling import apply
+from .frozen_dict import FrozenDict
 from .layout import Layout
-from .names import describe, join_path
-from .record import Record, as_record
-from .vector import ComponentVector
+from .names import describe
+from .record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Param:
     - `fan_in`, `fan_out`: the numbers of inputs and outputs that `init` scales by, where the
         shape does not tell. They are used by an `init` that has a method
         `with_fans(fan_in, fan_out)`.
+    - `output_axis`: the axis of the outputs, where the shape does not tell: 0 for a vector and for
+        `(out, in)`, -1 for `(*kernel, in, out)`.
+    - `key_name`: the name that its key is folded with, if not its own: two parameters of a layer
+        with one `key_name` are drawn with the same key.
 
     >>> import flatlayers as fl
     >>> fl.Param((3, 2), fl.initializers.glorot_uniform).shape
@@ -38,6 +44,8 @@ class Param:
     init: Callable[..., Any]
     fan_in: int | None = None
     fan_out: int | None = None
+    output_axis: int | None = None
+    key_name: str | None = None
 
     def __post_init__(self) -> None:
         shape = self.shape if isinstance(self.shape, tuple | list) else (self.shape,)
@@ -48,7 +56,7 @@ class Param:
     def initial(self, key: jax.Array, dtype: Any) -> jax.Array:
         """The initial value. **Raises:** `ValueError` if `init` returns another shape."""
         init = self.init
-        if self.fan_in is not None and self.fan_out is not None and hasattr(init, "with_fans"):
+        if (self.fan_in, self.fan_out) != (None, None) and hasattr(init, "with_fans"):
             init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
         value = init(key, self.shape, dtype)
         if np.shape(value) != self.shape:
@@ -58,8 +66,32 @@ class Param:
         return value
 
     def __repr__(self) -> str:
-        fans = "" if self.fan_in is None else f", fan_in={self.fan_in}, fan_out={self.fan_out}"
-        return f"Param({self.shape}, {value_text(self.init)}{fans})"
+        options = {name: getattr(self, name) for name in ("fan_in", "fan_out", "output_axis", "key_name")}
+        given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+        return f"Param({self.shape}, {value_text(self.init)}{given})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """`n` copies of what is declared, each with a key of its own: what `jax.lax.scan` runs over.
+
+    `parameters` may give one as a value. A parameter then has shape `(n, *shape)`, and so have the
+    states of a layer; copy `i` is drawn with the key folded with `i`.
+
+    **Arguments:**
+
+    - `declared`: a `Layer`, a `Param` or a mapping of them.
+    - `n`: how many copies.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> ps, st = fl.setup(jax.random.key(0), {"blocks": fl.Stacked(fl.Dense(3, 3), 4)})
+    >>> ps.blocks.weight.shape
+    (4, 3, 3)
+    """
+
+    declared: Any
+    n: int
 
 
 def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +112,7 @@ class Layer:
     """The base of all layers: hyper-parameters and the declaration of parameters, no arrays.
 
     A subclass is a frozen dataclass; its fields are hyper-parameters, static and hashable (lists
-    become tuples, dicts records). It declares `parameters`, and `states` if it has any, and
+    become tuples, dicts immutable). It declares `parameters`, and `states` if it has any, and
     defines `forward`. `layer(x, ps, st)` then returns `(y, st)` and is a pure function: the same
     arguments give the same result. A layer is a pytree without leaves, so that `jax.jit` takes it
     as an argument, and equal layers share what was compiled.
@@ -120,7 +152,8 @@ class Layer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A subclass without fields of its own keeps the `__init__` that it inherits.
-        init = "__init__" not in cls.__dict__ and bool(inspect.get_annotations(cls))
+        own = [kind for kind in inspect.get_annotations(cls).values() if "ClassVar" not in str(kind)]
+        init = "__init__" not in cls.__dict__ and bool(own)
         dataclasses.dataclass(init=init, repr=False, eq=True, unsafe_hash=True)(cls)
         if "__init__" in cls.__dict__:
             cls.__init__ = _then_freeze(cls.__init__)
@@ -131,7 +164,7 @@ class Layer:
             self.__dict__["_ready"] = True
 
     def parameters(self) -> Mapping[str, Any]:
-        """What the layer learns: name → `Param`, `Layer`, or a mapping of them, in vector order."""
+        """What the layer learns: name → `Param`, `Layer`, `Stacked`, or a mapping, in vector order."""
         return {}
 
     def states(self, key: jax.Array) -> Mapping[str, Any]:
@@ -176,6 +209,12 @@ class Layer:
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(f"layers are immutable: cannot delete {name!r}")
+
+    def __copy__(self) -> "Layer":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Layer":
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(_field_texts(self))})"
@@ -299,135 +338,50 @@ class Wrapper(Layer):
         return self.child(x, ps, st)
 
 
-# Calling a layer
-
-
-def apply(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-    """Call a layer: `layer(x, ps, st)` is `apply(layer, x, ps, st)`.
-
-    **Arguments:**
-
-    - `layer`: the layer.
-    - `x`: its input.
-    - `ps`: its parameters: a `ComponentVector`, which is unpacked once, a mapping, or any object
-        with the right attributes, such as a `Record` or a named tuple.
-    - `st`: its state, a `Record` or a mapping.
-
-    **Returns:** `(y, st)`, the output and the new state.
-
-    **Raises:** what `forward` raises, with a note that names the path of the layer that failed, its
-    display line and the shape of its input.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import flatlayers as fl
-    >>> model = fl.Dense(3, 2)
-    >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> y, st = fl.apply(model, jnp.ones(3), ps, st)
-    >>> y.shape
-    (2,)
-    """
-    ps = ps.unpack() if isinstance(ps, ComponentVector) else as_record(ps)
-    try:
-        with jax.named_scope(display_name(layer)):
-            result = layer.forward(x, ps, as_record(st))
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
-        return result[0], as_record(result[1])
-    except Exception as error:
-        _note_place(error, layer, x, ps)
-        raise
-
-
-def display_name(layer: Layer) -> str:
-    """The name that displays and messages use: the field `name` if it is a string, else the class.
-
-    >>> import flatlayers as fl
-    >>> fl.display_name(fl.Dense(3, 2))
-    'Dense'
-    """
-    name = getattr(layer, "name", None)
-    return name if isinstance(name, str) else type(layer).__name__
-
-
-class _Place(str):
-    """The note on an exception: where in the model it was raised."""
-
-    layer: Layer
-    ps: Any
-    innermost: tuple[str, str, str]
-
-    @staticmethod
-    def of(layer: Layer, ps: Any, path: str, innermost: tuple[str, str, str]) -> "_Place":
-        name, line, x = innermost
-        place = _Place(f"in the layer {path or name}: {line}\n  called with x: {x}")
-        place.layer, place.ps, place.path, place.innermost = layer, ps, path, innermost
-        return place
-
-    path: str = ""
-
-
-def _note_place(error: Exception, layer: Layer, x: Any, ps: Any) -> None:
-    """Note where an exception comes from. Each enclosing layer puts its child's name in front."""
-    notes = getattr(error, "__notes__", [])
-    for position, note in enumerate(notes):
-        if isinstance(note, _Place):
-            path = join_path(_name_of_child(layer, ps, note), note.path)
-            notes[position] = _Place.of(layer, ps, path, note.innermost)
-            return
-    innermost = (display_name(layer), _one_line(repr(layer)), describe(x))
-    error.add_note(_Place.of(layer, ps, "", innermost))
-
-
-def _name_of_child(layer: Layer, ps: Any, inner: _Place) -> str:
-    # By its parameters, which tell apart two uses of one layer; else by the layer itself.
-    if inner.ps is ps:
-        return ""
-    children = list(sublayers(layer))
-    for path, _ in children:
-        if functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), ps) is inner.ps:
-            return path
-    return next((path for path, child in children if child is inner.layer), "")
-
-
-def _one_line(text: str) -> str:
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
 # Walking declarations
 
 
-def layout_of(declared: Any, path: str = "") -> Any:
+def layout_of(declared: Any) -> Any:
     """The layout of a mapping of `Param`s, layers and mappings; the shape of one `Param`."""
     if isinstance(declared, Layer):
         return declared.layout
     if isinstance(declared, Param):
         return declared.shape
+    if isinstance(declared, Stacked):
+        one = layout_of(declared.declared)
+        return one.stack(declared.n) if isinstance(one, Layout) else (declared.n, *one)
     if isinstance(declared, Mapping):
-        return Layout({name: layout_of(part, join_path(path, name)) for name, part in declared.items()})
-    where = f" for {path!r}" if path else ""
-    raise TypeError(f"expected a Param, a Layer or a mapping of them{where}, found {describe(declared)}")
+        parts = {}
+        for name, part in declared.items():
+            try:
+                parts[name] = layout_of(part)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"below {name!r}: {error}") from None
+        return Layout(parts)
+    raise TypeError(f"expected a Param, a Layer or a mapping of them, found {describe(declared)}")
 
 
 def states_of(declared: Any, key: jax.Array) -> dict[str, Any]:
     """The states of a layer, or of a mapping of layers and mappings, each with its own key."""
     if isinstance(declared, Layer):
         return dict(declared.states(key))
+    if isinstance(declared, Stacked):
+        return dict(for_each_copy(lambda key: Record(states_of(declared.declared, key)), key, declared.n))
     return {
         name: states_of(part, fold_in_name(key, name))
         for name, part in declared.items()
-        if not isinstance(part, Param)
+        if not isinstance(_one_of(part), Param)
     }
+
+
+def for_each_copy(make: Callable[[jax.Array], Any], key: jax.Array, n: int) -> Any:
+    """What `make` gives for `n` keys, the given one folded with 0, 1, ..., stacked."""
+    return jax.vmap(lambda i: make(jax.random.fold_in(key, i)))(jnp.arange(n))
 
 
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:
     """A key of its own for a name: it does not depend on what else there is."""
     return jax.random.fold_in(key, crc32(name.encode()))
-
-
-def sublayers(layer: Layer) -> Iterator[tuple[str, Layer]]:
-    """The layers directly inside as `(path, layer)`; the path of a wrapper's child is empty."""
-    yield from _flat_layers(layer.children(), "")
 
 
 def contains_layer(x: Any) -> bool:
@@ -437,6 +391,7 @@ def contains_layer(x: Any) -> bool:
     >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
     (True, False)
     """
+    x = _one_of(x)
     if isinstance(x, Mapping):
         return any(map(contains_layer, x.values()))
     if isinstance(x, tuple | list):
@@ -454,18 +409,14 @@ def as_layer(x: Any) -> Layer:
     return WrappedFunction(x)
 
 
-def _flat_layers(children: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Layer]]:
-    for name, child in children.items():
-        path = join_path(prefix, name)
-        if isinstance(child, Layer):
-            yield path, child
-        else:
-            yield from _flat_layers(child, path)
-
-
 def _only_layers(declared: Mapping[str, Any]) -> dict[str, Any]:
-    layers = {name: part for name, part in declared.items() if contains_layer(part)}
+    layers = {name: _one_of(part) for name, part in declared.items() if contains_layer(part)}
     return {name: part if isinstance(part, Layer) else _only_layers(part) for name, part in layers.items()}
+
+
+def _one_of(declared: Any) -> Any:
+    """One copy of what is stacked; anything else as it is."""
+    return _one_of(declared.declared) if isinstance(declared, Stacked) else declared
 
 
 # Fields
@@ -474,12 +425,14 @@ def _only_layers(declared: Mapping[str, Any]) -> dict[str, Any]:
 def _frozen_field(value: Any) -> Any:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         parts = [_frozen_field(part) for part in value]
-        return tuple(map(as_layer, parts) if _needs_layers(parts) else parts)
+        if _needs_layers(parts):
+            parts = [part if _holds_layers(part) else as_layer(part) for part in parts]
+        return tuple(parts)
     if isinstance(value, Mapping):
         parts = {name: _frozen_field(part) for name, part in value.items()}
         if _needs_layers(list(parts.values())):
             parts = {name: part if _holds_layers(part) else as_layer(part) for name, part in parts.items()}
-        return Record(parts)
+        return FrozenDict(parts)
     return value
 
 
@@ -490,7 +443,7 @@ def _needs_layers(parts: list[Any]) -> bool:
 def _holds_layers(value: Any) -> bool:
     if isinstance(value, tuple):
         return bool(value) and all(map(_holds_layers, value))
-    if isinstance(value, Record):
+    if isinstance(value, FrozenDict):
         return bool(value) and all(map(_holds_layers, value.values()))
     return isinstance(value, Layer)
 
@@ -498,7 +451,7 @@ def _holds_layers(value: Any) -> bool:
 def _child_tree(value: Any) -> Any:
     if isinstance(value, tuple):
         return {f"layer_{i}": _child_tree(part) for i, part in enumerate(value)}
-    if isinstance(value, Record):
+    if isinstance(value, FrozenDict):
         return {name: _child_tree(part) for name, part in value.items()}
     return value
 
@@ -518,7 +471,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         inside = ", ".join(map(value_text, value))
         return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, Record):
+    if isinstance(value, FrozenDict):
         return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
     if callable(value) and not isinstance(value, Layer) and "<" in repr(value):
         return getattr(value, "__name__", type(value).__name__)

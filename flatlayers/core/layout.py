@@ -61,7 +61,7 @@ class Layout:
     def __init__(self, names: "Mapping[str, Any] | Layout"):
         entries, ties = {}, {}
         for name, part in names.entries.items() if isinstance(names, Layout) else names.items():
-            child = _as_child(check_name(name), part)
+            child = _as_child(name, part)
             if isinstance(child, Layout):
                 ties |= {join_path(name, a): join_path(name, b) for a, b in child.ties.items()}
                 child = child._untied()
@@ -95,13 +95,14 @@ class Layout:
         return Layout._new(self.entries, self.copies, {})
 
     @staticmethod
-    def of(tree: Mapping[str, Any]) -> "Layout":
+    def of(tree: Any) -> "Layout":
         """The layout of a nested mapping of arrays or numbers.
 
         >>> import flatlayers as fl
         >>> fl.Layout.of({"a": 1.0, "b": {"c": [1.0, 2.0]}})
         Layout(a=(), b=(c=(2,)))
         """
+        tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
         if not isinstance(tree, Mapping):
             raise TypeError(f"expected a mapping of names to arrays, found {type(tree).__name__}")
         return Layout(
@@ -155,7 +156,7 @@ class Layout:
             return part.positions().ravel()
         path = as_path(path)
         values = {leaf: self._view_positions(join_path(path, leaf)) for leaf in part._slots}
-        return packing.join(part._segments, values, (), np.concatenate).astype(int)
+        return packing.join(part._segments, values, (), int, np.concatenate)
 
     def span(self, path: str) -> slice | np.ndarray:
         """`indices(path)`, as a slice if the numbers lie next to each other."""
@@ -279,6 +280,8 @@ class Layout:
             their dtype, which has to be the same for all, and Python numbers follow them (alone
             they take JAX's default float dtype).
 
+        Tied names need equal values; where those are traced, the one that has the place counts.
+
         **Raises:** `KeyError` for a missing or unknown name, `ValueError` for a wrong shape or for
         two different values of tied names, `TypeError` for mixed dtypes or integers without `dtype`.
 
@@ -291,9 +294,8 @@ class Layout:
         lead = packing.leading_axes(arrays, self.view_shapes)
         for path, place in self.ties.items():
             packing.check_tied(path, leaves[path], arrays[path], place, leaves[place], arrays[place])
-        if not arrays:
-            return self.vector(jnp.zeros((*lead, 0), dtype))
-        return self.vector(packing.join(self._segments, arrays, lead, jnp.concatenate))
+        dtype = next((array.dtype for array in arrays.values()), dtype)
+        return self.vector(packing.join(self._segments, arrays, lead, dtype, jnp.concatenate))
 
     def unpack(self, data: Any) -> Record:
         """All leaves of `data`, of shape `(..., length)`, as a nested `Record`, in one split.
@@ -302,6 +304,9 @@ class Layout:
 
         **Raises:** `ValueError` for another length.
         """
+        if hasattr(data, "layout"):
+            check_same_layout(self, data.layout)
+            data = data.data
         self.check_length(data)
         leaves: dict[str, Any] = {}
         packing.split(self._segments, data, leaves)
@@ -310,6 +315,8 @@ class Layout:
         return self.nest(leaves)
 
     def check_length(self, data: Any) -> None:
+        if not hasattr(data, "shape"):
+            raise TypeError(f"expected an array of shape (..., {self.length}), found {type(data).__name__}")
         if not data.shape or data.shape[-1] != self.length:
             raise ValueError(
                 f"expected data of shape (..., {self.length}), found shape {tuple(data.shape)}; "
@@ -489,11 +496,15 @@ def check_same_layout(expected: Layout, found: Layout) -> None:
         raise TypeError(f"expected the same layout for both, found: {expected.diff(found)[0]}")
 
 
-def _as_child(name: str, part: Any) -> "Shape | Layout":
+def _as_child(name: Any, part: Any) -> "Shape | Layout":
+    check_name(name)
     if isinstance(part, Layout):
         return part
     if isinstance(part, Mapping):
-        return Layout(part)
+        try:
+            return Layout(part)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"below {name!r}: {error}") from None
     try:
         shape = (
             (operator.index(part),) if not isinstance(part, Sequence) else tuple(map(operator.index, part))

@@ -1,7 +1,7 @@
 """`ComponentMatrix`, `jacobian` and `hessian`: matrices with named rows and columns."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,9 @@ class ComponentMatrix:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("component matrices are immutable")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("component matrices are immutable")
+
     def __reduce__(self) -> Any:
         return _new, (self.data, self.rows, self.cols)
 
@@ -117,15 +120,15 @@ class ComponentMatrix:
         return f"ComponentMatrix({data}, rows={self.rows!r}, cols={self.cols!r})"
 
 
-def jacobian(f: Callable[..., Any]) -> Callable[..., Any]:
+def jacobian(f: Callable[..., Any], *, mode: Literal["rev", "fwd"] = "rev") -> Callable[..., Any]:
     """The Jacobian of a function of a `ComponentVector`, with names.
-
-    Forward mode is used where the result is at least as long as the vector, reverse mode elsewhere.
 
     **Arguments:**
 
     - `f`: a function `f(v, *args)` of a `ComponentVector` without leading axes. Its result is a
         `ComponentVector` or an array.
+    - `mode`: `"rev"` is reverse mode, which everything supports, the default adjoints of diffrax
+        included; `"fwd"` is forward mode, faster where the result is longer than the vector.
 
     **Returns:** a function `(v, *args)`. If `f` returns a vector it gives a `ComponentMatrix` with
     `J["y.a", "x.b"]`; if `f` returns an array of shape `s`, a `ComponentVector` with data of shape
@@ -152,8 +155,8 @@ def jacobian(f: Callable[..., Any]) -> Callable[..., Any]:
             )
         if isinstance(out, ComponentVector) and out.ndim != 1:
             raise ValueError(f"expected a result without leading axes, found shape {out.shape}; use jax.vmap")
-        mode = jax.jacfwd if out_data.size >= len(v) else jax.jacrev
-        data = mode(lambda data: _data(flat(data)))(v.data)
+        transform = {"rev": jax.jacrev, "fwd": jax.jacfwd}[mode]
+        data = transform(lambda data: _data(flat(data)))(v.data)
         if isinstance(out, ComponentVector):
             return ComponentMatrix(data, out.layout, v.layout)
         return ComponentVector(data, v.layout)

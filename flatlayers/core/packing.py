@@ -42,18 +42,22 @@ def _row_axis(segments: tuple[Segment, ...]) -> Shape:
 
 
 def join(
-    segments: tuple[Segment, ...], leaves: Mapping[str, Any], lead: Shape, concatenate: Callable[..., Any]
+    segments: tuple[Segment, ...],
+    leaves: Mapping[str, Any],
+    lead: Shape,
+    dtype: Any,
+    concatenate: Callable[..., Any],
 ) -> Any:
-    """The inverse of `split`, with `numpy.concatenate` or JAX's."""
+    """The inverse of `split` for leaves of one dtype, with `numpy.concatenate` or JAX's."""
     rows = []
     for segment in segments:
         if isinstance(segment, Leaf):
             row = leaves[segment.path]
         else:
-            row = join(segment.segments, leaves, lead + segment.copies, concatenate)
+            row = join(segment.segments, leaves, lead + segment.copies, dtype, concatenate)
         rows.append(row.reshape(*lead, *_row_axis(segments), segment.size))
     if not rows:
-        return np.zeros((*lead, 0))
+        return np.zeros((*lead, 0), dtype)
     whole = concatenate(rows, axis=-1)
     return whole.reshape(*lead, whole.shape[-1])
 
@@ -97,10 +101,7 @@ def check_tied(path: str, value: Any, array: Any, place: str, other: Any, other_
     if value is other:
         return
     if isinstance(array, Tracer) or isinstance(other_array, Tracer):
-        raise ValueError(
-            f"{path!r} and {place!r} have one place, and whether two traced values are the same "
-            "cannot be known: expected the same array for both"
-        )
+        return  # not known before it runs
     if not np.array_equal(array, other_array, equal_nan=True):
         raise ValueError(
             f"{path!r} and {place!r} have one place: expected equal values, found different ones"

@@ -44,7 +44,7 @@ class Record(Mapping[str, Any]):
         static = frozenset(name for name, value in fields.items() if _is_static(value))
         _fill(self, fields, static)
 
-    def replace(self, **named: Any) -> "Record":
+    def replace(self, /, **named: Any) -> "Record":
         """A new record with the values of some names changed.
 
         **Raises:** `KeyError` for a name that the record does not have.
@@ -71,6 +71,9 @@ class Record(Mapping[str, Any]):
                 raise UnknownNameError(unknown_name(name, known))
             value = value._values[name]
         return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and super().__contains__(key)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
@@ -131,6 +134,11 @@ def _is_static(value: Any) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are equal as a whole: arrays by dtype, shape and content."""
+    if type(a) in (tuple, list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    if hasattr(a, "layout") and hasattr(b, "layout"):
+        return a.layout == b.layout and _equal(a.data, b.data)
     if not (isinstance(a, jax.Array | np.ndarray) or isinstance(b, jax.Array | np.ndarray)):
         return bool(a == b)
     if hasattr(a, "dtype") and hasattr(b, "dtype"):
@@ -138,6 +146,8 @@ def _equal(a: Any, b: Any) -> bool:
             return False
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
+    elif any(jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key) for x in (a, b)):
+        return False
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 

@@ -7,9 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import Layer, Param, apply, display_name, fold_in_name, layout_of, states_of, sublayers
+from .calling import apply, display_name, sublayers
+from .layer import (
+    Layer,
+    Param,
+    Stacked,
+    fold_in_name,
+    for_each_copy,
+    layout_of,
+    states_of,
+)
+from .layout import Layout
 from .names import UnknownNameError, describe, join_path, unknown_name
-from .record import Record
+from .record import Record, as_record
 from .vector import ComponentVector
 
 
@@ -20,8 +30,8 @@ def setup(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> tuple[Compone
 
     - `key`: a PRNG key. Each parameter's key is this one folded with its path: the same key gives
         the same parameters, and adding a layer does not change the others' values.
-    - `layer`: a layer, or a mapping of layers, `Param`s and mappings: a mechanism and its networks
-        in one vector.
+    - `layer`: a layer, or a mapping of layers, `Param`s, `Stacked` and mappings: a mechanism and its
+        networks in one vector.
     - `dtype`: the dtype of the vector and of floating states.
 
     **Returns:** `(ps, st)`, a `ComponentVector` and a `Record`.
@@ -47,8 +57,10 @@ def initial_parameters(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> 
     (9,)
     """
     key = fold_in_name(_typed(key), "parameters")
-    values = _initial_values(key, layer, dtype, "")
-    return layout_of(layer).pack(values, dtype)
+    layout = layout_of(layer)
+    if not isinstance(layout, Layout):
+        raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
+    return layout.pack(_initial_values(key, layer, dtype, ""), dtype)
 
 
 def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Record:
@@ -62,9 +74,8 @@ def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Reco
     True
     """
     key = fold_in_name(_typed(key), "states")
-    width = max(jnp.finfo(dtype).bits, 32)
-    states = Record(states_of(layer, key))
-    return jax.tree.map(lambda leaf: _as_state(leaf, jnp.dtype(f"float{width}")), states)
+    floating = jax.dtypes.canonicalize_dtype(f"float{max(jnp.finfo(dtype).bits, 32)}")
+    return jax.tree.map(lambda leaf: _as_state(leaf, floating), Record(states_of(layer, key)))
 
 
 def parameter_length(layer: Any) -> int:
@@ -163,7 +174,7 @@ def trainmode(st: Record) -> Record:
     >>> fl.trainmode(fl.Record(a={"training": False})).a.training
     True
     """
-    return _update(st, "training", True)[0]
+    return _update(as_record(st), "training", True)[0]
 
 
 def testmode(st: Record) -> Record:
@@ -173,7 +184,7 @@ def testmode(st: Record) -> Record:
     >>> fl.testmode(fl.Record(a={"training": True})).a.training
     False
     """
-    return _update(st, "training", False)[0]
+    return _update(as_record(st), "training", False)[0]
 
 
 # So that pytest does not take it for a test where it is imported by name.
@@ -189,9 +200,9 @@ def update_state(st: Record, name: str, value: Any) -> Record:
     >>> fl.update_state(fl.Record(a={"count": 3}, count=4), "count", 0).to_dict()
     {'a': {'count': 0}, 'count': 0}
     """
-    new, found = _update(st, name, value)
+    new, found = _update(as_record(st), name, value)
     if not found:
-        raise UnknownNameError(f"update_state: {unknown_name(name, _all_names(st))}")
+        raise UnknownNameError(f"update_state: {unknown_name(name, _all_names(as_record(st)))}")
     return new
 
 
@@ -203,6 +214,10 @@ def _update(st: Record, name: str, value: Any) -> tuple[Record, bool]:
         elif isinstance(part, Record):
             changes[key], below = _update(part, name, value)
             found = found or below
+        elif isinstance(part, tuple) and any(isinstance(inner, Record) for inner in part):
+            inner = [_update(r, name, value) if isinstance(r, Record) else (r, False) for r in part]
+            changes[key] = tuple(new for new, _ in inner)
+            found = found or any(below for _, below in inner)
     return st.replace(**changes), found
 
 
@@ -218,16 +233,25 @@ def _initial_values(key: jax.Array, declared: Any, dtype: Any, path: str) -> Any
         except Exception as error:
             error.add_note(f"in the initial value of the parameter {path!r}")
             raise
+    if isinstance(declared, Stacked):
+        return for_each_copy(
+            lambda key: _initial_values(key, declared.declared, dtype, path), key, declared.n
+        )
     parts = declared.parameters() if isinstance(declared, Layer) else declared
     return {
-        name: _initial_values(fold_in_name(key, name), part, dtype, join_path(path, name))
+        name: _initial_values(fold_in_name(key, _key_name(name, part)), part, dtype, join_path(path, name))
         for name, part in parts.items()
     }
 
 
+def _key_name(name: str, part: Any) -> str:
+    return (part.key_name or name) if isinstance(part, Param) else name
+
+
 def _as_state(leaf: Any, dtype: Any) -> jax.Array:
     array = jnp.asarray(leaf)
-    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    # With a dtype given explicitly, so that a number is as any other array: not weakly typed.
+    return jnp.asarray(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
 
 
 def _typed(key: Any) -> jax.Array:

@@ -120,6 +120,8 @@ class ComponentVector:
 
     def _view(self, path: str) -> Any:
         part = self.layout[path]
+        if isinstance(self.data, ComponentVector):
+            raise TypeError("a vector of vectors, as jax.hessian gives, has no views: use fl.hessian")
         if isinstance(part, Slot):
             return self.layout.view(self.data, path)
         span = self.layout.span(path)
@@ -152,7 +154,7 @@ class ComponentVector:
         """
         return _At(self)
 
-    def replace(self, **named: Any) -> "ComponentVector":
+    def replace(self, /, **named: Any) -> "ComponentVector":
         """A new vector with new values for some names, broadcast to their shapes."""
         vector = self
         for name, value in named.items():
@@ -173,6 +175,9 @@ class ComponentVector:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"component vectors are immutable; use `v = v.replace({name}=...)`")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("component vectors are immutable")
 
     def __reduce__(self) -> Any:
         return _new, (self.data, self.layout)

@@ -1,11 +1,14 @@
 """Layers made of layers: one after another, side by side, around."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
+from ..core.frozen_dict import FrozenDict
 from ..core.layer import Container, Layer, as_layer, value_text
 from ..core.names import UnknownNameError, unknown_name
-from ..core.record import Record
 from .shapes import check_count
 
 
@@ -18,11 +21,15 @@ class NamedLayers(Container):
     The children stand directly under the container, and so does the connection if it is a layer.
     """
 
-    layers: Record
+    layers: FrozenDict
 
     def __init__(self, *layers: Any, **named: Any):
         numbered = {f"layer_{i}": layer for i, layer in enumerate(layers)}
-        self.layers = Record({name: as_layer(layer) for name, layer in (numbered | named).items()})
+        if isinstance(named.get("layers"), Mapping):  # as dataclasses.replace gives them
+            named = {**named.pop("layers"), **named}
+        if both := numbered.keys() & named.keys():
+            raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
+        self.layers = FrozenDict({name: as_layer(layer) for name, layer in (numbered | named).items()})
 
     def connections(self) -> Mapping[str, Connection]:
         """What joins the outputs, by the name of its field."""
@@ -262,6 +269,51 @@ class PairwiseFusion(NamedLayers):
     def _argument_texts(self) -> Iterator[str]:
         yield value_text(self.connection)
         yield from super()._argument_texts()
+
+
+class Maxout(NamedLayers):
+    """The largest output of several layers, number by number: `y = max(layer_0(x), layer_1(x), ...)`.
+
+    With `Dense` layers it is a learned convex activation (Goodfellow et al., 2013).
+
+    **Arguments:**
+
+    - `*layers`, `**named`: the layers, as in `Chain`; or
+    - `make_layer, n`: a function without arguments that makes a layer, and how often it is called.
+
+    **Inputs:** what every layer takes. **Returns:** `(y, st)` with `y` of the shape that all outputs have.
+
+    **Parameters and states:** those of each layer under its name.
+
+    **Raises:** `ValueError` for no layer and for outputs of different shapes.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.Maxout(lambda: fl.Dense(3, 2), 4)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps.layout.names
+    ('layer_0', 'layer_1', 'layer_2', 'layer_3')
+    >>> model(jnp.ones((5, 3)), ps, st)[0].shape
+    (5, 2)
+    """
+
+    def __init__(self, *layers: Any, **named: Any):
+        if len(layers) == 2 and isinstance(layers[1], int) and not isinstance(layers[0], Layer):
+            make_layer, n = layers
+            layers = tuple(make_layer() for _ in range(n))
+        super().__init__(*layers, **named)
+        if not self.layers:
+            raise ValueError("expected one layer or more, found none")
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        ys = []
+        for name in self.layers:
+            y, st = self.call_layer(name, x, ps, st)
+            ys.append(jnp.asarray(y))
+        if len({y.shape for y in ys}) > 1:
+            raise ValueError(f"expected outputs of one shape, found {[y.shape for y in ys]}")
+        return functools.reduce(jnp.maximum, ys), st
 
 
 class SkipConnection(Container):

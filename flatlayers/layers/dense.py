@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core.layer import Layer, Param
 from ..initializers import glorot_uniform, ones, zeros
-from .shapes import along_last, as_dims, check_trailing
+from .shapes import along_last, as_dims, check_count, check_trailing
 
 
 class Dense(Layer):
@@ -106,3 +106,64 @@ class Diagonal(Layer):
         if self.use_bias:
             y = y + along_last(ps.bias, x.ndim)
         return y if self.activation is None else self.activation(y), st
+
+
+class Bilinear(Layer):
+    """A map that is linear in each of two inputs: `z_i = activation(x^T weight[i] y + bias_i)`.
+
+    **Arguments:**
+
+    - `in1_dims`, `in2_dims`: the numbers of features of the two inputs.
+    - `out_dims`: the number of output features.
+    - `activation`: an elementwise function; `None` is the identity.
+    - `use_bias`: whether there is a bias.
+    - `init_weight`, `init_bias`: their initializers.
+
+    **Inputs:** a pair `(x, y)` of shapes `(..., in1_dims)` and `(..., in2_dims)` with the same leading
+    axes, or one array for both. **Returns:** `(z, st)` with `z` of shape `(..., out_dims)`.
+
+    **Parameters:** `weight (out_dims, in1_dims, in2_dims)`, `bias (out_dims,)`. **States:** none.
+
+    **Raises:** `ValueError` for other numbers of features, different leading axes and a tuple that is no
+    pair.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.Bilinear(3, 4, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer((jnp.ones((5, 3)), jnp.ones((5, 4))), ps, st)[0].shape
+    (5, 2)
+    """
+
+    in1_dims: int
+    in2_dims: int
+    out_dims: int
+    activation: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    use_bias: bool = True
+    init_weight: Callable[..., Any] = glorot_uniform
+    init_bias: Callable[..., Any] = zeros
+
+    def parameters(self) -> dict[str, Param]:
+        shape = (self.out_dims, self.in1_dims, self.in2_dims)
+        fan_in = self.in1_dims * self.in2_dims
+        weight = Param(shape, self.init_weight, fan_in=fan_in, fan_out=self.out_dims, output_axis=0)
+        if not self.use_bias:
+            return {"weight": weight}
+        return {"weight": weight, "bias": Param((self.out_dims,), self.init_bias)}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        pair = x if isinstance(x, tuple) else (x, x)
+        check_count(len(pair), 2, "factor")
+        x, y = map(jnp.asarray, pair)
+        check_trailing(x, (self.in1_dims,))
+        check_trailing(y, (self.in2_dims,))
+        if x.shape[:-1] != y.shape[:-1]:
+            raise ValueError(
+                f"expected x and y with the same leading axes, found shapes {x.shape} and {y.shape}"
+            )
+        z = jnp.einsum("...j,ijk,...k->...i", x, ps.weight, y)
+        if self.use_bias:
+            z = z + along_last(ps.bias, z.ndim)
+        return z if self.activation is None else self.activation(z), st

@@ -1,13 +1,19 @@
 """Layers that drop numbers at random."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ..core.layer import Layer
+from .shapes import as_dims, at_least_float32
+
+
+# What SELU tends to for large negative numbers: -lambda * alpha.
+SELU_LIMIT = -1.0507009873554805 * 1.6732632423543772
 
 
 class Dropout(Layer):
@@ -44,8 +50,7 @@ class Dropout(Layer):
     axis: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"expected a probability p from 0 to 1, found {self.p}")
+        check_probability(self.p)
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         return {"key": key, "training": True} if self.p else {}
@@ -54,21 +59,167 @@ class Dropout(Layer):
         if self.p == 0 or not st.training:
             return x, st
         key, mask_key = jax.random.split(st.key)
-        return drop(mask_key, jnp.asarray(x), self.p, self.axis), st.replace(key=key)
+        return dropout(mask_key, x, self.p, axis=self.axis), st.replace(key=key)
 
 
-def drop(key: jax.Array, x: jax.Array, p: float, axis: int | Sequence[int] | None) -> jax.Array:
-    """`x` with numbers dropped. The mask is drawn in the dtype of `x`."""
-    keep = jax.random.uniform(key, mask_shape(x.shape, axis), x.dtype) >= p
+class AlphaDropout(Layer):
+    """Dropout that keeps mean 0 and variance 1: `y = a * x + b` or, with probability `p`, `a * limit + b`.
+
+    `limit = -1.7581` is what SELU has for large negative numbers; `a` and `b` follow from `p`. It goes with
+    SELU networks, whose activations have mean 0 and variance 1. In test mode it is the identity
+    (Klambauer et al., 2017).
+
+    **Arguments:**
+
+    - `p`: the probability; 0 is the identity, 1 gives zeros.
+
+    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape.
+
+    **Parameters:** none. **States:** `key`, split at each use in training, and the flag `training`;
+    none if `p` is 0.
+
+    **Raises:** `ValueError` for a `p` that is no probability.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.AlphaDropout(0.5)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> x = jax.random.normal(jax.random.key(1), (100_000,))
+    >>> y, st = layer(x, ps, st)
+    >>> abs(float(y.mean())) < 0.02, abs(float(y.var()) - 1) < 0.02
+    (True, True)
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        return {"key": key, "training": True} if self.p else {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        if self.p == 0 or not st.training:
+            return x, st
+        key, mask_key = jax.random.split(st.key)
+        x, keep = jnp.asarray(x), 1 - self.p
+        a = 1 / math.sqrt(keep * (1 + self.p * SELU_LIMIT**2)) if keep else 0.0
+        dropped = jnp.full_like(x, SELU_LIMIT)
+        y = a * jnp.where(draw_mask(mask_key, x, self.p), x, dropped) - a * self.p * SELU_LIMIT
+        return y, st.replace(key=key)
+
+
+class VariationalHiddenDropout(Layer):
+    """Dropout with one mask for many calls, such as the steps of a recurrent network.
+
+    The first call in training draws the mask, and each later one uses it again, until
+    `fl.update_state(st, "update_mask", True)` asks for a new one. In test mode it is the identity
+    (Gal and Ghahramani, 2016).
+
+    **Arguments:**
+
+    - `p`: the probability; 0 is the identity, 1 gives zeros.
+    - `axis`: the axis or axes along which the mask varies; along the others it is the same. `None`
+        means all.
+
+    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape.
+
+    **Parameters:** none. **States:** `key`, split when a mask is drawn; the flags `training` and
+    `update_mask`; and `mask`, which is `None` until the first call in training and then a boolean array: the
+    state changes its type. None if `p` is 0.
+
+    **Raises:** `ValueError` for a `p` that is no probability, an axis that `x` does not have, or an `x` that
+    the mask does not fit.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.VariationalHiddenDropout(0.5)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> one, st = layer(jnp.ones(100), ps, st)
+    >>> two, st = layer(jnp.ones(100), ps, st)
+    >>> new, st = layer(jnp.ones(100), ps, fl.update_state(st, "update_mask", True))
+    >>> bool((one == two).all()), bool((one == new).all())
+    (True, False)
+    """
+
+    keeps_state_type: ClassVar[bool] = False
+
+    p: float
+    _: KW_ONLY
+    axis: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        return {"key": key, "training": True, "update_mask": True, "mask": None} if self.p else {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        if self.p == 0 or not st.training:
+            return x, st
+        x = jnp.asarray(x)
+        if st.update_mask or st.mask is None:
+            key, mask_key = jax.random.split(st.key)
+            st = st.replace(key=key, mask=draw_mask(mask_key, x, self.p, self.axis), update_mask=False)
+        elif st.mask.shape != (expected := mask_shape(x.shape, self.axis)):
+            raise ValueError(
+                f"expected a mask of shape {expected} for x of shape {x.shape}, found {st.mask.shape}; "
+                '`fl.update_state(st, "update_mask", True)` has a new one drawn'
+            )
+        return scale_kept(x, st.mask, self.p), st
+
+
+def dropout(
+    key: jax.Array, x: Any, p: float, *, axis: int | Sequence[int] | None = None, training: bool = True
+) -> jax.Array:
+    """Set numbers to zero with probability `p`, and scale the others by `1 / (1 - p)`.
+
+    **Arguments:**
+
+    - `key`: a PRNG key. The same key drops the same numbers.
+    - `x`: a floating array.
+    - `p`: the probability, a number; 0 is the identity, 1 gives zeros.
+    - `axis`: the axis or axes along which the mask varies; along the others it is the same. `None`
+        means all.
+    - `training`: the identity if it is false.
+
+    **Returns:** an array of the same shape and dtype.
+
+    **Raises:** `ValueError` for a `p` that is no probability or an axis that `x` does not have.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> sorted(set(fl.dropout(jax.random.key(0), jnp.ones(100), 0.5).tolist()))
+    [0.0, 2.0]
+    """
+    check_probability(p)
+    x = jnp.asarray(x)
+    return scale_kept(x, draw_mask(key, x, p, axis), p) if training and p else x
+
+
+def draw_mask(key: jax.Array, x: jax.Array, p: float, axis: int | Sequence[int] | None = None) -> jax.Array:
+    """What is kept. It is drawn in float32 at least: a half precision cannot tell small probabilities."""
+    return jax.random.uniform(key, mask_shape(x.shape, axis), at_least_float32(x.dtype)) >= p
+
+
+def scale_kept(x: jax.Array, keep: jax.Array, p: float) -> jax.Array:
     scale = 1 / (1 - p) if p < 1 else 0.0
     return jnp.where(keep, scale * x, jnp.zeros_like(x))
+
+
+def check_probability(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"expected a probability p from 0 to 1, found {p}")
 
 
 def mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tuple[int, ...]:
     if axis is None:
         return shape
-    axes = (axis,) if isinstance(axis, int) else axis
+    axes = as_dims(axis)
     if any(not -len(shape) <= a < len(shape) for a in axes):
-        raise ValueError(f"expected x with the axes {tuple(axes)}, found shape {shape}")
+        raise ValueError(f"expected x with the axes {axes}, found shape {shape}")
     varies = {a % len(shape) for a in axes}
     return tuple(size if i in varies else 1 for i, size in enumerate(shape))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.layer import Layer
+from .shapes import as_dims
 
 
 class NoOpLayer(Layer):
@@ -43,6 +44,9 @@ class ReshapeLayer(Layer):
 
     shape: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", as_dims(self.shape))
+
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)
         size, known = math.prod(x.shape[1:]), math.prod(n for n in self.shape if n != -1)
@@ -74,11 +78,35 @@ class FlattenLayer(Layer):
 
     keep: int = 1
 
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise ValueError(f"expected a number of axes to keep of 0 or more, found {self.keep}")
+
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        x = jnp.asarray(x)
-        if x.ndim < self.keep:
-            raise ValueError(f"expected x with at least {self.keep} axes, found shape {x.shape}")
-        return x.reshape(*x.shape[: self.keep], math.prod(x.shape[self.keep :])), st
+        return flatten(x, keep=self.keep), st
+
+
+def flatten(x: Any, *, keep: int = 1) -> jax.Array:
+    """Flatten all axes but the leading ones.
+
+    **Arguments:**
+
+    - `x`: an array with at least `keep` axes.
+    - `keep`: how many leading axes are kept: 1, the batch axis, unless given.
+
+    **Returns:** an array of `keep + 1` axes.
+
+    **Raises:** `ValueError` for fewer axes.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.flatten(jnp.ones((5, 2, 3))).shape
+    (5, 6)
+    """
+    x = jnp.asarray(x)
+    if x.ndim < keep:
+        raise ValueError(f"expected x with at least {keep} axes, found shape {x.shape}")
+    return x.reshape(*x.shape[:keep], math.prod(x.shape[keep:]))
 
 
 class SelectDim(Layer):
@@ -113,3 +141,30 @@ class SelectDim(Layer):
                 f"expected x with an index {self.index} along axis {self.axis}, found shape {x.shape}"
             )
         return jax.lax.index_in_dim(x, self.index, self.axis, keepdims=False), st
+
+
+class ReverseSequence(Layer):
+    """The same array backwards along an axis: `y[i] = x[n - 1 - i]`.
+
+    **Arguments:**
+
+    - `axis`: the axis; -2, the time axis of `(..., time, features)`, unless given.
+
+    **Inputs:** `x`, an array. **Returns:** `(y, st)` with `y` of the same shape.
+    **Parameters and states:** none.
+
+    **Raises:** `ValueError` if `x` has no such axis.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.ReverseSequence(0)(jnp.arange(3.0), {}, {})[0]
+    Array([2., 1., 0.], dtype=float32)
+    """
+
+    axis: int = -2
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        x = jnp.asarray(x)
+        if not -x.ndim <= self.axis < x.ndim:
+            raise ValueError(f"expected x with an axis {self.axis}, found shape {x.shape}")
+        return jnp.flip(x, self.axis), st

@@ -53,6 +53,7 @@ def _as_numbers(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf
     array = np.asarray(leaf)
+    array = array.astype(array.dtype.newbyteorder("="))
     return _Numbers(array.shape, array.dtype.name, array.tobytes())
 
 

@@ -1,5 +1,6 @@
 """`NeuralODE`: a layer that solves `dy/dt = model(y)`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layer import Layer, Wrapper, apply
+from ..core.calling import apply, display_name
+from ..core.layer import Layer, Wrapper
+from ..core.layout import check_same_layout
 from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
@@ -85,13 +88,19 @@ class NeuralODE(Wrapper):
         object.__setattr__(self, "saveat", _canonical(self.saveat))
         for name in ("solver", "stepsize_controller", "adjoint"):
             object.__setattr__(self, name, hashable(getattr(self, name)))
-        low, high = sorted((self.t0, self.t1))
         if isinstance(self.saveat, tuple):
+            object.__setattr__(self, "saveat", tuple(map(self._snap, self.saveat)))
+            low, high = sorted((self.t0, self.t1))
             for t in self.saveat:
                 if not low <= t <= high:
                     raise ValueError(
                         f"expected times in `saveat` from t0={self.t0} to t1={self.t1}, found {t}"
                     )
+
+    def _snap(self, t: float) -> float:
+        """Times come from float32 arrays: one within rounding of an end is that end."""
+        close = [end for end in (self.t0, self.t1) if math.isclose(t, end, rel_tol=1e-6, abs_tol=1e-9)]
+        return close[0] if close else t
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         model = Record(self.model.states(key))
@@ -142,6 +151,8 @@ class NeuralODE(Wrapper):
 
     def _check_field(self, t0: Any, y0: Any, args: Any) -> None:
         dy = jax.eval_shape(_Field(self.model, self.with_time), t0, y0, args)
+        if isinstance(y0, ComponentVector) and isinstance(dy, ComponentVector):
+            check_same_layout(y0.layout, dy.layout)
         same = jax.tree.structure(dy) == jax.tree.structure(y0)
         if not same or any(
             a.shape != b.shape for a, b in zip(jax.tree.leaves(dy), jax.tree.leaves(y0), strict=True)
@@ -172,6 +183,13 @@ class _Solution(Wrapper):
     """`NeuralODE.solve` as a call of a layer, so that its errors carry the same notes."""
 
     node: NeuralODE
+
+    @property
+    def name(self) -> str:
+        return display_name(self.node)
+
+    def __repr__(self) -> str:
+        return repr(self.node)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         return self.node._solve(x, ps, st)

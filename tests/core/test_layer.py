@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import functools
 import pickle
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -366,7 +368,7 @@ def test_wrong_declarations():
         def parameters(self):
             return {"weight": 3}
 
-    with pytest.raises(TypeError, match="'weight', found 3"):
+    with pytest.raises(TypeError, match="below 'weight': .* found 3"):
         _ = Wrong().layout
 
     class Reserved(fl.Layer):
@@ -394,3 +396,61 @@ def test_wrong_declarations():
         fl.Param((2,), 3.0)
     with pytest.raises(TypeError, match=r"Dense\(\.\.\.\)"):
         fl.Chain(fl.Dense)
+
+
+# What once went wrong
+
+
+def test_the_order_of_layers_counts():
+    one, two = fl.Chain(a=jnp.sin, b=jnp.square), fl.Chain(b=jnp.square, a=jnp.sin)
+    assert one != two
+    ps = {"a": {}, "b": {}}
+    call = jax.jit(lambda layer, x, ps, st: layer(x, ps, st)[0])
+    assert call(one, 1.0, ps, ps) == jnp.sin(1.0) ** 2
+    assert call(two, 1.0, ps, ps) == jnp.sin(1.0)
+
+
+def test_fields_take_any_dict_and_nested_lists():
+    class Options(fl.Layer):
+        options: dict
+
+    assert hash(Options({"data": 1, 2: "x", "a-b": None})) == hash(Options({"data": 1, 2: "x", "a-b": None}))
+
+    class Nested(fl.Container):
+        blocks: tuple
+
+    assert Nested([fl.NoOpLayer(), [fl.Dense(2, 2), jnp.sin]]).layout == fl.Layout(
+        {"blocks": {"layer_0": {}, "layer_1": {"layer_0": {"weight": (2, 2), "bias": (2,)}, "layer_1": {}}}}
+    )
+
+
+def test_a_subclass_with_a_class_variable_keeps_the_init_it_inherits():
+    class Forgetful(fl.Chain):
+        keeps_state_type: ClassVar[bool] = False
+
+    assert len(Forgetful(fl.Dense(2, 2), jnp.tanh)) == 2
+    assert not fl.preserves_state_type({"a": Forgetful(fl.Dense(2, 2))})
+
+
+def test_layers_copy_and_replace():
+    model = fl.Chain(fl.Dense(2, 2, jnp.tanh), head=fl.Dense(2, 1))
+    assert copy.deepcopy(model) == model
+    assert dataclasses.replace(model, name="net") == fl.Chain(*model[:1], name="net", head=fl.Dense(2, 1))
+    with pytest.raises(ValueError, match="two layers named 'layer_0'"):
+        fl.Chain(fl.Dense(2, 2), layer_0=fl.Dense(2, 2))
+
+
+def test_setup_says_what_it_cannot_take(key):
+    for wrong in ({"f": jnp.tanh}, (fl.Dense(2, 2),), fl.Param((2,), fl.initializers.ones), {"a": {"b": 3}}):
+        with pytest.raises(TypeError, match="expected a"):
+            fl.setup(key, wrong)
+    with pytest.raises(ValueError, match="below 'layer_0': 'weight'.*-3"):
+        _ = fl.Chain(fl.Dense(2, -3)).layout
+    with pytest.raises(ValueError, match="below 'a': below 'b': .*'c-d'"):
+        fl.Layout({"a": {"b": {"c-d": ()}}})
+
+
+def test_flags_inside_tuples_are_found():
+    st = fl.Record(cells=(fl.Record(training=True), fl.Record(count=1)))
+    assert fl.testmode(st).cells[0].training is False
+    assert fl.testmode({"a": {"training": True}}).a.training is False

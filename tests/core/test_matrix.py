@@ -47,6 +47,13 @@ def test_jacobian_to_an_array_is_a_vector_with_leading_axes(v, shape):
     assert_close(J.data, jnp.broadcast_to(3 * jax.grad(potential)(v).data, (*shape, 11)))
 
 
+def test_both_modes_agree(v):
+    def f(v):
+        return jnp.sin(v.data) * v.x.c
+
+    assert_close(fl.jacobian(f, mode="fwd")(v).data, fl.jacobian(f)(v).data)
+
+
 def test_hessian(v):
     H = jax.jit(fl.hessian(potential))(v)
     assert H["x.b", "y"].shape == (2, 3, 4)

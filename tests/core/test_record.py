@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flatlayers import Record
+from flatlayers import ComponentVector, Record
 
 
 def test_reads_by_attribute_name_and_path():
@@ -97,3 +97,12 @@ def test_unknown_names_come_with_the_nearest():
         _ = r.wieght
     with pytest.raises(TypeError, match="strings"):
         Record({1: 2})
+
+
+def test_equality_of_what_is_inside():
+    pair = Record(c=(jnp.ones(2), jnp.zeros(2)))
+    assert pair == Record(c=(jnp.ones(2), jnp.zeros(2))) != Record(c=(jnp.ones(2), jnp.ones(2)))
+    v = ComponentVector.of({"a": 1.0})
+    assert Record(v=v) == Record(v=v) != Record(v=2 * v)
+    assert Record(k=jax.random.key(0)) != Record(k=1.0)
+    assert 1 not in Record(a=1)

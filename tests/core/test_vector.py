@@ -357,3 +357,24 @@ def test_text_is_short_and_names_everything():
     assert "a=(2, 3)" in jax.jit(lambda v: (str(v), v)[1])(v).__repr__()
     tied = fl.Layout({"x": (2,), "y": (2,)}).tie({"y": "x"}).zeros()
     assert "the same as x" in str(tied)
+
+
+# What once went wrong
+
+
+def test_vectors_cannot_be_taken_apart_by_hand():
+    v = vector()
+    with pytest.raises(AttributeError, match="immutable"):
+        del v.data
+    with pytest.raises(TypeError, match=r"fl\.hessian"):
+        _ = jax.hessian(by_views)(v).a
+    assert fl.Layout({"self": ()}).zeros().replace(self=3.0).data == 3
+    assert_same(LAYOUT.unpack(v), v.unpack())
+
+
+def test_stacks_without_leaves_keep_the_dtype():
+    layout = fl.Layout({"o": (2, 2), "b": fl.Layout({"w": (2,)}).stack(2)}).tie({"b.w": "o"})
+    w = jnp.ones((2, 2), jnp.float32)
+    assert layout.pack({"o": w, "b": {"w": w}}).dtype == jnp.float32
+    traced = jax.jit(lambda a, b: layout.pack({"o": a, "b": {"w": b}}).data)(w, 2 * w)
+    assert_same(traced, w.ravel())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, central_difference
 
 
 def run(layer, x, dtype=float):
@@ -122,6 +122,62 @@ def test_skip_connection(key):
     assert new.connection.count == 1
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lead", [(), (5,), (4, 5)])
+def test_maxout(key, dtype, lead):
+    model = fl.Maxout(lambda: fl.Dense(3, 2), 4)
+    assert model == fl.Maxout(*[fl.Dense(3, 2)] * 4)
+    ps, st = fl.setup(key, model, dtype)
+    assert ps.layout.names == ("layer_0", "layer_1", "layer_2", "layer_3")
+    x = jax.random.normal(key, (*lead, 3), dtype)
+    weights = np.stack([np.asarray(ps[name].weight) for name in ps.layout.names])
+    expected = np.einsum("nij,...j->n...i", weights, np.asarray(x)).max(axis=0)
+    y, new = jax.jit(model)(x, ps, st)
+    assert y.dtype == dtype
+    assert new == st
+    np.testing.assert_allclose(y, expected, rtol=1e-5 if dtype == jnp.float32 else 1e-12, atol=1e-7)
+
+
+def test_maxout_gradient(key):
+    model = fl.Maxout(fl.Dense(3, 2, jnp.sin), fl.Dense(3, 2), third=fl.Dense(3, 2))
+    ps, st = fl.setup(key, model, float)
+    x = jax.random.normal(key, (4, 3))
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+
+    def loss(ps):
+        return jnp.sum(model(x, ps, st)[0] ** 2)
+
+    slope = jax.grad(loss)(ps) @ direction
+    np.testing.assert_allclose(slope, central_difference(loss, ps, direction), rtol=1e-7)
+
+
+def test_maxout_of_functions_and_layers_with_state(key):
+    assert run(fl.Maxout(jnp.sin, lambda x: 0 * x + 0.5), 0.1) == 0.5
+    model = fl.Maxout(Sum(), Sum())
+    ps, st = fl.setup(key, model, float)
+    y, new = model((1.0, 2.0), ps, st)
+    assert y == 6.0
+    assert (new.layer_0.count, new.layer_1.count) == (1, 1)
+    dropping = fl.Maxout(fl.Dropout(0.5), fl.Dropout(0.5))
+    ps, st = fl.setup(key, dropping, float)
+    x = jnp.ones(100)
+    y, new = dropping(x, ps, st)
+    assert_same(y, jnp.maximum(*(fl.Dropout(0.5)(x, {}, st[name])[0] for name in st)))
+    assert_same(dropping(x, ps, fl.testmode(st))[0], x)
+
+
+def test_maxout_of_what_does_not_fit(key):
+    for make in (lambda: fl.Maxout(), lambda: fl.Maxout(fl.NoOpLayer, 0)):
+        with pytest.raises(ValueError, match="one layer or more, found none"):
+            make()
+    with pytest.raises(TypeError, match="expected a layer or a function, found 3"):
+        fl.Maxout(fl.Dense(3, 2), 3)
+    model = fl.Maxout(fl.Dense(3, 2), fl.Dense(3, 1))
+    ps, st = fl.setup(key, model, float)
+    with pytest.raises(ValueError, match=r"outputs of one shape, found \[\(2,\), \(1,\)\]"):
+        model(jnp.ones(3), ps, st)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -130,6 +186,7 @@ def test_skip_connection(key):
         fl.BranchLayer(fl.Dense(2, 2), fl.Dense(2, 2), fusion=jnp.add),
         fl.PairwiseFusion(jnp.add, fl.Dense(2, 2)),
         fl.SkipConnection(fl.Dense(2, 2), jnp.add),
+        fl.Maxout(fl.Dense(2, 2), last=fl.Dense(2, 2)),
     ],
     ids=lambda model: type(model).__name__,
 )

@@ -15,6 +15,11 @@ LAYERS = [
 ]
 
 
+def bilinear(pair, p, bias=True):
+    z = np.einsum("...j,...k,ijk->...i", *pair, np.asarray(p.weight))
+    return np.tanh(z + np.asarray(p.bias)) if bias else z
+
+
 @pytest.mark.parametrize(("layer", "features", "formula"), LAYERS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("lead", [(), (5,), (4, 5)])
@@ -98,3 +103,71 @@ def test_a_layer_followed_by_its_inverse_has_no_gradient(key):
 
     assert (jax.grad(lambda ps: through(ps).sum())(ps).data == 0).all()
     assert (jax.jacobian(lambda ps: through(ps.unpack()))(ps).data == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lead", [(), (5,), (4, 5), (0,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_bilinear(key, dtype, lead, bias):
+    layer = fl.Bilinear(3, 4, 2, jnp.tanh if bias else None, use_bias=bias)
+    ps, st = fl.setup(key, layer, dtype)
+    ps = ps + jax.random.normal(key, ps.shape, dtype)
+    x = jax.random.normal(jax.random.key(1), (*lead, 3), dtype)
+    y = jax.random.normal(jax.random.key(2), (*lead, 4), dtype)
+    z, new = jax.jit(layer)((x, y), ps, st)
+    assert z.dtype == dtype
+    assert new == st == {}
+    rtol = 1e-5 if dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(z, bilinear((np.asarray(x), np.asarray(y)), ps, bias), rtol=rtol, atol=rtol)
+    assert z.shape == fl.output_shape(layer, (x, y)) == (*lead, 2)
+    assert fl.parameter_length(layer) == ps.size == 24 + 2 * bias
+
+
+def test_bilinear_gradient_and_vmap(key):
+    layer = fl.Bilinear(3, 4, 2, jnp.tanh)
+    ps, st = fl.setup(key, layer, float)
+    x, y = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 4))
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+
+    def loss(ps):
+        return jnp.sum(layer((x, y), ps, st)[0] ** 2)
+
+    slope = jax.grad(loss)(ps) @ direction
+    np.testing.assert_allclose(slope, central_difference(loss, ps, direction), rtol=1e-7)
+    assert_close(layer((x, y), ps, st)[0], jax.vmap(lambda x, y: layer((x, y), ps, st)[0])(x, y))
+
+
+def test_bilinear_of_one_input_and_as_a_connection(key):
+    layer = fl.Bilinear(3, 3, 2)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (5, 3))
+    assert_same(layer(x, ps, st)[0], layer((x, x), ps, st)[0])
+    model = fl.SkipConnection(fl.Dense(3, 3), layer)
+    ps, st = fl.setup(key, model, float)
+    h = np.asarray(x @ ps.layer.weight.T)
+    expected = bilinear((h, np.asarray(x)), ps.connection, bias=False)
+    np.testing.assert_allclose(model(x, ps, st)[0], expected, rtol=1e-12)
+
+
+def test_bilinear_weights_are_drawn_for_their_fans(key):
+    layer = fl.Bilinear(20, 30, 10)
+    bound = np.sqrt(6 / (20 * 30 + 10))
+    weight = fl.initial_parameters(key, layer, float).weight
+    assert 0.99 * bound < np.abs(weight).max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ((np.ones((5, 2)), np.ones((5, 4))), r"shape \(..., 3\), found shape \(5, 2\)"),
+        ((np.ones((5, 3)), np.ones((5, 3))), r"shape \(..., 4\), found shape \(5, 3\)"),
+        ((np.ones((5, 3)), np.ones((6, 4))), r"same leading axes, found shapes \(5, 3\) and \(6, 4\)"),
+        ((np.ones(3),) * 3, "tuple of 2 inputs, one for each factor, found 3"),
+        (np.ones((5, 3)), r"shape \(..., 4\), found shape \(5, 3\)"),
+    ],
+)
+def test_bilinear_of_wrong_input(key, x, message):
+    layer = fl.Bilinear(3, 4, 2)
+    ps, st = fl.setup(key, layer, float)
+    with pytest.raises(ValueError, match=message):
+        layer(x, ps, st)

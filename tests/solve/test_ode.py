@@ -95,6 +95,34 @@ def test_what_is_saved(key):
     assert_close(solution.evaluate(1.0), solution.ys[-1])
 
 
+@pytest.mark.parametrize("t1", [0.1, 0.3, 1.1, 20.0])
+def test_times_from_a_float32_array(key, t1):
+    node = fl.NeuralODE(MODEL, t1=t1, saveat=jnp.linspace(0, t1, 5, dtype=jnp.float32))
+    assert node.saveat[-1] == t1
+    for dtype in (jnp.float32, jnp.float64):
+        ps, st = fl.setup(key, node, dtype)
+        assert jnp.isfinite(node(jnp.ones(2, dtype), ps, st)[0]).all()
+
+
+def test_a_jacobian_goes_through_a_solve(key):
+    node = fl.NeuralODE(Rotation(), stepsize_controller=TIGHT)
+    ps, st = fl.setup(key, node, float)
+    y0 = fl.ComponentVector.of({"a": 1.0, "b": 0.5})
+    c, s = np.cos(2.0), np.sin(2.0)
+    J = fl.jacobian(lambda v: y0.layout.vector(node(v.data, ps, st)[0]))(y0)
+    np.testing.assert_allclose(J.data, [[c, s], [-s, c]], atol=1e-7)
+
+
+def test_errors_of_solve_are_those_of_the_layer(key):
+    node = fl.NeuralODE(fl.Dense(2, 3))
+    with pytest.raises(ValueError, match="is like y0") as info:
+        node.solve(jnp.ones(2), *fl.setup(key, node, float))
+    assert "in the layer NeuralODE: NeuralODE(Dense(2, 3))" in info.value.__notes__[0]
+    other = fl.NeuralODE(lambda y: fl.ComponentVector.of({"p": y.data}))
+    with pytest.raises(TypeError, match="same layout"):
+        other(fl.ComponentVector.of({"q": jnp.ones(2)}), *fl.setup(key, other, float))
+
+
 def test_equal_nodes_are_equal():
     def node(**options):
         return fl.NeuralODE(MODEL, **options)

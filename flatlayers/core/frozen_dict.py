@@ -1,0 +1,47 @@
+"""`FrozenDict`: what a dict in a field of a layer becomes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+
+class FrozenDict(Mapping[Any, Any]):
+    """An immutable, hashable mapping. Order counts: layers in another order are another model."""
+
+    __slots__ = ("_values",)
+    _values: dict[Any, Any]
+
+    def __init__(self, values: Mapping[Any, Any] = {}, /):
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrozenDict) and tuple(self.items()) == tuple(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("frozen dicts are immutable")
+
+    def __reduce__(self) -> Any:
+        return FrozenDict, (self._values,)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+jax.tree_util.register_pytree_node(
+    FrozenDict,
+    lambda frozen: (tuple(frozen.values()), tuple(frozen)),
+    lambda names, values: FrozenDict(dict(zip(names, values, strict=True))),
+)

@@ -1,0 +1,174 @@
+"""Attention: each token takes in a weighted mean of others."""
+
+import math
+from dataclasses import KW_ONLY
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.layer import Container, Layer
+from .dense import Dense
+from .dropout import Dropout
+from .shapes import as_dims, at_least_float32, broadcasts_to, in_common_dtype
+
+
+class MultiHeadAttention(Container):
+    """Attention with several heads: `y = out_proj([head_1, head_2, ...])` (Vaswani et al., 2017).
+
+    Each head is `softmax(q k' / sqrt(d)) v`, with its part of `d` features of the projected queries and keys.
+
+    **Arguments:**
+
+    - `dims`: the number of features of `q`, `k` and `v`, or a tuple of three numbers.
+    - `heads`: the number of heads; it divides `qk_dims` and `v_dims`.
+    - `dropout`: the probability of `Dropout` on the weights, after the softmax.
+    - `causal`: whether token `i` of the queries sees the keys 0 to `i` only.
+    - `qk_dims`, `v_dims`: the numbers of features, over all heads, of the projected queries and keys and of
+        the projected values; those of `q` unless given.
+    - `out_dims`: the number of output features; that of `q` unless given.
+
+    **Inputs:** `q`, for self-attention, or a tuple `(q, kv)`, `(q, k, v)` or `(q, k, v, mask)`: `q` of
+    shape `(*batch, queries, features)`, `k` and `v` of shape `(*batch, keys, features)`, `mask` of bools
+    that broadcasts to `(*batch, heads, queries, keys)`, true where a key is seen, or `None`.
+    **Returns:** `(y, st)` with `y` of shape `(*batch, queries, out_dims)`. A query that sees no key gets
+    zeros.
+
+    **Parameters:** those of `q_proj`, `k_proj`, `v_proj`, `out_proj`, each a `Dense` without bias.
+    **States:** those of `dropout`: `key` and `training`, if the probability is not 0.
+
+    **Raises:** `ValueError` for numbers that do not divide or shapes that do not fit, `TypeError` for a mask
+    that is not of bools.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.MultiHeadAttention(8, heads=2, causal=True)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer(jnp.ones((5, 10, 8)), ps, st)[0].shape
+    (5, 10, 8)
+    """
+
+    dims: int | tuple[int, int, int]
+    _: KW_ONLY
+    heads: int
+    dropout: float = 0.0
+    causal: bool = False
+    qk_dims: int | None = None
+    v_dims: int | None = None
+    out_dims: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(as_dims(self.dims)) not in (1, 3):
+            raise ValueError(f"expected dims, one number or three for (q, k, v), found {self.dims}")
+        layers = self.children()
+        for name in ("q_proj", "v_proj"):
+            features = layers[name].out_dims
+            if self.heads < 1 or features % self.heads:
+                raise ValueError(f"expected a number of heads that divides {features}, found {self.heads}")
+
+    def children(self) -> dict[str, Any]:
+        q, k, v = as_dims(self.dims) if isinstance(self.dims, tuple | list) else (self.dims,) * 3
+        qk_dims, v_dims, out_dims = (
+            q if size is None else size for size in (self.qk_dims, self.v_dims, self.out_dims)
+        )
+        return {
+            "q_proj": Dense(q, qk_dims, use_bias=False),
+            "k_proj": Dense(k, qk_dims, use_bias=False),
+            "v_proj": Dense(v, v_dims, use_bias=False),
+            "out_proj": Dense(v_dims, out_dims, use_bias=False),
+            "dropout": Dropout(self.dropout),
+        }
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        layers = self.children()
+
+        def project(name: str, x: Any) -> jax.Array:
+            return layers[name](x, getattr(ps, name), st[name])[0]
+
+        q, k, v, mask = _inputs(x)
+        q, k, v = (
+            _split_heads(project(name, part), self.heads)
+            for name, part in (("q_proj", q), ("k_proj", k), ("v_proj", v))
+        )
+        keep = _kept(mask, self.causal, (*q.shape[:-3], self.heads, q.shape[-3], k.shape[-3]))
+        if _is_written_out(q, v, self.dropout > 0 and st.dropout.training):
+            y, dropout = _attend(q, k, v, keep, layers["dropout"], ps.dropout, st.dropout)
+        else:
+            y, dropout = _attend_in_jax(q, k, v, keep, mask is not None), st.dropout
+        y = project("out_proj", y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
+        return y, st.replace(dropout=dropout)
+
+
+def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
+    """Queries, keys, values and mask, in shapes that fit each other."""
+    parts = x if type(x) is tuple else (x, x)
+    if len(parts) == 2:
+        parts = (parts[0], parts[1], parts[1])
+    if not 3 <= len(parts) <= 4:
+        raise ValueError(f"expected q, (q, kv), (q, k, v) or (q, k, v, mask), found a tuple of {len(parts)}")
+    q, k, v = parts[:3]
+    shapes = [jnp.shape(part) for part in (q, k, v)]
+    fits = min(map(len, shapes)) >= 2 and shapes[1][:-1] == shapes[2][:-1]
+    if not fits or shapes[0][:-2] != shapes[1][:-2]:
+        raise ValueError(
+            "expected q of shape (*batch, queries, features), k and v of shape (*batch, keys, features), "
+            f"found shapes {', '.join(map(str, shapes))}"
+        )
+    return q, k, v, parts[3] if len(parts) == 4 else None
+
+
+def _split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """`(..., tokens, features)` as `(..., tokens, heads, features of a head)`."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
+    """Which query sees which key, of the shape `(*batch, heads, queries, keys)`; `None` is all."""
+    triangle = jnp.broadcast_to(jnp.tril(jnp.ones(shape[-2:], bool)), shape) if causal else None
+    if mask is None:
+        return triangle
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"expected a mask of bools, found {mask.dtype}")
+    if not broadcasts_to(mask.shape, shape):
+        raise ValueError(
+            f"expected a mask that broadcasts to (*batch, heads, queries, keys) = {shape}, "
+            f"found shape {mask.shape}"
+        )
+    mask = jnp.broadcast_to(mask, shape)
+    return mask if triangle is None else mask & triangle
+
+
+def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
+    # `jax.nn.dot_product_attention` takes its softmax in float32, drops no weights, and has one
+    # number of features for keys and values.
+    return drops or q.dtype == jnp.float64 or v.dtype == jnp.float64 or q.shape[-1] != v.shape[-1]
+
+
+def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Any, st: Any) -> tuple[Any, Any]:
+    """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
+    scores = jnp.einsum("...qhd,...khd->...hqk", q, k) / math.sqrt(q.shape[-1])
+    scores = scores.astype(at_least_float32(scores.dtype))
+    if keep is not None:
+        scores = jnp.where(keep, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if keep is not None:
+        weights = jnp.where(keep, weights, jnp.zeros_like(weights))
+    weights, st = dropout(weights.astype(v.dtype), ps, st)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, v), st
+
+
+def _attend_in_jax(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+    """The same without dropout, by JAX, which has one batch axis."""
+    batch = q.shape[:-3]
+    parts = in_common_dtype(q, k, v)
+    q, k, v = (part.reshape(math.prod(batch), *part.shape[-3:]) for part in parts)
+    if keep is not None:
+        keep = keep.reshape(math.prod(batch), *keep.shape[-3:])
+    with jax.numpy_dtype_promotion("standard"):  # It mixes half precisions with float32.
+        y = jax.nn.dot_product_attention(q, k, v, mask=keep)
+    if keep is not None and may_see_none:
+        sees = jnp.swapaxes(keep.any(axis=-1), -1, -2)[..., None]
+        y = jnp.where(sees, y, jnp.zeros_like(y))
+    return y.reshape(*batch, *y.shape[-3:])

@@ -1,0 +1,399 @@
+"""Layers that bring numbers to mean 0 and variance 1."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.layer import Layer, Param
+from ..core.record import Record
+from ..initializers import ones, zeros
+from .shapes import along_last, as_dims, as_floating, at_least_float32, check_trailing
+
+
+class BatchNorm(Layer):
+    """Normalise each channel over the batch: `y = activation(scale * z + bias)`.
+
+    Here `z = (x - mean) / sqrt(var + epsilon)`. In training, `mean` and `var` are those of all numbers of
+    the channel in `x`, with the biased variance. The running values follow them, `new = (1 - momentum) * old
+    + momentum * batch`, with the unbiased variance. In test mode they take their place, and the layer is
+    an affine map (Ioffe and Szegedy, 2015).
+
+    **Arguments:**
+
+    - `channels`: the number of channels.
+    - `activation`: an elementwise function; `None` is the identity.
+    - `affine`: whether there are `scale` and `bias`.
+    - `track_stats`: whether there are running values; without them both modes use those of `x`.
+    - `epsilon`: added to the variance.
+    - `momentum`: the weight of the newest batch in the running values.
+    - `axis_name`: the name, or names, of mapped axes (`jax.vmap`, `jax.shard_map`) over which the
+        statistics are taken too: those of the whole batch, where each device has a part of it. In
+        training the layer then runs inside such a map only.
+
+    **Inputs:** `x` of shape `(..., channels)`, floating. **Returns:** `(y, st)` with `y` of the same shape.
+
+    **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
+    (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
+
+    **Raises:** `ValueError` for another number of channels, and for a single number a channel where the
+    statistics of `x` are used.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.BatchNorm(2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> y, st = layer(jnp.array([[1.0, 10.0], [3.0, 30.0]]), ps, st)
+    >>> y.round(3)
+    Array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> st.running_mean
+    Array([0.2, 2. ], dtype=float32)
+    >>> y, st = layer(jnp.ones(2), ps, fl.testmode(st))
+    >>> y.shape
+    (2,)
+    """
+
+    channels: int
+    activation: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    affine: bool = True
+    track_stats: bool = True
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+    axis_name: str | tuple[str, ...] | None = None
+
+    def parameters(self) -> dict[str, Param]:
+        return scale_and_bias((self.channels,), self.affine)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        return running_values(self.channels) if self.track_stats else {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        check_trailing(x, (self.channels,))
+        x = as_floating(x)
+        y, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
+        return finish(y, ps, self.affine, self.activation), st
+
+
+class GroupNorm(Layer):
+    """Normalise groups of channels in each sample: `y = activation(scale * z + bias)`.
+
+    Here `z = (x - mean) / sqrt(var + epsilon)`, where `mean` and `var` are those of the channels of one group
+    over the spatial axes (Wu and He, 2018). One group normalises over all but the batch; as many groups as
+    channels are an `InstanceNorm`.
+
+    **Arguments:**
+
+    - `channels`: the number of channels.
+    - `groups`: the number of groups of neighbouring channels; it divides `channels`.
+    - `activation`: an elementwise function; `None` is the identity.
+    - `affine`: whether there are `scale` and `bias`.
+    - `epsilon`: added to the variance.
+
+    **Inputs:** `x` of shape `(batch, *spatial, channels)`, floating. **Returns:** `(y, st)` with `y` of
+    the same shape.
+
+    **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** none.
+
+    **Raises:** `ValueError` for groups that do not divide the channels, another number of channels, no
+    batch axis, or a single number a group.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.GroupNorm(4, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer(jnp.array([[1.0, 3.0, 10.0, 30.0]]), ps, st)[0].round(3)
+    Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+
+    channels: int
+    groups: int
+    activation: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    affine: bool = True
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.channels % self.groups:
+            raise ValueError(f"expected groups that divide {self.channels} channels, found {self.groups}")
+
+    def parameters(self) -> dict[str, Param]:
+        return scale_and_bias((self.channels,), self.affine)
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        check_samples(x, self.channels)
+        x = as_floating(x)
+        grouped = x.reshape(*x.shape[:-1], self.groups, self.channels // self.groups)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        check_several(math.prod(grouped.shape[a] for a in axes), x)
+        y = normalise(grouped, axis=axes, epsilon=self.epsilon).reshape(x.shape)
+        return finish(y, ps, self.affine, self.activation), st
+
+
+class InstanceNorm(Layer):
+    """Normalise each channel of each sample: `y = activation(scale * z + bias)`.
+
+    Here `z = (x - mean) / sqrt(var + epsilon)`, where `mean` and `var` are those of one channel of one sample
+    over the spatial axes (Ulyanov et al., 2016). With `track_stats` the running values follow their
+    averages over the batch, as in `BatchNorm`, and take their place in test mode.
+
+    **Arguments:**
+
+    - `channels`: the number of channels.
+    - `activation`: an elementwise function; `None` is the identity.
+    - `affine`: whether there are `scale` and `bias`.
+    - `track_stats`: whether there are running values; without them both modes are the same.
+    - `epsilon`: added to the variance.
+    - `momentum`: the weight of the newest batch in the running values.
+
+    **Inputs:** `x` of shape `(batch, *spatial, channels)`, floating. **Returns:** `(y, st)` with `y` of
+    the same shape.
+
+    **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
+    (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
+
+    **Raises:** `ValueError` for another number of channels, no batch axis, and for a single number a channel
+    and sample where the statistics of `x` are used.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.InstanceNorm(1)(jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]]), {}, {})[0][..., 0].round(3)
+    Array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+
+    channels: int
+    activation: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    affine: bool = False
+    track_stats: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    def parameters(self) -> dict[str, Param]:
+        return scale_and_bias((self.channels,), self.affine)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        return running_values(self.channels) if self.track_stats else {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        check_samples(x, self.channels)
+        x = as_floating(x)
+        y, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
+        return finish(y, ps, self.affine, self.activation), st
+
+
+class LayerNorm(Layer):
+    """Normalise the features of each sample: `y = activation(scale * z + bias)`.
+
+    Here `z = (x - mean) / sqrt(var + epsilon)`, where `mean` and `var` are those of the last axes, those of
+    `shape`, and never of the batch (Ba et al., 2016).
+
+    **Arguments:**
+
+    - `shape`: the shape of the features, an integer or a tuple.
+    - `activation`: an elementwise function; `None` is the identity.
+    - `affine`: whether there are `scale` and `bias`.
+    - `epsilon`: added to the variance.
+
+    **Inputs:** `x` of shape `(..., *shape)`, floating. **Returns:** `(y, st)` with `y` of the same shape.
+
+    **Parameters:** `scale shape`, `bias shape`, if `affine`. **States:** none.
+
+    **Raises:** `ValueError` for features of another shape, or a `shape` without an axis.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.LayerNorm(2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer(jnp.array([[1.0, 3.0], [10.0, 30.0]]), ps, st)[0].round(3)
+    Array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+
+    shape: int | tuple[int, ...]
+    activation: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    affine: bool = True
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_has_axes(self.shape)
+
+    def parameters(self) -> dict[str, Param]:
+        return scale_and_bias(as_dims(self.shape), self.affine)
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        check_trailing(x, as_dims(self.shape))
+        y = normalise(x, axis=last_axes(self.shape), epsilon=self.epsilon)
+        return finish(y, ps, self.affine, self.activation), st
+
+
+class RMSNorm(Layer):
+    """Divide features by their root mean square: `y = scale * x / sqrt(mean(x²) + epsilon)`.
+
+    The mean is over the last axes, those of `shape`, and never over the batch (Zhang and Sennrich, 2019).
+
+    **Arguments:**
+
+    - `shape`: the shape of the features, an integer or a tuple.
+    - `affine`: whether there is a `scale`.
+    - `epsilon`: added to the mean square.
+
+    **Inputs:** `x` of shape `(..., *shape)`, floating. **Returns:** `(y, st)` with `y` of the same shape.
+
+    **Parameters:** `scale shape`, if `affine`. **States:** none.
+
+    **Raises:** `ValueError` for features of another shape, or a `shape` without an axis.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.RMSNorm(2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer(jnp.array([[1.0, 1.0], [-3.0, 3.0]]), ps, st)[0].round(3)
+    Array([[ 1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+
+    shape: int | tuple[int, ...]
+    _: KW_ONLY
+    affine: bool = True
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_has_axes(self.shape)
+
+    def parameters(self) -> dict[str, Param]:
+        return {"scale": Param(as_dims(self.shape), ones)} if self.affine else {}
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        check_trailing(x, as_dims(self.shape))
+        x = as_floating(x)
+        wide = x.astype(at_least_float32(x.dtype))
+        square = jnp.mean(wide * wide, last_axes(self.shape), keepdims=True)
+        y = (wide * jax.lax.rsqrt(square + self.epsilon)).astype(x.dtype)
+        return along_last(ps.scale, y.ndim) * y if self.affine else y, st
+
+
+def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
+    """Bring `x` to mean 0 and variance 1 along axes: `(x - mean) / sqrt(var + epsilon)`.
+
+    **Arguments:**
+
+    - `x`: a floating array.
+    - `axis`: the axis or axes of which the mean and the biased variance are taken.
+    - `epsilon`: added to the variance.
+
+    **Returns:** an array of the same shape and dtype; half precisions compute in float32.
+
+    **Raises:** `ValueError` for an axis that `x` does not have, `TypeError` if `x` is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.normalise(jnp.array([1.0, 3.0]), axis=0).round(3)
+    Array([-1.,  1.], dtype=float32)
+    """
+    x = as_floating(x)
+    axes = as_dims(axis)
+    if any(not -x.ndim <= a < x.ndim for a in axes):
+        raise ValueError(f"expected x with the axes {axes}, found shape {x.shape}")
+    return standardise(x, *moments(x, axes), epsilon)
+
+
+# Moments
+
+
+def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance with axes of size 1 left in place, in float32 at least."""
+    x = x.astype(at_least_float32(x.dtype))
+    mean = over_devices(jnp.mean(x, axes, keepdims=True), axis_name)
+    # From the mean, not as mean(x²) - mean², which loses all digits where the mean is large.
+    return mean, over_devices(jnp.mean(jnp.square(x - mean), axes, keepdims=True), axis_name)
+
+
+def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def standardise(x: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+    """`(x - mean) / sqrt(var + epsilon)`, computed in the dtype of the moments, in the dtype of `x`."""
+    return ((x.astype(mean.dtype) - mean) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
+
+
+def finish(y: jax.Array, ps: Any, affine: bool, activation: Callable[[Any], Any] | None) -> Any:
+    """The scale, the bias and the activation."""
+    if affine:
+        y = along_last(ps.scale, y.ndim) * y + along_last(ps.bias, y.ndim)
+    return y if activation is None else activation(y)
+
+
+def scale_and_bias(shape: tuple[int, ...], affine: bool) -> dict[str, Param]:
+    return {"scale": Param(shape, ones), "bias": Param(shape, zeros)} if affine else {}
+
+
+# Running values
+
+
+def running_values(channels: int) -> dict[str, Any]:
+    return {"running_mean": jnp.zeros(channels), "running_var": jnp.ones(channels), "training": True}
+
+
+def tracked(layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None) -> Any:
+    """`x` standardised by its own moments, which the running values follow, or in test mode by these."""
+    if layer.track_stats and not st.training:
+        dtype = at_least_float32(x.dtype)
+        mean = along_last(st.running_mean.astype(dtype), x.ndim)
+        var = along_last(st.running_var.astype(dtype), x.ndim)
+        return standardise(x, mean, var, layer.epsilon), st
+    devices = 1 if axis_name is None else int(jax.lax.psum(1, axis_name))
+    count = check_several(devices * math.prod(x.shape[a] for a in axes), x)
+    mean, var = moments(x, axes, axis_name)
+    new = follow(st, mean, var, count, layer.momentum) if layer.track_stats else st
+    return standardise(x, mean, var, layer.epsilon), new
+
+
+def follow(st: Record, mean: jax.Array, var: jax.Array, count: int, momentum: float) -> Record:
+    """The state with the running values moved towards the moments of `count` numbers a channel."""
+
+    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        # What is remembered is not differentiated: no gradient passes from call to call.
+        batch = jax.lax.stop_gradient(jnp.mean(new, tuple(range(new.ndim - 1)))).astype(old.dtype)
+        return (1 - momentum) * old + momentum * batch
+
+    unbiased = count / (count - 1) * var
+    return st.replace(running_mean=moved(st.running_mean, mean), running_var=moved(st.running_var, unbiased))
+
+
+# What is checked
+
+
+def check_several(count: int, x: jax.Array) -> int:
+    """The number of values that each statistic is of. **Raises:** `ValueError` unless there are several."""
+    if count < 2:
+        raise ValueError(
+            f"expected more than one value for each mean and variance, found {count} in x of shape {x.shape}"
+        )
+    return count
+
+
+def check_samples(x: Any, channels: int) -> None:
+    shape = jnp.shape(x)
+    if len(shape) < 2 or shape[-1] != channels:
+        raise ValueError(f"expected x of shape (batch, ..., {channels}), found shape {shape}")
+
+
+def check_has_axes(shape: int | tuple[int, ...]) -> None:
+    if not as_dims(shape):
+        raise ValueError(f"expected a shape with at least one axis, found {shape}")
+
+
+def last_axes(shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(-len(as_dims(shape)), 0))

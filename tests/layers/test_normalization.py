@@ -1,0 +1,342 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_close, central_difference
+
+
+def over(x, axes, epsilon=1e-5):
+    """The definition, in NumPy."""
+    x = np.asarray(x)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
+
+
+def in_groups(x, groups):
+    parts = np.split(np.asarray(x), groups, axis=-1)
+    return np.concatenate([over(part, tuple(range(1, x.ndim))) for part in parts], axis=-1)
+
+
+def rms(x, axes, epsilon=1e-5):
+    x = np.asarray(x)
+    return x / np.sqrt((x * x).mean(axes, keepdims=True) + epsilon)
+
+
+# The layer, the shape of its input, and what it makes of it in training before scale and bias.
+LAYERS = [
+    (fl.BatchNorm(4), (6, 4), lambda x: over(x, (0,))),
+    (fl.BatchNorm(4, epsilon=0.1), (2, 3, 5, 4), lambda x: over(x, (0, 1, 2), 0.1)),
+    (fl.BatchNorm(4, affine=False, track_stats=False), (6, 4), lambda x: over(x, (0,))),
+    (fl.GroupNorm(4, 2), (3, 5, 4), lambda x: in_groups(x, 2)),
+    (fl.GroupNorm(6, 2, affine=False), (3, 6), lambda x: in_groups(x, 2)),
+    (fl.GroupNorm(4, 1), (2, 3, 2, 4), lambda x: over(x, (1, 2, 3))),
+    (fl.InstanceNorm(4), (3, 5, 4), lambda x: over(x, (1,))),
+    (fl.InstanceNorm(2, affine=True, track_stats=True), (3, 5, 4, 2), lambda x: over(x, (1, 2))),
+    (fl.LayerNorm(5), (5,), lambda x: over(x, (-1,))),
+    (fl.LayerNorm(5, epsilon=0.1), (2, 3, 5), lambda x: over(x, (-1,), 0.1)),
+    (fl.LayerNorm((3, 5)), (2, 3, 5), lambda x: over(x, (-2, -1))),
+    (fl.LayerNorm((5,), affine=False), (2, 5), lambda x: over(x, (-1,))),
+    (fl.RMSNorm(5), (5,), lambda x: rms(x, (-1,))),
+    (fl.RMSNorm((3, 5), epsilon=0.1), (2, 3, 5), lambda x: rms(x, (-2, -1), 0.1)),
+    (fl.RMSNorm(5, affine=False), (2, 5), lambda x: rms(x, (-1,))),
+]
+IDS = [repr(layer) for layer, *_ in LAYERS]
+layers = pytest.mark.parametrize(("layer", "shape", "formula"), LAYERS, ids=IDS)
+
+
+def inputs(shape, dtype=float, seed=1):
+    return 3 * jax.random.normal(jax.random.key(seed), shape, dtype) + 2
+
+
+def started(layer, dtype=float):
+    """Parameters that are not ones and zeros."""
+    ps, st = fl.setup(jax.random.key(0), layer, dtype)
+    return ps + jax.random.normal(jax.random.key(2), ps.shape, dtype), st
+
+
+@layers
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_formula(layer, shape, formula, dtype):
+    ps, st = started(layer, dtype)
+    x = inputs(shape, dtype)
+    y, new = jax.jit(layer)(x, ps, st)
+    expected = formula(np.asarray(x, float))
+    if layer.affine:
+        expected = np.asarray(ps.scale) * expected + (np.asarray(ps.bias) if "bias" in ps.layout else 0)
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+    assert y.dtype == dtype
+    assert y.shape == shape == fl.output_shape(layer, x)
+    assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, st)
+
+
+@layers
+def test_declared(layer, shape, formula):
+    ps, st = fl.setup(jax.random.key(0), layer)
+    features = layer.shape if hasattr(layer, "shape") else layer.channels
+    names = ("scale",) if isinstance(layer, fl.RMSNorm) else ("scale", "bias")
+    assert ps.layout == fl.Layout(dict.fromkeys(names, features) if layer.affine else {})
+    assert ps.size == fl.parameter_length(layer)
+    if layer.affine:
+        assert (ps.scale == 1).all()
+        assert "bias" not in ps.layout or (ps.bias == 0).all()
+    tracked = getattr(layer, "track_stats", False)
+    assert tuple(st) == (("running_mean", "running_var", "training") if tracked else ())
+    assert fl.state_length(layer) == (2 * layer.channels + 1 if tracked else 0)
+    assert fl.preserves_state_type(layer)
+    assert eval(repr(layer), vars(fl)) == layer
+
+
+@layers
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient(layer, shape, formula, training):
+    ps, st = started(layer)
+    st = fl.trainmode(st) if training else fl.testmode(st)
+    x, direction = inputs(shape), inputs(shape, seed=3)
+    weight = inputs(shape, seed=4)
+
+    def loss(x, ps):
+        return jnp.sum(weight * layer(x, ps, st)[0])
+
+    slope = jnp.vdot(jax.jit(jax.grad(loss))(x, ps), direction)
+    difference = central_difference(lambda x: loss(x, ps), x, direction)
+    np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-7)
+    if ps.size:
+        direction = ps.map(jnp.sin)
+        slope = jax.grad(loss, argnums=1)(x, ps) @ direction
+        np.testing.assert_allclose(
+            slope, central_difference(lambda ps: loss(x, ps), ps, direction), rtol=1e-7, atol=1e-7
+        )
+
+
+@layers
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_computes_in_float32(layer, shape, formula, dtype):
+    ps, st = fl.setup(jax.random.key(0), layer, dtype)
+    # A mean so large that its square, and a variance such as mean(x²) - mean², are out of reach.
+    x = (inputs(shape) + 500).astype(dtype)
+    y, new = jax.jit(layer)(x, ps, st)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.astype(float), formula(np.asarray(x, float)), rtol=1e-2, atol=1e-2)
+    assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, st)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(st))
+
+
+def test_activation():
+    for layer in (
+        fl.BatchNorm(3, jnp.tanh),
+        fl.GroupNorm(3, 1, jnp.tanh),
+        fl.InstanceNorm(3, jnp.tanh),
+        fl.LayerNorm(3, jnp.tanh),
+    ):
+        plain = type(layer)(3, 1) if isinstance(layer, fl.GroupNorm) else type(layer)(3)
+        ps, st = fl.setup(jax.random.key(0), layer, float)
+        x = inputs((2, 5, 3))
+        assert_close(layer(x, ps, st)[0], jnp.tanh(plain(x, ps, st)[0]))
+
+
+@pytest.mark.parametrize("layer", [fl.GroupNorm(4, 2), fl.InstanceNorm(4), fl.LayerNorm(4), fl.RMSNorm(4)])
+def test_samples_do_not_see_each_other(layer):
+    ps, st = started(layer)
+    x = inputs((3, 5, 4))
+    y = layer(x, ps, st)[0]
+    assert_close(y, jax.vmap(lambda x: layer(x[None], ps, st)[0][0])(x))
+    assert_close(y[:1], layer(x[:1], ps, st)[0])
+
+
+def test_groups_of_one_channel_are_instances():
+    x = inputs((3, 5, 2, 4))
+    group, instance = fl.GroupNorm(4, 4), fl.InstanceNorm(4, affine=True)
+    ps, _ = started(group)
+    assert_close(group(x, ps, {})[0], instance(x, ps, {})[0])
+
+
+# BatchNorm
+
+
+def test_test_mode_is_an_affine_map(key):
+    layer = fl.BatchNorm(3)
+    ps, st = started(layer)
+    st = st.replace(running_mean=jnp.array([1.0, -2.0, 3.0]), running_var=jnp.array([4.0, 0.5, 9.0]))
+    st = fl.testmode(st)
+
+    def f(x):
+        y, new = layer(x, ps, st)
+        assert new == st
+        return y
+
+    x, other = inputs((5, 3)), inputs((5, 3), seed=5)
+    assert_close(f(0.3 * x + 0.7 * other), 0.3 * f(x) + 0.7 * f(other))
+    slope = ps.scale / jnp.sqrt(st.running_var + 1e-5)
+    assert_close(f(jnp.zeros(3)), ps.bias - slope * st.running_mean)
+    assert_close(jax.jacobian(f)(x[0]), jnp.diag(slope))
+    assert_close(f(x), jax.vmap(f)(x))
+    assert_close(f(x[0]), f(x)[0])
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.25, 1.0])
+def test_running_values_have_a_closed_form(momentum):
+    layer = fl.BatchNorm(3, momentum=momentum)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    batches = [inputs((4, 2, 3), seed=seed) for seed in range(5)]
+    for x in batches:
+        _, st = jax.jit(layer)(x, ps, st)
+    weights = [momentum * (1 - momentum) ** (4 - i) for i in range(5)]
+    means = [np.mean(x, (0, 1)) for x in batches]
+    unbiased = [np.var(x, (0, 1), ddof=1) for x in batches]
+    mean = sum(w * m for w, m in zip(weights, means, strict=True))
+    var = (1 - momentum) ** 5 + sum(w * v for w, v in zip(weights, unbiased, strict=True))
+    np.testing.assert_allclose(st.running_mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(st.running_var, var, rtol=1e-12)
+
+
+def test_running_values_of_instances_are_averages_over_the_batch():
+    layer = fl.InstanceNorm(3, track_stats=True, momentum=0.2)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    x = inputs((4, 5, 2, 3))
+    _, new = layer(x, ps, st)
+    np.testing.assert_allclose(new.running_mean, 0.2 * np.mean(x, (0, 1, 2)), rtol=1e-12)
+    unbiased = np.var(x, (1, 2), ddof=1).mean(0)
+    np.testing.assert_allclose(new.running_var, 0.8 + 0.2 * unbiased, rtol=1e-12)
+    y, same = layer(x, ps, fl.testmode(new))
+    assert same == fl.testmode(new)
+    expected = (x - new.running_mean[None, None, None]) / jnp.sqrt(new.running_var + 1e-5)[None, None, None]
+    assert_close(y, expected)
+
+
+def test_no_statistics_no_modes():
+    layer = fl.BatchNorm(3, track_stats=False)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    assert st == {}
+    assert_close(layer(inputs((5, 3)), ps, st)[0], over(inputs((5, 3)), (0,)))
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(jnp.float32, 32), (jnp.float64, 64), (jnp.bfloat16, 32)])
+@pytest.mark.parametrize("made_with", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_a_state_never_changes_its_dtype(dtype, width, made_with):
+    layer = fl.BatchNorm(3, affine=False)
+    st = fl.initial_states(jax.random.key(0), layer, dtype)
+    assert st.running_mean.dtype == st.running_var.dtype == f"float{width}"
+    for state in (st, fl.testmode(st)):
+        y, new = layer(inputs((5, 3)).astype(made_with), {}, state)
+        assert y.dtype == made_with
+        assert new.running_mean.dtype == new.running_var.dtype == f"float{width}"
+
+
+def test_no_gradient_through_the_running_values():
+    layer = fl.BatchNorm(3)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    slope = jax.grad(lambda x: layer(x, ps, st)[1].running_var.sum())(inputs((5, 3)))
+    assert (slope == 0).all()
+
+
+def test_a_large_mean_costs_no_digits():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)) + 1e4, jnp.float32)
+    layer = fl.BatchNorm(3)
+    ps, st = fl.setup(jax.random.key(0), layer)
+    np.testing.assert_allclose(layer(x, ps, st)[0], over(np.asarray(x, float), (0,)), atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 4, 3)])
+def test_axis_name_takes_the_whole_batch(shape):
+    layer, whole = fl.BatchNorm(3, axis_name="devices"), fl.BatchNorm(3)
+    ps, st = started(layer)
+    x = inputs(shape)
+    apart = jax.vmap(
+        lambda x: layer(x, ps, st), axis_name="devices", out_axes=(0, None)
+    )  # one sample on each device
+    y, new = jax.jit(apart)(x)
+    expected, state = whole(x, ps, st)
+    assert_close(y, expected)
+    assert_close(new, state)
+    test = fl.testmode(new)
+    assert_close(layer(x, ps, test)[0], whole(x, ps, test)[0])
+    gradient = jax.grad(lambda x: jnp.sum(apart(x)[0] ** 3))(x)
+    assert_close(gradient, jax.grad(lambda x: jnp.sum(whole(x, ps, st)[0] ** 3))(x), rtol=1e-9)
+
+
+def test_two_axis_names():
+    layer = fl.BatchNorm(3, axis_name=("hosts", "devices"))
+    ps, st = started(layer)
+    x = inputs((2, 3, 4, 3))
+    inner = jax.vmap(lambda x: layer(x, ps, st), axis_name="devices", out_axes=(0, None))
+    y, new = jax.vmap(inner, axis_name="hosts", out_axes=(0, None))(x)
+    expected, state = fl.BatchNorm(3)(x, ps, st)
+    assert_close((y, new), (expected, state))
+
+
+def test_one_device_of_a_mesh():
+    layer = fl.BatchNorm(3, axis_name="devices")
+    ps, st = started(layer)
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    apart = jax.shard_map(
+        lambda x: layer(x, ps, st), mesh=mesh, in_specs=spec("devices"), out_specs=(spec("devices"), spec())
+    )
+    x = inputs((6, 3))
+    assert_close(jax.jit(apart)(x), fl.BatchNorm(3)(x, ps, st))
+
+
+# normalise
+
+
+@pytest.mark.parametrize("axis", [0, -1, (0, 2), (-1, 0)])
+def test_normalise(axis):
+    x = inputs((3, 4, 5))
+    y = fl.normalise(x, axis=axis, epsilon=0.0)
+    np.testing.assert_allclose(y, over(x, axis, 0.0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.mean(y, axis), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.var(y, axis), 1.0, rtol=1e-12)
+    assert fl.normalise(x.astype(jnp.float16), axis=axis, epsilon=0.0).dtype == jnp.float16
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (fl.BatchNorm(3), (5, 4), r"\(..., 3\), found shape \(5, 4\)"),
+        (fl.BatchNorm(3), (3,), r"more than one value .* found 1 in x of shape \(3,\)"),
+        (fl.BatchNorm(3), (1, 3), "more than one value"),
+        (fl.BatchNorm(3), (0, 3), "more than one value .* found 0"),
+        (fl.BatchNorm(3, track_stats=False), (1, 3), "more than one value"),
+        (fl.GroupNorm(4, 2), (5, 6), r"\(batch, ..., 4\), found shape \(5, 6\)"),
+        (fl.GroupNorm(4, 2), (4,), r"\(batch, ..., 4\), found shape \(4,\)"),
+        (fl.GroupNorm(4, 4), (5, 4), "more than one value"),
+        (fl.InstanceNorm(4), (5, 3, 6), r"\(batch, ..., 4\), found shape"),
+        (fl.InstanceNorm(4), (5, 1, 4), "more than one value"),
+        (fl.InstanceNorm(4), (5, 4), "more than one value"),
+        (fl.LayerNorm((2, 3)), (2, 4), r"\(..., 2, 3\), found shape \(2, 4\)"),
+        (fl.RMSNorm(3), (), r"\(..., 3\), found shape \(\)"),
+    ],
+)
+def test_input_that_does_not_fit(layer, shape, message):
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    for call in (layer, jax.jit(layer)):
+        with pytest.raises(ValueError, match=message):
+            call(jnp.ones(shape), ps, st)
+
+
+def test_one_sample_is_enough_in_test_mode_and_with_space():
+    layer = fl.BatchNorm(3)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    assert layer(jnp.ones((1, 3)), ps, fl.testmode(st))[0].shape == (1, 3)
+    assert layer(inputs((1, 2, 3)), ps, st)[0].shape == (1, 2, 3)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="divide 4 channels, found 3"):
+        fl.GroupNorm(4, 3)
+    with pytest.raises(ValueError, match="divide 4 channels, found 0"):
+        fl.GroupNorm(4, 0)
+    for cls in (fl.LayerNorm, fl.RMSNorm):
+        with pytest.raises(ValueError, match=r"at least one axis, found \(\)"):
+            cls(())
+    with pytest.raises(ValueError, match=r"axes \(2,\), found shape \(3, 4\)"):
+        fl.normalise(jnp.ones((3, 4)), axis=2)
+    for layer in (fl.BatchNorm(3), fl.GroupNorm(3, 1), fl.InstanceNorm(3), fl.LayerNorm(3), fl.RMSNorm(3)):
+        ps, st = fl.setup(jax.random.key(0), layer, float)
+        with pytest.raises(TypeError, match=r"floating x, found int64\[2, 5, 3\]"):
+            layer(jnp.ones((2, 5, 3), int), ps, st)

@@ -1,0 +1,396 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_close, assert_same, central_difference, count_primitives
+
+
+CELLS = [fl.RNNCell, fl.LSTMCell, fl.GRUCell]
+TIME_AXES = [(-2, (2, 5, 3)), (0, (5, 2, 3)), (-1, (2, 3, 5))]
+OVER_TIME = {fl.RNNCell: fl.RNN, fl.LSTMCell: fl.LSTM, fl.GRUCell: fl.GRU}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def affine(weight, bias, rows, x):
+    return x @ np.asarray(weight)[rows].T + np.asarray(bias)[rows]
+
+
+def parts(ps, x, h, count):
+    """Each gate's two products, one gate after another."""
+    size = h.shape[-1]
+    for gate in range(count):
+        rows = slice(gate * size, (gate + 1) * size)
+        yield affine(ps.weight_ih, ps.bias_ih, rows, x), affine(ps.weight_hh, ps.bias_hh, rows, h)
+
+
+def rnn_step(ps, x, h):
+    ((a, b),) = parts(ps, x, h, 1)
+    return (np.tanh(a + b),)
+
+
+def lstm_step(ps, x, h, c):
+    i, f, g, o = (a + b for a, b in parts(ps, x, h, 4))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def gru_step(ps, x, h):
+    (rx, rh), (zx, zh), (nx, nh) = parts(ps, x, h, 3)
+    r, z = sigmoid(rx + rh), sigmoid(zx + zh)
+    n = np.tanh(nx + r * nh)
+    return ((1 - z) * n + z * h,)
+
+
+STEPS = {fl.RNNCell: rnn_step, fl.LSTMCell: lstm_step, fl.GRUCell: gru_step}
+
+
+def written_out(make, ps, x, hidden):
+    """The hidden states of all steps, `x` of shape `(..., time, in)`, from zero."""
+    x = np.asarray(x)
+    carry = (np.zeros((*x.shape[:-2], hidden), x.dtype),) * (2 if make is fl.LSTMCell else 1)
+    ys = []
+    for t in range(x.shape[-2]):
+        carry = STEPS[make](ps, x[..., t, :], *carry)
+        ys.append(carry[0])
+    return np.stack(ys, axis=-2), carry
+
+
+@partial(jax.jit, static_argnums=0)
+def fold(cell, xs, ps, st):
+    """The outputs of a cell over a list of inputs, one call after another."""
+    (y, carry), st = cell(xs[0], ps, st)
+    ys = [y]
+    for x in xs[1:]:
+        (y, carry), st = cell((x, carry), ps, st)
+        ys.append(y)
+    return ys, carry, st
+
+
+@partial(jax.jit, static_argnums=0)
+def run(layer, x, ps, st):
+    return layer(x, ps, st)
+
+
+class Noisy(fl.Container):
+    """A cell with dropout before it, and a mask that stays, so that its state has all kinds of things."""
+
+    inner: fl.Layer
+    drop: fl.Layer = fl.Dropout(0.5)
+    hold: fl.Layer = fl.VariationalHiddenDropout(0.5)
+
+    def forward(self, x, ps, st):
+        x, *carry = x if isinstance(x, tuple) else (x,)
+        x, drop = self.drop(x, ps.drop, st.drop)
+        x, hold = self.hold(x, ps.hold, st.hold)
+        y, inner = self.inner((x, *carry) if carry else x, ps.inner, st.inner)
+        return y, st.replace(inner=inner, drop=drop, hold=hold)
+
+
+@pytest.mark.parametrize("make", CELLS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_equations(key, make, dtype, lead):
+    layer = OVER_TIME[make](3, 4, return_sequence=True)
+    ps, st = fl.setup(key, layer, dtype)
+    x = jax.random.normal(jax.random.key(1), (*lead, 5, 3), dtype)
+    expected, carry = written_out(make, ps, x, 4)
+    rtol = 1e-5 if dtype == jnp.float32 else 1e-12
+    y, new = run(layer, x, ps, st)
+    assert y.dtype == dtype
+    assert new == st == {}
+    np.testing.assert_allclose(y, expected, rtol=rtol, atol=rtol)
+    assert y.shape == fl.output_shape(layer, x)
+    last = run(fl.Recurrence(layer.cell), x, ps, st)[0]
+    np.testing.assert_allclose(last, expected[..., -1, :], rtol=rtol, atol=rtol)
+    ys, found, _ = fold(layer.cell, [x[..., t, :] for t in range(5)], ps, st)
+    np.testing.assert_allclose(ys[-1], expected[..., -1, :], rtol=rtol, atol=rtol)
+    assert isinstance(found, tuple)
+    for a, b in zip(found, carry, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize(("make", "gates"), [(fl.RNNCell, 1), (fl.LSTMCell, 4), (fl.GRUCell, 3)])
+def test_parameters(key, make, gates):
+    cell = make(3, 16)
+    ps, _ = fl.setup(key, cell)
+    n = gates * 16
+    assert {name: slot.shape for name, slot in cell.layout.slots()} == {
+        "weight_ih": (n, 3),
+        "weight_hh": (n, 16),
+        "bias_ih": (n,),
+        "bias_hh": (n,),
+    }
+    assert fl.parameter_length(cell) == ps.size == n * (3 + 16 + 2)
+    assert (jnp.abs(ps.data) <= 1 / 4).all()
+    for part in (ps.weight_ih, ps.weight_hh, ps.bias_ih):
+        assert jnp.abs(part).max() > 0.8 / 4
+    assert abs(float(ps.data.mean())) < 0.03
+    bare = make(3, 16, use_bias=False)
+    ps, st = fl.setup(key, bare, float)
+    assert bare.layout.names == ("weight_ih", "weight_hh")
+    full = make(3, 16, init_bias=fl.initializers.zeros)
+    ps_full, _ = fl.setup(key, full, float)
+    assert_same(ps.weight_hh, ps_full.weight_hh)
+    x = jax.random.normal(key, (2, 3))
+    assert_close(run(bare, x, ps, st)[0], run(full, x, ps_full, st)[0])
+    assert fl.state_length(cell) == fl.state_length(fl.Recurrence(cell)) == 0
+    assert eval(repr(fl.Recurrence(bare, reverse=True)), vars(fl)) == fl.Recurrence(bare, reverse=True)
+
+
+def test_activation_of_the_simple_cell(key):
+    cell = fl.RNNCell(3, 2, activation=None)
+    ps, st = fl.setup(key, cell, float)
+    x, h = jnp.ones(3), jnp.arange(2.0)
+    (y, carry), _ = cell((x, (h,)), ps, st)
+    assert_close(y, ps.weight_ih @ x + ps.bias_ih + ps.weight_hh @ h + ps.bias_hh)
+    assert_same(carry, (y,))
+    relu = fl.RNNCell(3, 2, activation=jax.nn.relu)
+    assert_close(relu((x, (h,)), ps, st)[0][0], jnp.maximum(y, 0.0))
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_the_initial_state_is_learned(key, make):
+    cell = make(3, 4, learn_initial_state=True)
+    names = ("initial_hidden", "initial_cell") if make is fl.LSTMCell else ("initial_hidden",)
+    assert cell.layout.names[4:] == names
+    ps, st = fl.setup(key, cell, float)
+    plain = make(3, 4)
+    x = jax.random.normal(key, (5, 3))
+    for name in names:
+        assert_same(ps[name], jnp.zeros(4))
+    assert_same(cell(x, ps, st), plain(x, ps, st))
+    ps = ps.replace(**{name: jnp.full(4, 0.1 * (i + 1)) for i, name in enumerate(names)})
+    carry = tuple(jnp.broadcast_to(ps[name], (5, 4)) for name in names)
+    assert_same(cell(x, ps, st), cell((x, carry), ps, st))
+    g = jax.grad(lambda ps: cell(x, ps, st)[0][0].sum())(ps)
+    assert all((g[name] != 0).any() for name in names)
+    assert_close(run(fl.Recurrence(cell), x, ps, st)[0], fold(cell, list(x), ps, st)[0][-1])
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_gradient(key, make):
+    layer = fl.Recurrence(make(3, 4, learn_initial_state=True), return_sequence=True)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (2, 5, 3))
+
+    @jax.jit
+    def loss(ps, x):
+        return jnp.sum(layer(x, ps, st)[0] ** 2)
+
+    slope_ps, slope_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(ps, x)
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    numeric = central_difference(lambda ps: loss(ps, x), ps, direction)
+    np.testing.assert_allclose(slope_ps @ direction, numeric, rtol=1e-6)
+    direction = jax.random.normal(jax.random.key(3), x.shape)
+    numeric = central_difference(lambda x: loss(ps, x), x, direction)
+    np.testing.assert_allclose(jnp.vdot(slope_x, direction), numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("time_axis", "shape"), [(-2, (2, 5, 3)), (0, (5, 2, 3)), (1, (2, 5, 3)), (-1, (2, 3, 5))]
+)
+def test_time_axis_and_reverse(key, reverse, time_axis, shape):
+    cell = fl.GRUCell(3, 4)
+    ps, st = fl.setup(key, cell, float)
+    x = jax.random.normal(key, shape)
+    xs = list(jnp.moveaxis(x, time_axis, 0))
+    ys, _, _ = fold(cell, xs[::-1] if reverse else xs, ps, st)
+    layer = fl.Recurrence(cell, time_axis=time_axis, reverse=reverse)
+    assert_close(run(layer, x, ps, st)[0], ys[-1])
+    layer = fl.Recurrence(cell, time_axis=time_axis, reverse=reverse, return_sequence=True)
+    expected = jnp.stack(ys[::-1] if reverse else ys, axis=time_axis)
+    y, _ = run(layer, x, ps, st)
+    assert_close(y, expected)
+    assert y.shape == fl.output_shape(layer, x)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_step_and_a_given_carry(key, reverse):
+    cell = fl.LSTMCell(3, 4)
+    layer = fl.Recurrence(cell, return_sequence=True, reverse=reverse)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (2, 1, 3))
+    assert_close(layer(x, ps, st)[0][:, 0], cell(x[:, 0], ps, st)[0][0])
+    carry = (jnp.full((2, 4), 0.3), jnp.full((2, 4), -0.7))
+    assert_close(layer((x, carry), ps, st)[0][:, 0], cell((x[:, 0], carry), ps, st)[0][0])
+
+
+def test_a_carry_joins_two_halves(key):
+    cell = fl.LSTMCell(3, 4)
+    layer = fl.Recurrence(cell, return_sequence=True)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (2, 6, 3))
+    whole, _ = run(layer, x, ps, st)
+    _, carry, _ = fold(cell, [x[:, t] for t in range(3)], ps, st)
+    assert_close(run(layer, (x[:, 3:], carry), ps, st)[0], whole[:, 3:])
+
+
+def test_there_is_one_scan(key):
+    layer = fl.LSTM(3, 4, return_sequence=True)
+    ps, st = fl.setup(key, layer, float)
+    assert count_primitives(lambda x: layer(x, ps, st)[0], jnp.ones((50, 3)))["scan"] == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_state_of_the_cell_goes_from_step_to_step(key, training):
+    cell = Noisy(fl.RNNCell(3, 4))
+    layer = fl.Recurrence(cell, return_sequence=True)
+    ps, st = fl.setup(key, layer, float)
+    assert layer.layout.names == cell.layout.names
+    assert not fl.preserves_state_type(layer)
+    st = st if training else fl.testmode(st)
+    x = jax.random.normal(key, (5, 3))
+    ys, _, expected = fold(cell, list(x), ps, st)
+    y, new = run(layer, x, ps, st)
+    assert_close(y, jnp.stack(ys))
+    assert jax.tree.structure(new) == jax.tree.structure(expected)
+    assert_same(jax.random.key_data(new.drop.key), jax.random.key_data(expected.drop.key))
+    assert (new.drop == st.drop) is not training
+
+
+def test_bidirectional(key):
+    cell = fl.GRUCell(3, 4)
+    layer = fl.BidirectionalRNN(cell)
+    ps, st = fl.setup(key, layer, float)
+    assert layer.layout.names == ("forward", "backward")
+    assert (ps.forward.data != ps.backward.data).all()
+    assert fl.parameter_length(layer) == ps.size == 2 * fl.parameter_length(cell)
+    for x in (jax.random.normal(key, (4, 3)), jax.random.normal(key, (2, 6, 4, 3))):
+        xs = list(jnp.moveaxis(x, -2, 0))
+        there, _, _ = fold(cell, xs, ps.forward, st.forward)
+        back, _, _ = fold(cell, xs[::-1], ps.backward, st.backward)
+        there, back = jnp.stack(there, -2), jnp.stack(back[::-1], -2)
+        y, new = run(layer, x, ps, st)
+        assert_close(y, jnp.concatenate([there, back], -1))
+        assert new == st
+        assert y.shape == fl.output_shape(layer, x)
+    assert_close(run(fl.BidirectionalRNN(cell, merge=None), x, ps, st)[0], (there, back))
+    assert_close(run(fl.BidirectionalRNN(cell, merge=jnp.subtract), x, ps, st)[0], there - back)
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+
+    @jax.jit
+    def loss(ps):
+        return jnp.sum(layer(x[0, :2], ps, st)[0] ** 2)
+
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(loss))(ps) @ direction, central_difference(loss, ps, direction), rtol=1e-6
+    )
+
+
+def test_bidirectional_with_two_kinds_of_cells(key):
+    layer = fl.BidirectionalRNN(Noisy(fl.LSTMCell(3, 4)), fl.RNNCell(3, 2))
+    ps, st = fl.setup(key, layer, float)
+    assert ps.backward.weight_hh.shape == (2, 2)
+    y, new = layer(jnp.ones((5, 3)), ps, st)
+    assert y.shape == (5, 6)
+    assert new.forward.drop != st.forward.drop
+    plain = fl.BidirectionalRNN(fl.LSTMCell(3, 4), fl.RNNCell(3, 2))
+    assert repr(plain) == "BidirectionalRNN(LSTMCell(3, 4), backward_cell=RNNCell(3, 2))"
+    assert eval(repr(plain), vars(fl)) == plain
+    with pytest.raises(TypeError, match="function of two sequences or None as merge, found 3"):
+        fl.BidirectionalRNN(fl.RNNCell(3, 4), merge=3)
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_stateful_cell(key, make):
+    cell = make(3, 4)
+    layer = fl.StatefulRecurrentCell(cell)
+    ps, st = fl.setup(key, layer, float)
+    assert (dict(st), fl.state_length(layer)) == ({"carry": None}, 1)
+    assert layer.layout == cell.layout
+    assert not fl.preserves_state_type(layer)
+    assert not fl.preserves_state_type(fl.Chain(fl.StatefulRecurrentCell(cell)))
+    assert fl.preserves_state_type(cell)
+    assert fl.preserves_state_type(fl.Recurrence(cell))
+    xs = list(jax.random.normal(key, (4, 2, 3)))
+    ys, carry, _ = fold(cell, xs, ps, {})
+    call = jax.jit(layer)
+    for _ in range(2):
+        for x, expected in zip(xs, ys, strict=True):
+            y, st = call(x, ps, st)
+            assert_close(y, expected)
+        assert_close(st.carry, carry)
+        assert isinstance(st.carry, tuple)
+        st = fl.update_state(st, "carry", None)
+        assert st == {"carry": None}
+
+
+def test_stateful_cell_beside_the_state_of_the_cell(key):
+    model = fl.Chain(fl.StatefulRecurrentCell(Noisy(fl.LSTMCell(3, 4))), fl.Dense(4, 1))
+    ps, st = fl.setup(key, model, float)
+    assert list(st.layer_0) == ["inner", "drop", "hold", "carry"]
+    x = jnp.ones((2, 3))
+    y, first = run(model, x, ps, st)
+    assert y.shape == (2, 1)
+    _, second = run(model, x, ps, first)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert first.layer_0.drop != st.layer_0.drop
+    assert (first.layer_0.carry[1] != second.layer_0.carry[1]).any()
+    quiet = fl.testmode(fl.update_state(second, "carry", None))
+    assert_same(model(x, ps, quiet)[0], model(x, ps, fl.testmode(st))[0])
+    with pytest.raises(ValueError, match=r"expected a carry \(h, c\) of arrays of shape \(5, 4\)"):
+        model(jnp.ones((5, 3)), ps, fl.testmode(second))
+
+
+def test_under_vmap_and_over_an_ensemble(key):
+    layer = fl.LSTM(3, 4)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (6, 5, 3))
+    y = run(layer, x, ps, st)[0]
+    assert_close(y, jax.jit(jax.vmap(lambda x: layer(x, ps, st)[0]))(x))
+    members = jnp.stack([2 * ps.data, ps.data])
+    ys = jax.jit(jax.vmap(lambda data: layer(x, ps.layout.vector(data), st)[0]))(members)
+    assert_close(ys[1], y)
+
+
+def test_promotion_happens_before_the_scan():
+    def output(make, x_dtype, ps_dtype):
+        layer = fl.Recurrence(make(3, 4, learn_initial_state=True), return_sequence=True)
+        ps, st = layer.layout.zeros(ps_dtype), {}
+        return jax.eval_shape(lambda x: layer(x, ps, st)[0], jnp.ones((5, 3), x_dtype))
+
+    with jax.numpy_dtype_promotion("standard"):
+        for make in CELLS:
+            assert output(make, jnp.float64, jnp.float32).dtype == jnp.float64
+            assert output(make, jnp.float32, jnp.float64).dtype == jnp.float64
+            assert output(make, jnp.int64, jnp.float32).dtype == jnp.float32
+            assert output(make, jnp.bfloat16, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_input_that_does_not_fit(key, make):
+    cell = make(3, 4)
+    model = fl.Chain(rnn=fl.Recurrence(cell))
+    ps, st = fl.setup(key, model, float)
+    with pytest.raises(ValueError, match=r"expected x of shape \(..., 3\), found shape \(2, 5\)") as info:
+        model(jnp.ones((2, 4, 5)), ps, st)
+    assert "in the layer rnn" in info.value.__notes__[0]
+    with pytest.raises(ValueError, match=r"with an axis -2, found shape \(3,\)"):
+        model(jnp.ones(3), ps, st)
+    with pytest.raises(ValueError, match=r"at least one step along the time axis -2, found shape \(0, 3\)"):
+        model(jnp.ones((0, 3)), ps, st)
+    with pytest.raises(ValueError, match=r"a tuple \(x, carry\), found a tuple of 3"):
+        cell((jnp.ones(3),) * 3, ps.rnn, {})
+    with pytest.raises(TypeError, match=r"a carry that is a tuple \(h.*\), found float64\[4\]"):
+        cell((jnp.ones(3), jnp.ones(4)), ps.rnn, {})
+    with pytest.raises(ValueError, match=r"of arrays of shape \(4,\), found \(float64\[5\]"):
+        cell((jnp.ones(3), (jnp.ones(5),) * (1 + (make is fl.LSTMCell))), ps.rnn, {})
+    with pytest.raises(ValueError, match=r"found \(float64\[4\], float64\[4\], float64\[4\]\)"):
+        cell((jnp.ones(3), (jnp.ones(4),) * 3), ps.rnn, {})
+
+
+def test_what_is_no_cell(key):
+    for inner in (fl.Dense(3, 2), fl.StatefulRecurrentCell(fl.GRUCell(3, 2))):
+        layer = fl.Recurrence(inner)
+        ps, st = fl.setup(key, layer, float)
+        with pytest.raises(TypeError, match=r"\(\(y, carry\), st\), found \(y, st\) with y: float64\[2\]"):
+            layer(jnp.ones((5, 3)), ps, st)
