@@ -14,7 +14,7 @@ test: $(VENV)/test
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 bench: $(VENV)/examples
 	$(RUN) benchmarks/run.py
