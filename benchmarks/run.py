@@ -1,7 +1,7 @@
 """Run all benchmarks, and write `results.json` and the tables of `README.md` beside this file.
 
-python benchmarks/run.py            # about ten minutes on two cores
-python benchmarks/run.py --quick    # two, for a look; writes nothing
+python benchmarks/run.py            # about eight minutes on two cores
+python benchmarks/run.py --quick    # half of it, for a look; writes nothing
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one compilation, few calls, nothing written")
     quick = parser.parse_args().quick
-    tables = measure({"compilations": 1, "seconds": 0.2} if quick else {"compilations": 3, "seconds": 1.0})
+    tables = measure({"compilations": 1, "seconds": 0.2} if quick else {"compilations": 2, "seconds": 0.5})
     for table in tables:
         print(table.markdown(), end="\n\n")
     if not quick:
