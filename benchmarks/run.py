@@ -1,6 +1,6 @@
 """Run all benchmarks, and write `results.json` and the tables of `README.md` beside this file.
 
-python benchmarks/run.py            # about eight minutes on two cores
+python benchmarks/run.py            # about a quarter of an hour on two cores
 python benchmarks/run.py --quick    # half of it, for a look; writes nothing
 """
 
