@@ -136,8 +136,7 @@ class NeuralODE(Wrapper):
             y0=y0,
             args=args,
             saveat=_as_saveat(self.saveat, dtype),
-            stepsize_controller=plain(self.stepsize_controller)
-            or diffrax.PIDController(rtol=1e-4, atol=1e-6),
+            stepsize_controller=plain(self.stepsize_controller) or _CONTROLLER,
             adjoint=plain(self.adjoint) or _ADJOINT,
             max_steps=self.max_steps,
             throw=self.throw,
