@@ -12,86 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .calling import apply
+from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
 from .frozen_dict import FrozenDict
 from .layout import Layout
-from .names import describe
+from .names import describe, value_text
 from .record import Record
-
-
-@dataclasses.dataclass(frozen=True)
-class Param:
-    """The declaration of one parameter.
-
-    **Arguments:**
-
-    - `shape`: its shape, a tuple of integers.
-    - `init`: a function `init(key, shape, dtype)` that makes its initial value, such as those
-        of `flatlayers.initializers`.
-    - `fan_in`, `fan_out`: the numbers of inputs and outputs that `init` scales by, where the
-        shape does not tell. They are used by an `init` that has a method
-        `with_fans(fan_in, fan_out)`.
-    - `output_axis`: the axis of the outputs, where the shape does not tell: 0 for a vector and for
-        `(out, in)`, -1 for `(*kernel, in, out)`.
-    - `key_name`: the name that its key is folded with, if not its own: two parameters of a layer
-        with one `key_name` are drawn with the same key.
-
-    >>> import flatlayers as fl
-    >>> fl.Param((3, 2), fl.initializers.glorot_uniform).shape
-    (3, 2)
-    """
-
-    shape: tuple[int, ...]
-    init: Callable[..., Any]
-    fan_in: int | None = None
-    fan_out: int | None = None
-    output_axis: int | None = None
-    key_name: str | None = None
-
-    def __post_init__(self) -> None:
-        shape = self.shape if isinstance(self.shape, tuple | list) else (self.shape,)
-        object.__setattr__(self, "shape", tuple(shape))
-        if not callable(self.init):
-            raise TypeError(f"expected an initializer `init(key, shape, dtype)`, found {self.init!r}")
-
-    def initial(self, key: jax.Array, dtype: Any) -> jax.Array:
-        """The initial value. **Raises:** `ValueError` if `init` returns another shape."""
-        init = self.init
-        if (self.fan_in, self.fan_out) != (None, None) and hasattr(init, "with_fans"):
-            init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
-        value = init(key, self.shape, dtype)
-        if np.shape(value) != self.shape:
-            raise ValueError(
-                f"expected an initial value of shape {self.shape}, found shape {np.shape(value)}"
-            )
-        return value
-
-    def __repr__(self) -> str:
-        options = {name: getattr(self, name) for name in ("fan_in", "fan_out", "output_axis", "key_name")}
-        given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-        return f"Param({self.shape}, {value_text(self.init)}{given})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """`n` copies of what is declared, each with a key of its own: what `jax.lax.scan` runs over.
-
-    `parameters` may give one as a value. A parameter then has shape `(n, *shape)`, and so have the
-    states of a layer; copy `i` is drawn with the key folded with `i`.
-
-    **Arguments:**
-
-    - `declared`: a `Layer`, a `Param` or a mapping of them.
-    - `n`: how many copies.
-
-    >>> import jax
-    >>> import flatlayers as fl
-    >>> ps, st = fl.setup(jax.random.key(0), {"blocks": fl.Stacked(fl.Dense(3, 3), 4)})
-    >>> ps.blocks.weight.shape
-    (4, 3, 3)
-    """
-
-    declared: Any
-    n: int
 
 
 def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
@@ -168,7 +93,10 @@ class Layer:
         return {}
 
     def states(self, key: jax.Array) -> Mapping[str, Any]:
-        """What it carries from call to call: name → array, static flag or mapping of them."""
+        """What it carries from call to call: name → array, static flag, `Param` or mapping of them.
+
+        A `Param` is drawn with the dtype of the vector: a parameter that is not trained.
+        """
         return {}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -190,14 +118,8 @@ class Layer:
     def check_fields(self) -> None:
         """Bring the fields into their final form; called once, after `__init__`."""
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value = _frozen_field(getattr(self, field.name))
             where = f"{type(self).__name__}.{field.name}"
-            if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
-                raise TypeError(f"{where}: layers hold no arrays; declare it in `parameters`")
-            try:
-                hash(value)
-            except TypeError:
-                raise TypeError(f"{where}: expected a value with a hash, found {value!r}") from None
+            value = frozen_field(getattr(self, field.name), where, "declare it in `parameters`")
             object.__setattr__(self, field.name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -216,8 +138,20 @@ class Layer:
     def __deepcopy__(self, memo: Any) -> "Layer":
         return self
 
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        """What makes an equal layer: `(name, value, whether it is given by name)`; defaults are left out."""
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            positional = field.default is dataclasses.MISSING and not field.kw_only
+            if positional or value != field.default:
+                yield field.name, value, not positional
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_field_texts(self))})"
+        inside = (
+            f"{name}={value_text(value)}" if named else value_text(value)
+            for name, value, named in self.constructor_arguments()
+        )
+        return f"{type(self).__name__}({', '.join(inside)})"
 
 
 class WrappedFunction(Layer):
@@ -276,7 +210,7 @@ class Container(Layer):
 
     def children(self) -> Mapping[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore
-        return {name: _child_tree(value) for name, value in fields.items() if _holds_layers(value)}
+        return {name: child_tree(value) for name, value in fields.items() if holds_layers(value)}
 
     def parameters(self) -> Mapping[str, Any]:
         return self.children()
@@ -350,6 +284,8 @@ def layout_of(declared: Any) -> Any:
     if isinstance(declared, Stacked):
         one = layout_of(declared.declared)
         return one.stack(declared.n) if isinstance(one, Layout) else (declared.n, *one)
+    if isinstance(declared, Tied):
+        return layout_of(declared.declared).tie(declared.ties)
     if isinstance(declared, Mapping):
         parts = {}
         for name, part in declared.items():
@@ -362,16 +298,38 @@ def layout_of(declared: Any) -> Any:
 
 
 def states_of(declared: Any, key: jax.Array) -> dict[str, Any]:
-    """The states of a layer, or of a mapping of layers and mappings, each with its own key."""
+    """The states of a layer, or of a mapping of layers and mappings, each with its own key.
+
+    A layer's key is the one that its parameters' keys are folded from.
+    """
     if isinstance(declared, Layer):
         return dict(declared.states(key))
     if isinstance(declared, Stacked):
-        return dict(for_each_copy(lambda key: Record(states_of(declared.declared, key)), key, declared.n))
+        return dict(_stacked_states(declared, key))
     return {
         name: states_of(part, fold_in_name(key, name))
         for name, part in declared.items()
         if not isinstance(_one_of(part), Param)
     }
+
+
+def _stacked_states(stacked: Stacked, key: jax.Array) -> Record:
+    """Each copy's own states; those declared by a `Param` are a `Param` of all copies."""
+
+    def parts(key: jax.Array) -> list[Any]:
+        return jax.tree.leaves(Record(states_of(stacked.declared, key)))
+
+    def draw(position: int) -> Callable[..., jax.Array]:
+        return lambda _, shape, dtype: for_each_copy(
+            lambda key: parts(key)[position].initial(key, dtype), key, stacked.n
+        )
+
+    one, structure = jax.tree.flatten(Record(states_of(stacked.declared, key)))
+    arrays = [i for i, part in enumerate(one) if not isinstance(part, Param)]
+    values = for_each_copy(lambda key: [parts(key)[i] for i in arrays], key, stacked.n)
+    drawn = {i: Param((stacked.n, *p.shape), draw(i)) for i, p in enumerate(one) if isinstance(p, Param)}
+    found = drawn | dict(zip(arrays, values, strict=True))
+    return jax.tree.unflatten(structure, [found[i] for i in range(len(one))])
 
 
 def for_each_copy(make: Callable[[jax.Array], Any], key: jax.Array, n: int) -> Any:
@@ -422,16 +380,31 @@ def _one_of(declared: Any) -> Any:
 # Fields
 
 
-def _frozen_field(value: Any) -> Any:
+def frozen_field(value: Any, where: str, way_out: str) -> Any:
+    """A field in its final form: tuples for lists, immutable dicts, layers for functions among layers.
+
+    **Raises:** `TypeError` for an array, which says the `way_out`, and for a value without a hash.
+    """
+    value = _frozen(value)
+    if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"{where}: layers hold no arrays; {way_out}")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{where}: expected a value with a hash, found {value!r}") from None
+    return value
+
+
+def _frozen(value: Any) -> Any:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        parts = [_frozen_field(part) for part in value]
+        parts = [_frozen(part) for part in value]
         if _needs_layers(parts):
-            parts = [part if _holds_layers(part) else as_layer(part) for part in parts]
+            parts = [part if holds_layers(part) else as_layer(part) for part in parts]
         return tuple(parts)
     if isinstance(value, Mapping):
-        parts = {name: _frozen_field(part) for name, part in value.items()}
+        parts = {name: _frozen(part) for name, part in value.items()}
         if _needs_layers(list(parts.values())):
-            parts = {name: part if _holds_layers(part) else as_layer(part) for name, part in parts.items()}
+            parts = {name: part if holds_layers(part) else as_layer(part) for name, part in parts.items()}
         return FrozenDict(parts)
     return value
 
@@ -440,39 +413,20 @@ def _needs_layers(parts: list[Any]) -> bool:
     return any(isinstance(part, Layer) for part in parts)
 
 
-def _holds_layers(value: Any) -> bool:
+def holds_layers(value: Any) -> bool:
     if isinstance(value, tuple):
-        return bool(value) and all(map(_holds_layers, value))
+        return bool(value) and all(map(holds_layers, value))
     if isinstance(value, FrozenDict):
-        return bool(value) and all(map(_holds_layers, value.values()))
+        return bool(value) and all(map(holds_layers, value.values()))
     return isinstance(value, Layer)
 
 
-def _child_tree(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return {f"layer_{i}": _child_tree(part) for i, part in enumerate(value)}
-    if isinstance(value, FrozenDict):
-        return {name: _child_tree(part) for name, part in value.items()}
-    return value
+def named_parts(value: Any) -> Mapping[str, Any]:
+    """The parts of a tuple or dict by their names as children."""
+    return {f"layer_{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else value
 
 
-def _field_texts(layer: Layer) -> Iterator[str]:
-    """The arguments that make an equal layer: defaults are left out."""
-    for field in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
-        value = getattr(layer, field.name)
-        if field.default is dataclasses.MISSING and not field.kw_only:
-            yield value_text(value)
-        elif value != field.default:
-            yield f"{field.name}={value_text(value)}"
-
-
-def value_text(value: Any) -> str:
-    """A hyper-parameter as one writes it: functions by their names."""
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        inside = ", ".join(map(value_text, value))
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, FrozenDict):
-        return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
-    if callable(value) and not isinstance(value, Layer) and "<" in repr(value):
-        return getattr(value, "__name__", type(value).__name__)
-    return repr(value)
+def child_tree(value: Any) -> Any:
+    if isinstance(value, Layer):
+        return value
+    return {name: child_tree(part) for name, part in named_parts(value).items()}

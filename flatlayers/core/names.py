@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from .frozen_dict import FrozenDict
+
 
 # The attributes of `ComponentVector` and the methods of a mapping: a parameter with
 # one of these names could not be read as `ps.name`.
@@ -103,3 +105,15 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     return f"{type(value).__name__} with {len(jax.tree.leaves(value))} leaves"
+
+
+def value_text(value: Any) -> str:
+    """A hyper-parameter as one writes it: functions by their names."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        inside = ", ".join(map(value_text, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, FrozenDict):
+        return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
+    if callable(value) and not hasattr(value, "layout") and "<" in repr(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)

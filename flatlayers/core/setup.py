@@ -19,6 +19,7 @@ from .layer import (
 )
 from .layout import Layout
 from .names import UnknownNameError, describe, join_path, unknown_name
+from .packing import leaves_of
 from .record import Record, as_record
 from .vector import ComponentVector
 
@@ -56,11 +57,13 @@ def initial_parameters(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> 
     >>> fl.initial_parameters(jax.random.key(0), fl.Dense(2, 3)).shape
     (9,)
     """
-    key = fold_in_name(_typed(key), "parameters")
     layout = layout_of(layer)
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
-    return layout.pack(_initial_values(key, layer, dtype, ""), dtype)
+    leaves = leaves_of(layout, initial_values(_own_key(key), layer, dtype))
+    # Tied names are drawn apart; the one that has the place counts.
+    leaves |= {path: leaves[place] for path, place in layout.ties.items()}
+    return layout.pack(layout.nest(leaves), dtype)
 
 
 def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Record:
@@ -73,9 +76,11 @@ def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Reco
     >>> fl.initial_states(jax.random.key(0), fl.Dropout(0.5)).training
     True
     """
-    key = fold_in_name(_typed(key), "states")
-    floating = jax.dtypes.canonicalize_dtype(f"float{max(jnp.finfo(dtype).bits, 32)}")
-    return jax.tree.map(lambda leaf: _as_state(leaf, floating), Record(states_of(layer, key)))
+    key = _own_key(key)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _as_state(leaf, dtype, fold_in_name(key, jax.tree_util.keystr(path))),
+        Record(states_of(layer, key)),
+    )
 
 
 def parameter_length(layer: Any) -> int:
@@ -98,13 +103,31 @@ def state_length(layer: Any) -> int:
     return count_states(jax.eval_shape(lambda key: initial_states(key, layer), jax.random.key(0)))
 
 
+def frozen_length(layer: Any) -> int:
+    """The number of parameters that are not trained: those among the states.
+
+    >>> import flatlayers as fl
+    >>> from flatlayers.core.setup import frozen_length
+    >>> frozen_length(fl.Dense(3, 2))
+    0
+    """
+    frozen: list[int] = []
+
+    def states(key: jax.Array) -> None:
+        leaves = jax.tree.leaves(Record(states_of(layer, key)))
+        frozen.extend(math.prod(leaf.shape) for leaf in leaves if isinstance(leaf, Param))
+
+    jax.eval_shape(states, jax.random.key(0))
+    return sum(frozen)
+
+
 def count_states(st: Any) -> int:
     """The numbers in a state: array entries, keys and static flags."""
     if isinstance(st, Record):
         children, _ = jax.tree.flatten(st, is_leaf=lambda part: part is not st)
         flags = sum(1 for value in st.values() if value is None or isinstance(value, bool | str))
         return flags + sum(map(count_states, children))
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(st))
+    return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(st))
 
 
 def output_shape(layer: Layer, x: Any) -> Any:
@@ -226,7 +249,8 @@ def _all_names(st: Record) -> set[str]:
     return set(st).union(*below)
 
 
-def _initial_values(key: jax.Array, declared: Any, dtype: Any, path: str) -> Any:
+def initial_values(key: jax.Array, declared: Any, dtype: Any, path: str = "") -> Any:
+    """The values of what is declared, as nested dictionaries; each name folds the key once more."""
     if isinstance(declared, Param):
         try:
             return declared.initial(key, dtype)
@@ -234,12 +258,10 @@ def _initial_values(key: jax.Array, declared: Any, dtype: Any, path: str) -> Any
             error.add_note(f"in the initial value of the parameter {path!r}")
             raise
     if isinstance(declared, Stacked):
-        return for_each_copy(
-            lambda key: _initial_values(key, declared.declared, dtype, path), key, declared.n
-        )
+        return for_each_copy(lambda key: initial_values(key, declared.declared, dtype, path), key, declared.n)
     parts = declared.parameters() if isinstance(declared, Layer) else declared
     return {
-        name: _initial_values(fold_in_name(key, _key_name(name, part)), part, dtype, join_path(path, name))
+        name: initial_values(fold_in_name(key, _key_name(name, part)), part, dtype, join_path(path, name))
         for name, part in parts.items()
     }
 
@@ -248,15 +270,19 @@ def _key_name(name: str, part: Any) -> str:
     return (part.key_name or name) if isinstance(part, Param) else name
 
 
-def _as_state(leaf: Any, dtype: Any) -> jax.Array:
+def _as_state(leaf: Any, dtype: Any, key: jax.Array) -> jax.Array:
+    if isinstance(leaf, Param):
+        return jnp.asarray(leaf.initial(key, dtype), dtype)
     array = jnp.asarray(leaf)
+    floating = jax.dtypes.canonicalize_dtype(f"float{max(jnp.finfo(dtype).bits, 32)}")
     # With a dtype given explicitly, so that a number is as any other array: not weakly typed.
-    return jnp.asarray(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+    return jnp.asarray(array, floating if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
 
 
-def _typed(key: Any) -> jax.Array:
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
+def _own_key(key: Any) -> jax.Array:
+    """The key of a model. Not the one it is made from, which the user may split for other things."""
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"expected a PRNG key such as jax.random.key(0), found {describe(key)}")
+        key = jax.random.wrap_key_data(key)
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"expected a PRNG key such as jax.random.key(0), found {describe(key)}")
+    return fold_in_name(key, "flatlayers")

@@ -91,11 +91,12 @@ class MultiHeadAttention(Container):
             _split_heads(project(name, part), self.heads)
             for name, part in (("q_proj", q), ("k_proj", k), ("v_proj", v))
         )
+        q, k, v = in_common_dtype(q, k, v)
         keep = _kept(mask, self.causal, (*q.shape[:-3], self.heads, q.shape[-3], k.shape[-3]))
         if _is_written_out(q, v, self.dropout > 0 and st.dropout.training):
             y, dropout = _attend(q, k, v, keep, layers["dropout"], ps.dropout, st.dropout)
         else:
-            y, dropout = _attend_in_jax(q, k, v, keep, mask is not None), st.dropout
+            y, dropout = _attend_without_dropout(q, k, v, keep, mask is not None), st.dropout
         y = project("out_proj", y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
         return y, st.replace(dropout=dropout)
 
@@ -148,22 +149,39 @@ def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
 
 def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Any, st: Any) -> tuple[Any, Any]:
     """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
-    scores = jnp.einsum("...qhd,...khd->...hqk", q, k) / math.sqrt(q.shape[-1])
+    weights, st = dropout(_weights(q, k, keep).astype(v.dtype), ps, st)
+    return _weighted(weights, v), st
+
+
+def _attend_without_dropout(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+    # On a CPU JAX's function takes 1.4 times as long as the formula; see benchmarks/README.md.
+    return jax.lax.platform_dependent(
+        *(q, k, v, keep),
+        cpu=lambda q, k, v, keep: _weighted(_weights(q, k, keep).astype(v.dtype), v),
+        default=lambda q, k, v, keep: _attend_in_jax(q, k, v, keep, may_see_none),
+    )
+
+
+def _weights(q: jax.Array, k: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """`softmax(q k' / sqrt(d))`, of shape `(..., heads, queries, keys)`."""
+    q, k = (jnp.swapaxes(part, -3, -2) for part in (q / math.sqrt(q.shape[-1]), k))
+    scores = q @ jnp.swapaxes(k, -1, -2)
     scores = scores.astype(at_least_float32(scores.dtype))
-    if keep is not None:
-        scores = jnp.where(keep, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    if keep is not None:
-        weights = jnp.where(keep, weights, jnp.zeros_like(weights))
-    weights, st = dropout(weights.astype(v.dtype), ps, st)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, v), st
+    if keep is None:
+        return jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(jnp.where(keep, scores, jnp.finfo(scores.dtype).min), axis=-1)
+    return jnp.where(keep, weights, jnp.zeros_like(weights))
+
+
+def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """The sums of the values, of shape `(..., queries, heads, features)`."""
+    return jnp.swapaxes(weights @ jnp.swapaxes(v, -3, -2), -3, -2)
 
 
 def _attend_in_jax(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
-    """The same without dropout, by JAX, which has one batch axis."""
+    """The same by JAX, which has one batch axis."""
     batch = q.shape[:-3]
-    parts = in_common_dtype(q, k, v)
-    q, k, v = (part.reshape(math.prod(batch), *part.shape[-3:]) for part in parts)
+    q, k, v = (part.reshape(math.prod(batch), *part.shape[-3:]) for part in (q, k, v))
     if keep is not None:
         keep = keep.reshape(math.prod(batch), *keep.shape[-3:])
     with jax.numpy_dtype_promotion("standard"):  # It mixes half precisions with float32.

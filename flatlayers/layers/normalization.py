@@ -76,8 +76,8 @@ class BatchNorm(Layer):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         check_trailing(x, (self.channels,))
         x = as_floating(x)
-        y, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
-        return finish(y, ps, self.affine, self.activation), st
+        mean, var, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
+        return affine_map(self, x, mean, var, ps), st
 
 
 class GroupNorm(Layer):
@@ -185,8 +185,8 @@ class InstanceNorm(Layer):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         check_samples(x, self.channels)
         x = as_floating(x)
-        y, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
-        return finish(y, ps, self.affine, self.activation), st
+        mean, var, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
+        return affine_map(self, x, mean, var, ps), st
 
 
 class LayerNorm(Layer):
@@ -347,17 +347,29 @@ def running_values(channels: int) -> dict[str, Any]:
 
 
 def tracked(layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None) -> Any:
-    """`x` standardised by its own moments, which the running values follow, or in test mode by these."""
+    """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
         dtype = at_least_float32(x.dtype)
-        mean = along_last(st.running_mean.astype(dtype), x.ndim)
-        var = along_last(st.running_var.astype(dtype), x.ndim)
-        return standardise(x, mean, var, layer.epsilon), st
+        values = (along_last(value.astype(dtype), x.ndim) for value in (st.running_mean, st.running_var))
+        return *values, st
     devices = 1 if axis_name is None else int(jax.lax.psum(1, axis_name))
     count = check_several(devices * math.prod(x.shape[a] for a in axes), x)
     mean, var = moments(x, axes, axis_name)
-    new = follow(st, mean, var, count, layer.momentum) if layer.track_stats else st
-    return standardise(x, mean, var, layer.epsilon), new
+    return mean, var, follow(st, mean, var, count, layer.momentum) if layer.track_stats else st
+
+
+def affine_map(layer: Any, x: jax.Array, mean: jax.Array, var: jax.Array, ps: Any) -> jax.Array:
+    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)` as `activation(slope * x + offset)`.
+
+    `slope` and `offset` have a number a channel: one pass over `x`, and one back.
+    """
+    slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(mean), x.dtype
+    if layer.affine:
+        dtype = jnp.result_type(x, ps.scale)
+        scale, bias = (along_last(p.astype(mean.dtype), x.ndim) for p in (ps.scale, ps.bias))
+        slope = scale * slope
+    y = (x.astype(mean.dtype) * slope + (bias - mean * slope)).astype(dtype)
+    return y if layer.activation is None else layer.activation(y)
 
 
 def follow(st: Record, mean: jax.Array, var: jax.Array, count: int, momentum: float) -> Record:

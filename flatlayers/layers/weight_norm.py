@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ..core.layer import Layer, Param, Wrapper, fold_in_name
+from ..core.declaration import Param, Tied
+from ..core.layer import Layer, Wrapper, fold_in_name
 from ..core.names import UnknownNameError, describe, unknown_name
 from ..core.record import Record
 from .shapes import at_least_float32
@@ -60,7 +61,8 @@ class WeightNorm(Wrapper):
 
     def parameters(self) -> Mapping[str, Any]:
         declared, axes = {}, _axes_of(self.layer, self.names, self.axis)
-        for name, part in self.layer.parameters().items():
+        parts = self.layer.parameters()
+        for name, part in parts.items():
             if name in axes:
                 v = dataclasses.replace(part, key_name=part.key_name or name)
                 init = InitialNorm(v, axes[name])
@@ -68,7 +70,7 @@ class WeightNorm(Wrapper):
                 declared |= {f"{name}_g": g, f"{name}_v": v}
             else:
                 declared[name] = part
-        return declared
+        return Tied(declared, parts.ties) if isinstance(parts, Tied) else declared
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         axes = _axes_of(self.layer, self.names, self.axis)

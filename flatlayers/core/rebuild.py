@@ -1,0 +1,92 @@
+"""The same layer with other layers in its fields."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .calling import sublayers
+from .frozen_dict import FrozenDict
+from .layer import Layer
+
+
+Place = tuple[Any, ...]
+
+
+def replaceable(layer: Layer) -> dict[str, Layer]:
+    """The children that stand in fields of a layer, by path; the path of a wrapper's child is empty.
+
+    Children that a layer makes itself are not among them: only the layer knows how.
+    """
+    return {path: child for path, (_, child) in _places(layer).items()}
+
+
+def with_children(layer: Layer, new: Mapping[str, Layer]) -> Layer:
+    """The same layer with some of its children replaced.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `new`: the children that change, by the paths that `replaceable` gives.
+
+    **Raises:** `ValueError` if two names of one field would get different layers.
+    """
+    places, changes = _places(layer), {}
+    for path, child in new.items():
+        place, _ = places[path]
+        if changes.setdefault(place, child) != child:
+            raise ValueError(
+                f"{path!r}: expected {changes[place]!r}, which the same field has, found {child!r}"
+            )
+    copy = object.__new__(type(layer))
+    for field in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
+        copy.__dict__[field.name] = _replaced(getattr(layer, field.name), (field.name,), changes)
+    if hasattr(copy, "__post_init__"):
+        copy.__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+    copy.check_fields()
+    copy.__dict__["_ready"] = True
+    return copy
+
+
+def shared_names(layer: Layer) -> dict[str, str]:
+    """By path, the names of each child: several, as `forward|backward`, for one that stands in one field."""
+    together: dict[Place, list[str]] = {}
+    for path, (place, _) in _places(layer).items():
+        together.setdefault(place, []).append(path)
+    return {path: "|".join(paths) for paths in together.values() for path in paths}
+
+
+def _places(layer: Layer) -> dict[str, tuple[Place, Layer]]:
+    """Where each child stands: a layer used twice, in two fields, is told apart by order."""
+    fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)}  # pyright: ignore
+    free = list(_layers_in(fields, ()))
+    places: dict[str, tuple[Place, Layer]] = {}
+    for path, child in sublayers(layer):
+        same = [place for place, found in free if found is child]
+        used = [place for place, found in places.values() if found is child]
+        if same:
+            places[path] = (same[0], child)
+            free.remove((same[0], child))
+        elif used:
+            places[path] = (used[-1], child)
+    return places
+
+
+def _layers_in(value: Any, place: Place) -> Iterator[tuple[Place, Layer]]:
+    if isinstance(value, Layer):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _layers_in(part, (*place, name))
+    elif isinstance(value, tuple):
+        for i, part in enumerate(value):
+            yield from _layers_in(part, (*place, i))
+
+
+def _replaced(value: Any, place: Place, changes: Mapping[Place, Layer]) -> Any:
+    if isinstance(value, Layer):
+        return changes.get(place, value)
+    if isinstance(value, FrozenDict):
+        return FrozenDict({name: _replaced(part, (*place, name), changes) for name, part in value.items()})
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_replaced(part, (*place, i), changes) for i, part in enumerate(value))
+    return value

@@ -1,0 +1,66 @@
+"""`share_parameters`: two names in a model, one place in the vector."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.declaration import Tied
+from ..core.frozen_dict import FrozenDict
+from ..core.layer import Layer, Wrapper
+from ..core.names import as_path
+
+
+class SharedParameters(Wrapper):
+    """A layer with names that have one place in the vector: what `fl.share_parameters` makes.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `ties`: which name goes to the place of which other.
+
+    **Inputs:** those of `layer`. **Returns:** what it returns.
+
+    **Parameters:** those of `layer`, tied ones once. **States:** those of `layer`.
+
+    **Raises:** as `fl.share_parameters`.
+
+    >>> import flatlayers as fl
+    >>> fl.SharedParameters(fl.Chain(fl.Dense(3, 3), fl.Dense(3, 3)), {"layer_1": "layer_0"}).layout.length
+    12
+    """
+
+    layer: Layer
+    ties: FrozenDict
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        _ = self.layout
+
+    def parameters(self) -> Mapping[str, Any]:
+        return Tied(self.layer.parameters(), self.ties)
+
+
+def share_parameters(layer: Layer, ties: Mapping[str, str]) -> SharedParameters:
+    """Tie parameters: the vector holds them once, and their gradients add.
+
+    Everything that reads the layout counts a tied parameter once: `fl.parameter_length`, displays, the
+    state of an optimiser. The initial values are those of the name that stays, at its own path.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `ties`: `{name: the one that stays}` as dotted paths, for parameters or whole groups of the same
+        shapes.
+
+    **Returns:** a layer with the same names. `ps.decoder.weight` and `ps.encoder.weight` are one.
+
+    **Raises:** `KeyError` for an unknown name, `ValueError` for shapes that differ or a cycle.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> model = fl.Chain(encoder=fl.Dense(4, 4), decoder=fl.Dense(4, 4))
+    >>> model = fl.share_parameters(model, {"decoder.weight": "encoder.weight"})
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ps.size, bool((ps.decoder.weight == ps.encoder.weight).all())
+    (24, True)
+    """
+    return SharedParameters(layer, FrozenDict({as_path(a): as_path(b) for a, b in ties.items()}))
