@@ -1,5 +1,6 @@
 """What tests share: comparisons and counts of structure."""
 
+import textwrap
 from collections import Counter
 
 import jax
@@ -11,9 +12,14 @@ def assert_same(a, b):
     """Equal bit for bit, leaf by leaf, dtypes included."""
     a, b = jax.tree.leaves(a), jax.tree.leaves(b)
     assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    for x, y in zip(map(_numbers, a), map(_numbers, b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def _numbers(x):
+    is_key = isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
 
 
 def assert_close(a, b, rtol=1e-10, atol=1e-12):
@@ -45,3 +51,8 @@ def count_primitives(f, *args):
 def central_difference(f, x, direction, eps=1e-6):
     """The derivative of a scalar function along a direction."""
     return (f(x + eps * direction) - f(x - eps * direction)) / (2 * eps)
+
+
+def text(drawn):
+    """What a string between triple quotes shows, without the margin."""
+    return textwrap.dedent(drawn).strip("\n ")
