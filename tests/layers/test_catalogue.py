@@ -1,0 +1,132 @@
+"""What holds for every layer of the catalogue alike."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flatlayers as fl
+from tests.helpers import assert_same
+
+
+def image(channels):
+    return (2, 8, 8, channels)
+
+
+# Each layer with the shape (or shapes) of an input.
+LAYERS = [
+    (fl.Bilinear(3, 4, 2, jnp.tanh), ((5, 3), (5, 4))),
+    (fl.Dense(3, 2, jax.nn.relu, use_bias=False), (5, 3)),
+    (fl.Diagonal(3), (5, 3)),
+    (fl.Conv((3, 3), 2, 4, jnp.tanh, stride=2, groups=2), image(2)),
+    (fl.ConvTranspose((3, 3), 2, 3, pad=fl.SamePad(), stride=2), image(2)),
+    (fl.CrossCor((3,), 2, 4, dilation=2), (5, 8, 2)),
+    (fl.DepthwiseConv((2, 2), 2, 4), image(2)),
+    (fl.PixelShuffle(2), image(4)),
+    (fl.Upsample("bilinear", scale=2), image(2)),
+    (fl.MaxPool((2, 2), stride=1), image(2)),
+    (fl.MeanPool((2, 2), pad=1), image(2)),
+    (fl.LPPool((2, 2), p=3), image(2)),
+    (fl.GlobalMaxPool(), image(2)),
+    (fl.GlobalMeanPool(), image(2)),
+    (fl.GlobalLPPool(), image(2)),
+    (fl.AdaptiveMaxPool((2, 2)), image(2)),
+    (fl.AdaptiveMeanPool((2, 3)), image(2)),
+    (fl.AdaptiveLPPool((2, 2)), image(2)),
+    (fl.BatchNorm(2, jnp.tanh, momentum=0.3), image(2)),
+    (fl.GroupNorm(4, 2), image(4)),
+    (fl.InstanceNorm(2, affine=True, track_stats=True), image(2)),
+    (fl.LayerNorm((8, 2)), image(2)),
+    (fl.RMSNorm((2,)), image(2)),
+    (fl.WeightNorm(fl.Dense(3, 2), "weight"), (5, 3)),
+    (fl.SpectralNorm(fl.Dense(3, 2), "weight", iterations=2), (5, 3)),
+    (fl.Dropout(0.5), (5, 3)),
+    (fl.AlphaDropout(0.5), (5, 3)),
+    (fl.VariationalHiddenDropout(0.5), (5, 3)),
+    (fl.RNNCell(3, 4), (5, 3)),
+    (fl.LSTMCell(3, 4, learn_initial_state=True), (5, 3)),
+    (fl.GRUCell(3, 4, use_bias=False), (5, 3)),
+    (fl.LSTM(3, 4, return_sequence=True), (5, 6, 3)),
+    (fl.StatefulRecurrentCell(fl.GRUCell(3, 4)), (5, 3)),
+    (fl.BidirectionalRNN(fl.RNNCell(3, 4), fl.GRUCell(3, 2)), (5, 6, 3)),
+    (fl.MultiHeadAttention(4, heads=2, dropout=0.1, causal=True), (5, 6, 4)),
+    (fl.SinusoidalPositionalEmbedding(4), (5,)),
+    (fl.RotaryPositionalEmbedding(4), (5, 6, 2, 4)),
+    (fl.ReverseSequence(1), (5, 6, 3)),
+    (fl.PatchEmbedding((4, 4), 2, 3), image(2)),
+    (fl.PeriodicEmbedding((0, 2), (1.0, 2.0)), (5, 3)),
+    (fl.Repeated(fl.Dense(3, 3, jnp.tanh), 4), (5, 3)),
+    (fl.Polynomial(3), (5,)),
+    (fl.Chebyshev(3), (5,)),
+    (fl.Legendre(3), (5,)),
+    (fl.Fourier(3), (5,)),
+    (fl.Cosine(3), (5,)),
+    (fl.Sine(3), (5,)),
+    (fl.TensorProductLayer((fl.Fourier(3), fl.Sine(2)), 4), (5, 2)),
+    (fl.SplineLayer((0.0, 1.0, 2.0), 3, kind="cubic", learn_grid=True), (5,)),
+    (fl.MLP(3, (4, 5), 2), (5, 3)),
+    (fl.Chain(fl.Dense(3, 2), jnp.tanh, last=fl.Dense(2, 1), name="net"), (5, 3)),
+    (fl.Parallel(jnp.add, fl.Dense(3, 2), fl.Dense(3, 2)), (5, 3)),
+    (fl.BranchLayer(fl.Dense(3, 2), other=fl.Dense(3, 2)), (5, 3)),
+    (fl.PairwiseFusion(jnp.add, fl.Dense(3, 3), fl.Dense(3, 3)), (5, 3)),
+    (fl.SkipConnection(fl.Dense(3, 3), jnp.add), (5, 3)),
+    (fl.Maxout(fl.Dense(3, 2), fl.Dense(3, 2)), (5, 3)),
+    (fl.WrappedFunction(jnp.tanh), (5, 3)),
+    (fl.NoOpLayer(), (5, 3)),
+    (fl.FlattenLayer(), image(2)),
+    (fl.ReshapeLayer((4, 4)), (5, 16)),
+    (fl.SelectDim(-1, 0), (5, 3)),
+    (fl.FrozenLayer(fl.Dense(3, 2), ("bias",)), (5, 3)),
+    (fl.SharedParameters(fl.Chain(fl.Dense(3, 3), fl.Dense(3, 3)), {"layer_1": "layer_0"}), (5, 3)),
+]
+# Inputs that are no random numbers.
+INDICES = (fl.Embedding(7, 3), jnp.array([[0, 6], [3, 3]]))
+
+everywhere = pytest.mark.parametrize(
+    ("layer", "shapes"), LAYERS, ids=[type(layer).__name__ for layer, _ in LAYERS]
+)
+
+
+def inputs(shapes, dtype):
+    if isinstance(shapes[0], tuple):
+        return tuple(inputs(shape, dtype) for shape in shapes)
+    return jax.random.uniform(jax.random.key(1), shapes, dtype, 0.1, 0.9)
+
+
+def test_the_list_is_complete():
+    classes = {part for part in vars(fl).values() if inspect.isclass(part) and issubclass(part, fl.Layer)}
+    bases = {fl.Layer, fl.Container, fl.Wrapper}
+    layers = {
+        part
+        for part in classes - bases
+        if part.__module__.startswith(("flatlayers.layers", "flatlayers.core"))
+    }
+    assert layers <= {type(layer) for layer, _ in [*LAYERS, INDICES]}
+
+
+@everywhere
+def test_lengths_text_and_output_shape(key, layer, shapes):
+    ps, st = fl.setup(key, layer, jnp.float32)
+    assert fl.parameter_length(layer) == ps.size == layer.layout.length
+    flags = jax.tree.structure(st) != jax.tree.structure(jax.tree.map(lambda _: 0, st.to_dict()))
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(st))
+    assert fl.state_length(layer) >= sizes if flags else fl.state_length(layer) == sizes
+    assert eval(repr(layer), {**vars(fl), **vars(jnp), **vars(jax.nn)}) == layer
+    x = inputs(shapes, jnp.float32)
+    y, new = layer(x, ps, st)
+    assert fl.output_shape(layer, x) == jax.tree.map(jnp.shape, y)
+    # With x64 on, a float32 model stays float32.
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(y))
+    if fl.preserves_state_type(layer):
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, st)
+    y_again, new_again = layer(x, ps, st)
+    assert_same((y, new), (y_again, new_again))
+
+
+def test_embedding(key):
+    layer, indices = INDICES
+    ps, st = fl.setup(key, layer, jnp.float32)
+    assert fl.parameter_length(layer) == ps.size == 21
+    assert eval(repr(layer), vars(fl)) == layer
+    assert_same(layer(indices, ps, st)[0], ps.weight[indices])
