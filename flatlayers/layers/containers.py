@@ -31,6 +31,12 @@ class NamedLayers(Container):
             raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
         self.layers = FrozenDict({name: as_layer(layer) for name, layer in (numbered | named).items()})
 
+    def check_fields(self) -> None:
+        super().check_fields()
+        for name, connection in self.connections().items():
+            if connection is not None:
+                check_connection(name, connection)
+
     def connections(self) -> Mapping[str, Connection]:
         """What joins the outputs, by the name of its field."""
         return {}
@@ -343,6 +349,7 @@ class SkipConnection(Container):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", as_layer(self.layer))
+        check_connection("connection", self.connection)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         y, new = self.layer(x, ps.layer, st.layer)
@@ -351,3 +358,9 @@ class SkipConnection(Container):
             return self.connection(y, x), st
         y, new = self.connection((y, x), ps.connection, st.connection)
         return y, st.replace(connection=new)
+
+
+def check_connection(name: str, connection: Any) -> None:
+    """Raise unless a connection can be called."""
+    if isinstance(connection, type) or not (isinstance(connection, Layer) or callable(connection)):
+        raise TypeError(f"expected a function or a layer as {name}, found {connection!r}")

@@ -201,3 +201,17 @@ def test_in_transformations(key, model):
     assert jnp.isfinite(jax.grad(lambda ps: model(x, ps, st)[0].sum())(ps).data).all()
     assert eval(repr(model), {**vars(fl), "add": jnp.add}) == model
     assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda connection: fl.Parallel(connection, jnp.tanh),
+        lambda connection: fl.BranchLayer(jnp.tanh, fusion=connection),
+        lambda connection: fl.PairwiseFusion(connection, jnp.tanh),
+        lambda connection: fl.SkipConnection(jnp.tanh, connection),
+    ],
+)
+def test_what_is_no_connection(make):
+    with pytest.raises(TypeError, match="expected a function or a layer as (connection|fusion), found '[+]'"):
+        make("+")

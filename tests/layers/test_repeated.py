@@ -193,7 +193,7 @@ def test_stacked_layers_are_found(key):
     assert fl.contains_layer(fl.Stacked(fl.Dense(2, 2), 3))
     assert not fl.contains_layer(fl.Stacked(fl.Param((), fl.initializers.ones), 3))
     assert "layer=Dense(2, 2),  # 6 parameters" in fl.pformat(model)
-    assert fl.pformat(model).endswith("# 18 parameters")
+    assert fl.pformat(model).endswith("# 18 parameters, 72 bytes")
     assert fl.preserves_state_type(model)
     assert not fl.preserves_state_type(fl.Repeated(Remembering(), 3))
     ps, st = fl.setup(key, {"blocks": fl.Stacked(fl.Dropout(0.5), 3), "one": fl.Dense(2, 2)}, float)
