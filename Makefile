@@ -9,14 +9,14 @@ demo: $(VENV)/examples
 	$(RUN) examples/lynx_hare.py
 
 test: $(VENV)/test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
-bench: $(VENV)/examples
+bench: $(VENV)/bench
 	$(RUN) benchmarks/run.py
 
 clean:
@@ -26,6 +26,6 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each set of extras.
-$(VENV)/examples $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/examples $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --editable '.[$*]'
 	touch $@

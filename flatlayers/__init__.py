@@ -29,7 +29,9 @@ from .core.setup import (
     update_state as update_state,
 )
 from .core.vector import ComponentVector as ComponentVector
-from .display import pformat as pformat
+from .display.model import pformat as pformat
+from .display.summary import summary as summary
+from .display.tree import tree as tree
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.basis import (
     Chebyshev as Chebyshev,
@@ -91,17 +93,15 @@ from .layers.position import (
     RotaryPositionalEmbedding as RotaryPositionalEmbedding,
     SinusoidalPositionalEmbedding as SinusoidalPositionalEmbedding,
 )
-from .layers.recurrent import (
+from .layers.recurrence import (
     GRU as GRU,
     LSTM as LSTM,
     RNN as RNN,
     BidirectionalRNN as BidirectionalRNN,
-    GRUCell as GRUCell,
-    LSTMCell as LSTMCell,
     Recurrence as Recurrence,
-    RNNCell as RNNCell,
     StatefulRecurrentCell as StatefulRecurrentCell,
 )
+from .layers.recurrent import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from .layers.repeated import Repeated as Repeated
 from .layers.reshape import (
     FlattenLayer as FlattenLayer,
@@ -114,7 +114,28 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
+from .solve.adjoints import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
 from .solve.ode import NeuralODE as NeuralODE
+from .wrappers.compact import State as State, compact as compact
+from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
+from .wrappers.derivatives import (
+    batched_jacobian as batched_jacobian,
+    hessian_vector_product as hessian_vector_product,
+    jacobian_vector_product as jacobian_vector_product,
+    vector_jacobian_product as vector_jacobian_product,
+)
+from .wrappers.freeze import FrozenLayer as FrozenLayer, freeze as freeze, unfreeze as unfreeze
+from .wrappers.layer_map import layer_map as layer_map, replace_layer as replace_layer, select as select
+from .wrappers.precision import (
+    AlternatePrecision as AlternatePrecision,
+    bf16 as bf16,
+    cast as cast,
+    f16 as f16,
+    f32 as f32,
+    f64 as f64,
+)
+from .wrappers.share import SharedParameters as SharedParameters, share_parameters as share_parameters
+from .wrappers.stateful import StatefulLayer as StatefulLayer
 
 
 __version__ = "0.1.0"

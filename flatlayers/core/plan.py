@@ -43,6 +43,12 @@ class Slot:
             positions = starts + positions
         return positions
 
+    def take(self, data: np.ndarray) -> np.ndarray:
+        """The numbers there, of shape `(..., *copies, *shape)`: for displays, which compile nothing."""
+        if self.copies:
+            return data[..., self.positions()]
+        return data[..., self.offset : self.offset + self.size].reshape((*data.shape[:-1], *self.shape))
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:

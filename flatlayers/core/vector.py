@@ -286,18 +286,19 @@ class ComponentVector:
         if not isinstance(self.data, jax.Array | np.ndarray) or isinstance(self.data, Tracer):
             return repr(self)
         slots = self.layout.slots()
-        shown = [path for path, _ in slots[:_MOST_LINES]]
-        width = max(map(len, shown), default=0)
+        shown, numbers = slots[:_MOST_LINES], np.asarray(self.data)
+        width = max((len(path) for path, _ in shown), default=0)
         lines = [f"ComponentVector({describe_data(self.data)})"]
-        lines += [f"  {path.ljust(width)}  {self._value_text(path)}" for path in shown]
+        lines += [
+            f"  {path.ljust(width)}  {self._value_text(path, slot.take(numbers))}" for path, slot in shown
+        ]
         if len(slots) > len(shown):
             lines.append(f"  ... and {len(slots) - len(shown)} more")
         return "\n".join(lines)
 
-    def _value_text(self, path: str) -> str:
+    def _value_text(self, path: str, value: np.ndarray) -> str:
         if path in self.layout.ties:
             return f"the same as {self.layout.ties[path]}"
-        value = np.asarray(self._view(path))
         long = value.size > 12
         text = np.array2string(
             value.ravel() if long else value, precision=4, separator=", ", threshold=12, edgeitems=3

@@ -167,7 +167,7 @@ def test_stacked_is_drawn_copy_by_copy(key):
     assert ps.layout == fl.Layout(
         {"blocks": fl.Layout({"dense": {"weight": (2, 2)}, "gain": ()}).stack(3), "gains": (4, 3, 2)}
     )
-    blocks, gains = (fold_names(key, "parameters", name) for name in ("blocks", "gains"))
+    blocks, gains = (fold_names(key, "flatlayers", name) for name in ("blocks", "gains"))
     for i in range(3):
         copy = jax.random.fold_in(blocks, i)
         assert_same(ps.blocks.dense.weight[i], normal(fold_names(copy, "dense", "weight"), (2, 2), float))

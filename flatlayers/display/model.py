@@ -1,0 +1,255 @@
+"""Models as text."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import wadler_lindig as wl
+
+from ..core.calling import display_name
+from ..core.declaration import Param
+from ..core.frozen_dict import FrozenDict
+from ..core.hashable import Hashable
+from ..core.layer import Layer, Wrapper, contains_layer, layout_of
+from ..core.layout import Layout
+from ..core.names import join_path, value_text
+from ..core.setup import frozen_length, state_length
+from .places import alike, span_text
+from .table import WIDTH, bytes_text, counted
+
+
+_INDENT = 4
+_LONGEST_TUPLE = 8
+_UNBROKEN = 1_000_000
+
+
+def pformat(model: Any, ps: Any = None) -> str:
+    """The model as the tree of its layers, with names and numbers of parameters.
+
+    `print(layer)` prints it. Three or more equal neighbours are one line, as in
+    `layer_1..layer_3=Dense(32, 32),  # 3 x 1_056 parameters`. A layer inside is shown with its own number of
+    parameters, also where they are tied to others'; the last line has the length of the vector.
+
+    **Arguments:**
+
+    - `model`: a layer, or a mapping of layers and `Param`s as `fl.setup` takes it.
+    - `ps`: its parameters, to tell the number of bytes; it is that of float32 without them.
+
+    **Returns:** the text, at most 100 columns wide.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> print(fl.pformat(fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dense(16, 1), fl.Dropout(0.5))))
+    Chain(
+        layer_0=Dense(2, 16, activation=tanh),  # 48 parameters
+        layer_1=Dense(16, 1),                   # 17 parameters
+        layer_2=Dropout(0.5),
+    )                                           # 65 parameters, 260 bytes, 2 states
+    """
+    return "\n".join(line.text for line in written(model, ps))
+
+
+def totals(model: Any, ps: Any = None) -> str:
+    """The numbers of parameters, of bytes and of states."""
+    length, frozen, states = length_of(model), frozen_length(model), state_length(model)
+    size = 4 * length if ps is None else ps.size * ps.dtype.itemsize
+    rest = [bytes_text(size)] * bool(length) + [counted(states - frozen, "state")] * (states > frozen)
+    return ", ".join([_numbers(length, frozen) or "no parameters", *rest])
+
+
+def length_of(part: Any) -> int:
+    """The number of parameters of a layer, of a mapping or of one `Param`."""
+    layout = layout_of(part)
+    return layout.length if isinstance(layout, Layout) else math.prod(layout)
+
+
+def value_doc(value: Any) -> wl.AbstractDoc:
+    """The constructor form of a layer or another value, to be broken between arguments."""
+    return wl.pdoc(value, indent=_INDENT, custom=_custom)
+
+
+def one_line(value: Any) -> str:
+    """The constructor form on one line."""
+    return wl.pformat(value_doc(value), width=_UNBROKEN)
+
+
+# Lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the display: `path` is that of the layer which it begins, ends or is."""
+
+    text: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What stands on a line of its own: a layer, or the start, an argument or the end of one."""
+
+    depth: int
+    path: str
+    doc: wl.AbstractDoc
+    comment: str = ""
+
+
+def written(model: Any, ps: Any = None) -> list[Line]:
+    """The lines of the display, with their comments aligned."""
+    *parts, last = _Tree(bool(frozen_length(model))).parts(model)
+    last = dataclasses.replace(last, comment=totals(model, ps))
+    widest = max((len(part.comment) for part in parts), default=0)
+    blocks = [(part, _broken(part, WIDTH - len("  # ") - widest)) for part in (*parts, last)]
+    column = max((len(lines[-1]) for part, lines in blocks if part.comment), default=0)
+    done: list[Line] = []
+    for part, lines in blocks:
+        *above, text = lines
+        comment = [f"# {part.comment}"] if part.comment else []
+        if part is last and column + 2 + len(comment[0]) > WIDTH:
+            above, text, comment = [*above, text], comment[0], []
+        done += [Line(line, part.path) for line in above]
+        done.append(Line("  ".join([text.ljust(column), *comment]) if comment else text, part.path))
+    return done
+
+
+def _broken(part: _Part, width: int) -> list[str]:
+    margin = " " * (_INDENT * part.depth)
+    return [margin + line for line in wl.pformat(part.doc, width=width - len(margin)).split("\n")]
+
+
+class _Tree:
+    """The parts of a model, from the first line to the last."""
+
+    def __init__(self, has_frozen: bool):
+        self.has_frozen = has_frozen
+
+    def parts(
+        self,
+        part: Any,
+        *,
+        names: tuple[str, ...] = (),
+        path: str = "",
+        depth: int = 0,
+        left_out: frozenset[str] = frozenset(),
+        counts: bool = True,
+    ) -> Iterator[_Part]:
+        """The parts of `part`.
+
+        **Arguments:**
+
+        - `part`: a layer, a `Param` or a mapping of them.
+        - `names`: its name, or those of equal neighbours.
+        - `path`: its path, the first one's of equal neighbours.
+        - `depth`: how many layers it is in.
+        - `left_out`: the paths of parameters that a layer around it has frozen.
+        - `counts`: whether its parameters are parameters of the model.
+        """
+        label, end = f"{span_text(names)}=" if any(names) else "", "," if depth else ""
+        comment = self.comment(part, path, left_out, max(len(names), 1)) if counts else ""
+        children = children_of(part)
+        if not children:
+            doc = wl.TextDoc(label) + value_doc(part) + wl.TextDoc(end)
+            yield _Part(depth, path, doc, comment)
+            return
+        title = title_of(part) if isinstance(part, Layer) else ""
+        yield _Part(depth, path, wl.TextDoc(f"{label}{title}("))
+        if isinstance(part, Wrapper):
+            left_out, counts = left_out | _frozen_by(part, path), counts and sees_through(part)
+        # Equal layers are alike if the same of their parameters are frozen.
+        for same in alike({name: (child, _below(path, name, left_out)) for name, child in children.items()}):
+            yield from self.parts(
+                children[same[0]],
+                names=same,
+                path=join_path(path, same[0]),
+                depth=depth + 1,
+                left_out=left_out,
+                counts=counts,
+            )
+        if options := list(_options(part)):
+            yield _Part(depth + 1, path, wl.join(wl.comma, options).group() + wl.TextDoc(","))
+        yield _Part(depth, path, wl.TextDoc(f"){end}"), comment)
+
+    def comment(self, part: Any, path: str, left_out: frozenset[str], copies: int) -> str:
+        length, frozen = length_of(part), 0
+        if self.has_frozen:
+            layout = layout_of(part)
+            leaves = layout.view_shapes if isinstance(layout, Layout) else {"": layout}
+            absent = sum(
+                math.prod(shape)
+                for leaf, shape in leaves.items()
+                if join_path(path, leaf) in left_out and leaf not in getattr(layout, "ties", ())
+            )
+            length, frozen = length - absent, frozen_length(part) + absent
+        return _numbers(length, frozen, copies)
+
+
+def _numbers(length: int, frozen: int, copies: int = 1) -> str:
+    times = f"{copies} x " if copies > 1 else ""
+    trained = [times + counted(length, "parameter")] if length else []
+    return ", ".join(trained + ([f"plus {times}{frozen:_} non-trainable"] if frozen else []))
+
+
+def children_of(part: Any) -> Mapping[str, Any]:
+    if isinstance(part, Mapping):
+        return part
+    return part.children() if isinstance(part, Layer) else {}
+
+
+def sees_through(wrapper: Wrapper) -> bool:
+    """Whether the parameters of a wrapper are parameters of its child, under the same names."""
+    return wrapper.layout.view_shapes.keys() <= wrapper.child.layout.view_shapes.keys()
+
+
+def _frozen_by(wrapper: Wrapper, path: str) -> set[str]:
+    """The parameters of the child that a wrapper has frozen, by path."""
+    if not sees_through(wrapper):
+        return set()
+    names = wrapper.child.layout.view_shapes.keys() - wrapper.layout.view_shapes.keys()
+    return {join_path(path, name) for name in names}
+
+
+def _below(path: str, name: str, paths: frozenset[str]) -> frozenset[str]:
+    prefix = join_path(path, name) + "."
+    return frozenset(path.removeprefix(prefix) for path in paths if path.startswith(prefix))
+
+
+# Values
+
+
+def title_of(layer: Layer) -> str:
+    """What stands before the arguments: the name of the class, or that of a function."""
+    is_argument = any(field.name == "name" for field in dataclasses.fields(layer))  # pyright: ignore
+    return type(layer).__name__ if is_argument else display_name(layer)
+
+
+def _options(part: Any) -> Iterator[wl.AbstractDoc]:
+    """The hyper-parameters of a layer with children."""
+    if isinstance(part, Layer):
+        for name, value, _ in part.constructor_arguments():
+            if value is not None and not contains_layer(value):
+                yield wl.TextDoc(f"{name}=") + value_doc(value)
+
+
+def _custom(value: Any) -> wl.AbstractDoc | None:
+    """What wadler-lindig does not write as we do. `None` leaves a value to it."""
+    if isinstance(value, Layer) and _tells_arguments(type(value)):
+        inside = [
+            wl.TextDoc(f"{name}=" if named else "") + value_doc(argument)
+            for name, argument, named in value.constructor_arguments()
+        ]
+        return wl.bracketed(wl.TextDoc(f"{title_of(value)}("), inside, wl.comma, wl.TextDoc(")"), _INDENT)
+    if isinstance(value, Hashable):
+        return value_doc(value.value)
+    if isinstance(value, FrozenDict):
+        return value_doc(dict(value))
+    if type(value) is tuple and len(value) > _LONGEST_TUPLE:
+        return value_doc((*value[:3], ..., value[-1]))
+    if isinstance(value, tuple | dict) or value is ... or hasattr(type(value), "__pdoc__"):
+        return None
+    is_options = dataclasses.is_dataclass(value) and not isinstance(value, Layer | Param | Callable)
+    return None if is_options else wl.TextDoc(value_text(value))
+
+
+def _tells_arguments(kind: type[Layer]) -> bool:
+    return kind.__repr__ is Layer.__repr__ or kind.constructor_arguments is not Layer.constructor_arguments

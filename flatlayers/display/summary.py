@@ -1,0 +1,318 @@
+"""`summary`: what each layer of a model does to one input, as a table."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from ..core.layer import Layer, Wrapper
+from ..core.names import join_path
+from ..core.rebuild import replaceable, with_children
+from ..core.setup import setup
+from ..core.vector import ComponentVector
+from .model import one_line, sees_through, title_of, totals
+from .places import Run, alike, joined, runs_of, span_text
+from .table import filled, scaled, table
+
+
+def summary(model: Layer, x: Any) -> "Summary":
+    """What each layer does to one input: a table of shapes, parameters and floating-point operations.
+
+    Nothing is computed: shapes are traced, and operations are those that XLA counts in the program before it
+    is compiled. It counts one for an addition, a multiplication or a comparison of numbers and none for
+    `tanh`, `exp` and the like. A `scan` counts as often as it runs, a loop of unknown length, such as a
+    solver's, once. A layer is seen as it is first called: inside of a solver or a scan, in one step.
+
+    A layer that makes the layers inside of it by itself, such as `fl.MLP`, has one row. Three or more equal
+    neighbours with equal rows are printed as one.
+
+    **Arguments:**
+
+    - `model`: a layer.
+    - `x`: its input: arrays or `jax.ShapeDtypeStruct`s, or a pytree of them.
+
+    **Returns:** a `Summary`: printed, a table within 100 columns, in a notebook a picture of it. `rows` has
+    the layers inside in order, `total` the model. A row has `path`, `layer`, `output_shape`, `parameters`,
+    `places` (where they are in the vector, as pairs of start and stop), `share` (per cent of the vector),
+    `flops` (of one call; `None` where XLA does not tell) and `children`, the rows inside of it.
+
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> fl.summary(fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dense(16, 1)), jnp.ones((5, 2)))
+    path     layer                          output shape  parameters  place   share  FLOPs
+    ──────────────────────────────────────────────────────────────────────────────────────
+    layer_0  Dense(2, 16, activation=tanh)  (5, 16)               48   0:48   73.8%    400
+    layer_1  Dense(16, 1)                   (5, 1)                17  48:65   26.2%    165
+    ──────────────────────────────────────────────────────────────────────────────────────
+    total    Chain                          (5, 1)                65   0:65  100.0%    565
+    65 parameters, 260 bytes
+    """
+    root = _Seen(model, "")
+    floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    dtype = jnp.result_type(floats[0]) if floats else jnp.float32
+    watched = root.watch()
+
+    def call(key: jax.Array, x: Any) -> None:
+        ps, st = setup(key, watched, dtype)
+        watched(x, ps, st)
+
+    jax.eval_shape(call, jax.random.key(0), x)
+    return Summary(_Rows(model).row(root))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a summary tells of one layer."""
+
+    path: str
+    layer: Layer
+    output_shape: Any
+    parameters: int
+    places: tuple[Run, ...]
+    share: float
+    flops: float | None
+    children: "tuple[Row, ...]"
+
+    @property
+    def place(self) -> str:
+        """Where the parameters are in the vector: `0:48`, or the first of several places."""
+        first = [f"{start}:{stop}" for start, stop in self.places[:2]]
+        return ", ".join(first) if len(self.places) < 3 else f"{first[0]}, ..."
+
+    @property
+    def below(self) -> "Iterator[Row]":
+        """The rows inside, in order."""
+        for child in self.children:
+            yield child
+            yield from child.below
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Summary:
+    """What `fl.summary` returns."""
+
+    total: Row
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The layers inside in order; the model itself if there are none."""
+        return tuple(self.total.below) or (self.total,)
+
+    @property
+    def grouped(self) -> Row:
+        """The total with equal neighbours joined: what is printed."""
+        return _grouped(self.total)
+
+    def __repr__(self) -> str:
+        head = ("path", "layer", "output shape", *_NUMBERS)
+        foot = _cells(self.total, "total")
+        body = table(head, [_cells(row, row.path) for row in self.grouped.below], foot, " ".join(_NUMBERS))
+        return f"{body}\n{totals(self.total.layer)}"
+
+
+# Watching a model being traced
+
+
+class _Seen:
+    """A layer of a model, and what it was first called with."""
+
+    def __init__(self, layer: Layer, path: str):
+        self.layer = layer
+        self.path = path
+        self.children: list[_Seen] = []
+        self.arguments: Any = None
+        self.output: Any = None
+
+    def watch(self) -> "_Watched":
+        """The layer that calls this one and tells what with, and so do those inside."""
+        layer = self.layer
+        if not isinstance(layer, Wrapper) or sees_through(layer):
+            inside = {
+                name: _Seen(part, join_path(self.path, name)) for name, part in replaceable(layer).items()
+            }
+            try:
+                layer = with_children(layer, {name: seen.watch() for name, seen in inside.items()})
+                self.children = list(inside.values())
+            except (AttributeError, TypeError, ValueError):
+                pass  # Two names for one field, or a layer that will have no other child: it counts as one.
+        return _Watched(layer, self)
+
+    def note(self, arguments: Any, output: Any) -> None:
+        if self.arguments is None:
+            self.arguments, self.output = jax.tree.map(_type_of, (arguments, output))
+
+
+class _Watched(Wrapper):
+    layer: Layer
+    seen: _Seen
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        y, new = self.layer(x, ps, st)
+        self.seen.note((x, ps, st), y)
+        return y, new
+
+    def __getattr__(self, name: str) -> Any:
+        # What the layer around it asks its child for, such as `self.encoder.out_dims`.
+        if name.startswith("_") or name == "layer":
+            raise AttributeError(name)
+        return getattr(self.layer, name)
+
+
+def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return _struct(jax.typeof(leaf))
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+class _Rows:
+    """The rows of a model: equal calls of equal layers are counted once."""
+
+    def __init__(self, model: Layer):
+        self.runs = {path: tuple(runs_of(slot)) for path, slot in model.layout.slots()}
+        self.length = model.layout.length
+        self.known: dict[Any, float | None] = {}
+
+    def row(self, seen: _Seen) -> Row:
+        names = (join_path(seen.path, name) for name in seen.layer.layout.view_shapes)
+        places = joined(run for name in names for run in self.runs.get(name, ()))
+        size = sum(stop - start for start, stop in places)
+        called = seen.arguments is not None
+        return Row(
+            path=seen.path,
+            layer=seen.layer,
+            output_shape=_shapes(seen.output) if called else None,
+            parameters=size,
+            places=places,
+            share=100 * size / self.length if self.length else 0.0,
+            flops=self.flops(seen.layer, seen.arguments) if called else 0.0,
+            children=tuple(map(self.row, seen.children)),
+        )
+
+    def flops(self, layer: Layer, arguments: Any) -> float | None:
+        leaves, structure = jax.tree.flatten(arguments)
+        call = layer, structure, tuple(leaves)
+        if call not in self.known:
+            self.known[call] = flops(layer, *arguments)
+        return self.known[call]
+
+
+def _shapes(y: Any) -> Any:
+    def is_array(part: Any) -> bool:
+        return isinstance(part, ComponentVector)
+
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), y, is_leaf=is_array)
+
+
+# Counting operations
+
+
+def flops(f: Any, *types: Any) -> float | None:
+    """The floating-point operations of a call, by XLA; `None` where it does not tell."""
+    traced = jax.jit(f).trace(*types)
+    once, rest = _counted(traced.lower()), _of_later_passes(traced.jaxpr.jaxpr)
+    return None if once is None or rest is None else once + rest
+
+
+def _counted(lowered: Any) -> float | None:
+    cost = lowered.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) and cost else cost
+    # A program without operations has no such entry.
+    number = cost.get("flops", 0.0) if isinstance(cost, dict) else -1.0
+    return float(number) if number >= 0 else None
+
+
+def _of_later_passes(jaxpr: Any) -> float | None:
+    """XLA counts the body of a loop once: what it left out of those that run a known number of times."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        passes = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for body in _bodies(eqn.params.values()):
+            once = _counted(_lowered(body)) if passes > 1 else 0.0
+            rest = _of_later_passes(body.jaxpr)
+            if once is None or rest is None:
+                return None
+            total += (passes - 1) * once + passes * rest
+    return total
+
+
+def _bodies(parameters: Iterable[Any]) -> Iterator[jex.ClosedJaxpr]:
+    for value in parameters:
+        if isinstance(value, jex.ClosedJaxpr):
+            yield value
+        elif isinstance(value, jex.Jaxpr):
+            yield jex.ClosedJaxpr(value, ())
+        elif isinstance(value, tuple | list):
+            yield from _bodies(value)
+
+
+def _lowered(body: jex.ClosedJaxpr) -> Any:
+    return jax.jit(jex.jaxpr_as_fun(body)).lower(*map(_struct, body.in_avals))
+
+
+# Text
+
+
+_NUMBERS = ("parameters", "place", "share", "FLOPs")
+
+
+def _cells(row: Row, path: str) -> list[Any]:
+    return [
+        # A path may break after a dot, but not within `layer_1..layer_3`.
+        filled(re.split(r"(?<=[^.]\.)(?=[^.])", path), ""),
+        title_of(row.layer) if row.children else one_line(row.layer),
+        "not called" if row.output_shape is None else str(row.output_shape),
+        f"{row.parameters:_}" if row.parameters else "",
+        row.place,
+        f"{row.share:.1f}%" if row.parameters else "",
+        flops_text(row.flops),
+    ]
+
+
+def flops_text(number: float | None) -> str:
+    if number is None:
+        return "?"
+    return f"{round(number):_}" if number < 1e6 else scaled(number / 1e6, ("M", "G", "T", "P"))
+
+
+def _grouped(row: Row) -> Row:
+    children = {child.path: _grouped(child) for child in row.children}
+    groups = alike({path: _without_place(child) for path, child in children.items()})
+    return dataclasses.replace(
+        row, children=tuple(_together([children[path] for path in paths]) for paths in groups)
+    )
+
+
+def _without_place(row: Row) -> Any:
+    inside = tuple(map(_without_place, row.children))
+    return row.layer, row.output_shape, row.parameters, row.flops, inside
+
+
+def _together(rows: Sequence[Row]) -> Row:
+    """Equal neighbours as one row."""
+    if len(rows) == 1:
+        return rows[0]
+    around = rows[0].path.rpartition(".")[0]
+    return _sum(rows, join_path(around, span_text(tuple(row.path.rpartition(".")[2] for row in rows))))
+
+
+def _sum(rows: Sequence[Row], path: str) -> Row:
+    known = all(row.flops is not None for row in rows)
+    return dataclasses.replace(
+        rows[0],
+        path=path,
+        parameters=sum(row.parameters for row in rows),
+        places=joined(run for row in rows for run in row.places),
+        share=math.fsum(row.share for row in rows),
+        flops=math.fsum(row.flops or 0.0 for row in rows) if known else None,
+        children=tuple(
+            _sum(inside, path + inside[0].path.removeprefix(rows[0].path))
+            for inside in zip(*(row.children for row in rows), strict=True)
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What changes or wraps a layer."""
