@@ -115,7 +115,16 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 from .solve.adjoints import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
+from .solve.flow import FFJORD as FFJORD
+from .solve.hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
+from .solve.cde import NeuralCDE as NeuralCDE
 from .solve.ode import NeuralODE as NeuralODE
+from .solve.sde import NeuralSDE as NeuralSDE
+from .train.loop import (
+    NonFiniteLossError as NonFiniteLossError,
+    TrainResult as TrainResult,
+    train_loop as train_loop,
+)
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.derivatives import (

@@ -1,0 +1,179 @@
+"""`train_loop`: many steps of an optimiser in one compiled call."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..core.names import describe
+from ..core.record import Record, as_record
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `fl.train_loop` returns.
+
+    **Attributes:**
+
+    - `ps`, `st`: the parameters and the state after the last step.
+    - `opt_state`: the optimiser's state, with which one can go on.
+    - `losses`: the loss of each step, of shape `(steps,)`, before the step was taken.
+    """
+
+    ps: Any
+    st: Record
+    opt_state: Any
+    losses: np.ndarray
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that is not finite. It has what there was before: `step`, `ps`, `st`, `opt_state`, `losses`.
+
+    `ps`, `st` and `opt_state` are those that gave the last finite loss.
+    """
+
+    def __init__(self, step: int, loss: float, last: TrainResult):
+        super().__init__(
+            f"train_loop: expected a finite loss, found {loss} in step {step}; the exception has the last "
+            "good parameters as `ps`. A smaller learning rate or `optax.clip_by_global_norm` may help"
+        )
+        self.step, self.ps, self.st = step, last.ps, last.st
+        self.opt_state, self.losses = last.opt_state, last.losses
+
+
+def train_loop(
+    loss: Callable[[Any, Any, Any], tuple[Any, Any]],
+    ps: Any,
+    st: Any,
+    optimizer: optax.GradientTransformation,
+    data: Any = None,
+    *,
+    steps: int,
+    chunk: int = 100,
+    progress: bool = True,
+    callback: Callable[[int, float, Any, Any], Any] | None = None,
+) -> TrainResult:
+    """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled `jax.lax.scan`.
+
+    The vector, the state and the optimiser's state stay on the device, and each chunk is written in the
+    place of the one before.
+
+    **Arguments:**
+
+    - `loss`: a function `loss(ps, st, batch) -> (value, st)`.
+    - `ps`: the parameters, a `ComponentVector` or any pytree of floating arrays.
+    - `st`: the state.
+    - `optimizer`: an optax optimiser.
+    - `data`: `None`; one batch, a pytree of arrays that is used in each step; or an iterator of batches of
+        the same shapes, `chunk` of which are stacked at a time.
+    - `steps`: how many steps.
+    - `chunk`: how many of them in one call. The first and, if it is shorter, the last are compiled.
+    - `progress`: whether there is a bar (tqdm) with the mean loss of the last chunk.
+    - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
+        taken and the chunk's last loss; training stops if it returns `True`.
+
+    **Returns:** a `TrainResult` with `ps`, `st`, `opt_state` and `losses`.
+
+    **Raises:** `NonFiniteLossError`, with the step and the last good parameters, as soon as a chunk has a
+    loss that is not finite; `ValueError` if the batches come to an end before the steps do.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import flatlayers as fl
+    >>> ps = fl.ComponentVector.of({"a": 1.0, "b": [2.0, 3.0]})
+    >>> loss = lambda ps, st, batch: ((ps.a - batch) ** 2 + (ps.b**2).sum(), st)
+    >>> result = fl.train_loop(loss, ps, {}, optax.adam(0.1), 4.0, steps=300, progress=False)
+    >>> print(f"{result.ps.a:.3f}")
+    4.000
+    >>> result.losses.shape
+    (300,)
+    """
+    for name, value in (("steps", steps), ("chunk", chunk)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"train_loop: expected {name} to be a positive integer, found {value!r}")
+    several = isinstance(data, Iterator)
+    run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2, donate_argnums=0)
+    carry = (ps, as_record(st), optimizer.init(ps))
+    before, losses = None, []
+    with _bar(steps, progress) as bar:
+        for start in range(0, steps, chunk):
+            length = min(chunk, steps - start)
+            batches = _stacked(data, length, start) if several else data
+            # The arguments of `run` are donated: it gets copies, and `carry` stays for `_last_good`.
+            new, values = run(_copy(carry), batches, length)
+            values = np.asarray(values)
+            if not np.isfinite(values).all():
+                step = int(np.argmin(np.isfinite(values)))
+                ps, st, opt_state = _last_good(run, step, (carry, batches), before)
+                last = TrainResult(ps, st, opt_state, np.concatenate([*losses, values[:step]]))
+                raise NonFiniteLossError(start + step, float(values[step]), last)
+            before, carry = (carry, batches, length), new
+            losses.append(values)
+            bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
+            bar.update(length)
+            if callback is not None and callback(start + length, float(values[-1]), *carry[:2]) is True:
+                break
+    ps, st, opt_state = carry
+    return TrainResult(ps, st, opt_state, np.concatenate(losses))
+
+
+def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:
+    """`run(carry, batches, length)`, which takes so many steps and returns the new carry and the losses."""
+
+    def step(carry: Any, batch: Any) -> Any:
+        ps, st, opt_state = carry
+        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(ps, st, batch)
+        updates, opt_state = optimizer.update(gradient, opt_state, ps)
+        return (optax.apply_updates(ps, updates), as_record(new), opt_state), value
+
+    def run(carry: Any, batches: Any, length: int) -> Any:
+        if several:
+            return jax.lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[:length], batches))
+        return jax.lax.scan(lambda carry, _: step(carry, batches), carry, length=length)
+
+    return run
+
+
+def _last_good(run: Any, step: int, now: Any, before: Any) -> Any:
+    """What gave the last finite loss, by taking the steps up to there again."""
+    if step > 0:
+        carry, batches = now
+        steps = step - 1
+    elif before is not None:
+        carry, batches, length = before
+        steps = length - 1
+    else:
+        return now[0]
+    return run(_copy(carry), batches, steps)[0] if steps else carry
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _stacked(batches: Iterator[Any], n: int, start: int) -> Any:
+    """The next `n` batches, stacked along a new first axis."""
+    found = list(itertools.islice(batches, n))
+    if len(found) < n:
+        raise ValueError(
+            f"train_loop: expected a batch for each step, found none for step {start + len(found)}"
+        )
+    shapes = [jax.tree.map(np.shape, batch) for batch in found]
+    if any(shape != shapes[0] for shape in shapes):
+        different = next(batch for batch, shape in zip(found, shapes, strict=True) if shape != shapes[0])
+        raise ValueError(
+            "train_loop: expected batches of the same shapes, found "
+            f"{describe(found[0])} and {describe(different)}"
+        )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+
+def _bar(steps: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm  # here, so that importing the library does not cost it
+
+    return tqdm(total=steps, desc="training", unit="step", disable=not progress)
