@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ..core.declaration import Param, Stacked, Tied
-from ..core.layer import Layer, Wrapper, layout_of
+from ..core.layer import Layer, Wrapper, as_layer, layout_of
 from ..core.layout import Layout
 from ..core.names import describe, join_path
 from ..core.record import Record, as_record
@@ -97,13 +97,14 @@ def freeze(layer: Layer, names: str | tuple[str, ...] | None = None, ps: Any = N
 
     - `layer`: the layer.
     - `names`: a shell-style pattern over dotted paths, or a tuple of them, as for `Layout.mask`; `None`
-        freezes all parameters.
+        freezes all parameters, an empty tuple none.
     - `ps`, `st`: its parameters and its state, to be taken along.
 
     **Returns:** the `FrozenLayer`; with `ps` and `st`, `(layer, ps, st)`, where `ps` is a shorter
     `ComponentVector` and `st` a `Record(frozen=..., layer=...)`.
 
-    **Raises:** `KeyError` (also a `ValueError`) for a pattern that matches nothing.
+    **Raises:** `KeyError` (also a `ValueError`) for a pattern that matches nothing; `TypeError` for `ps`
+    without `st`.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -115,14 +116,17 @@ def freeze(layer: Layer, names: str | tuple[str, ...] | None = None, ps: Any = N
     >>> st.frozen.encoder.weight.shape
     (4, 8)
     """
-    patterns = (names,) if isinstance(names, str) else tuple(names or ("*",) * bool(layer.layout.length))
-    frozen = FrozenLayer(layer, patterns)
+    layer = as_layer(layer)
+    if names is None:
+        names = ("*",) * bool(layer.layout.length)
+    frozen = FrozenLayer(layer, (names,) if isinstance(names, str) else tuple(names))
     if ps is None and st is None:
         return frozen
+    _check_state(st)
     whole = _all_of(layer, ps)
     return (
         frozen,
-        frozen.layout.pack(_part(whole, frozen.layout)),
+        _trained(whole, frozen.layout, ps),
         Record(frozen=_part(whole, frozen.frozen_layout), layer=as_record(st)),
     )
 
@@ -137,7 +141,7 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
 
     **Returns:** the layer inside; with `ps` and `st`, `(layer, ps, st)` with the values that they had.
 
-    **Raises:** `TypeError` for a layer that is not frozen.
+    **Raises:** `TypeError` for a layer that is not frozen and for `ps` without `st`.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -150,6 +154,7 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
         raise TypeError(f"expected a layer that `fl.freeze` made, found {layer!r}")
     if ps is None and st is None:
         return layer.layer
+    _check_state(st)
     st = as_record(st)
     return layer.layer, layer.layer.layout.pack(layer.joined(_all_of(layer, ps), st.frozen)), st.layer
 
@@ -176,6 +181,18 @@ def _leaf(source: Any, path: str) -> Any:
 
 def _part(whole: Record, layout: Layout) -> Record:
     return layout.nest({path: _leaf(whole, path) for path in layout.view_shapes})
+
+
+def _trained(whole: Record, layout: Layout, ps: Any) -> ComponentVector:
+    """The vector of what is not frozen. One without numbers has the dtype and the leading axes of `ps`."""
+    if not layout.length and isinstance(ps, ComponentVector):
+        return layout.vector(ps.data[..., :0])
+    return layout.pack(_part(whole, layout))
+
+
+def _check_state(st: Any) -> None:
+    if not isinstance(st, Mapping):
+        raise TypeError(f"expected the state of the layer with its parameters, found {describe(st)}")
 
 
 def _all_of(layer: Layer, ps: Any) -> Record:

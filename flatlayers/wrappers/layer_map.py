@@ -207,6 +207,8 @@ def _called(f: Callable[..., Any], layer: Layer, ps: Any, st: Any, path: str) ->
             f"layer_map: expected a function that returns (layer, ps, st), found {describe(result)} "
             f"for {path!r}"
         )
+    if not isinstance(result[2], Mapping):
+        raise TypeError(f"layer_map: expected a state for {path!r}, found {describe(result[2])}")
     new, ps, st = as_layer(result[0]), result[1], as_record(result[2])
     missing = [name for name in _initial_state(new) if name not in st]
     if missing:
@@ -249,6 +251,8 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
                 f"layer_map: expected shape {expected} for {path!r}, as the new layer declares it, "
                 f"found shape {jnp.shape(value)}"
             )
+    if not layout.length:  # no leaf tells the leading axes
+        return layout.vector(like.data[..., :0])
     return layout.pack(values, like.dtype)
 
 

@@ -133,10 +133,36 @@ def test_a_layer_without_parameters():
     assert fl.unfreeze(layer) == fl.Dropout(0.5)
 
 
+def test_what_is_left_of_an_ensemble_keeps_its_axes_and_its_dtype(key):
+    layer, x = fl.Dense(2, 3), jnp.ones(2, jnp.float32)
+    many, st = jax.vmap(lambda key: fl.setup(key, layer))(jax.random.split(key, 4))
+    frozen, nothing, state = fl.freeze(layer, None, many, st)
+    assert (nothing.shape, nothing.dtype) == ((4, 0), jnp.float32)
+    y, _ = jax.vmap(frozen, (None, 0, 0))(x, nothing, state)
+    assert_same(y, jax.vmap(layer, (None, 0, 0))(x, many, st)[0])
+    assert_same(fl.unfreeze(frozen, nothing, state)[1], many)
+    assert_same(fl.layer_map(lambda *parts: parts[:3], frozen, nothing, state)[1], nothing)
+
+
+def test_no_pattern_freezes_nothing(key):
+    ps, st = fl.setup(key, MODEL, float)
+    frozen, trained, state = fl.freeze(MODEL, (), ps, st)
+    assert_same(trained, ps)
+    assert_same(state, fl.Record(frozen={}, layer=st))
+    assert fl.parameter_length(frozen) == ps.size
+
+
 def test_bad_input(key):
+    ps, st = fl.setup(key, fl.Dense(2, 2))
+    with pytest.raises(TypeError, match="the state of the layer with its parameters, found None"):
+        fl.freeze(fl.Dense(2, 2), "bias", ps)
+    with pytest.raises(TypeError, match="the state of the layer with its parameters, found None"):
+        fl.unfreeze(fl.freeze(fl.Dense(2, 2)), ps)
+    with pytest.raises(TypeError, match="expected a layer or a function, found 3"):
+        fl.freeze(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(KeyError, match="'heads.*' matches nothing: no name 'heads.*'; the nearest: head"):
         fl.freeze(MODEL, "heads.*")
     with pytest.raises(TypeError, match=r"expected a layer that `fl.freeze` made, found Dense\(1, 2\)"):
         fl.unfreeze(fl.Dense(1, 2))
     with pytest.raises(TypeError, match="expected the same layout for both, found: weight"):
-        fl.freeze(fl.Dense(2, 2), "bias", fl.initial_parameters(key, fl.Dense(2, 3)), {})
+        fl.freeze(fl.Dense(2, 2), "bias", fl.initial_parameters(key, fl.Dense(2, 3)), st)

@@ -343,6 +343,7 @@ def test_tied_parameters_that_get_different_values():
             KeyError,
             "a state with key, training .* at 'net.layer_0'",
         ),
+        (lambda layer, p, s: (layer, p, None), TypeError, "expected a state for 'net.layer_0', found None"),
         (lambda layer, p, s: (3, p, s), TypeError, "expected a layer or a function, found 3"),
     ],
 )
