@@ -115,11 +115,24 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 from .solve.adjoints import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
-from .solve.flow import FFJORD as FFJORD
-from .solve.hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
+from .solve.augmented import AugmentedNDE as AugmentedNDE
 from .solve.cde import NeuralCDE as NeuralCDE
+from .solve.collocation import collocate as collocate
+from .solve.deq import (
+    DeepEquilibriumNetwork as DeepEquilibriumNetwork,
+    spectral_radius as spectral_radius,
+)
+from .solve.fixed_point import Anderson as Anderson, Broyden as Broyden
+from .solve.flow import FFJORD as FFJORD
+from .solve.gauss import GaussAdjoint as GaussAdjoint
+from .solve.hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
+from .solve.implicit import PhantomAdjoint as PhantomAdjoint
+from .solve.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
 from .solve.ode import NeuralODE as NeuralODE
 from .solve.sde import NeuralSDE as NeuralSDE
+from .solve.second_order import SecondOrderNeuralODE as SecondOrderNeuralODE
+from .solve.shooting import multiple_shooting as multiple_shooting
+from .solve.steady_state import SteadyState as SteadyState
 from .train.loop import (
     NonFiniteLossError as NonFiniteLossError,
     TrainResult as TrainResult,

@@ -1,12 +1,14 @@
 """The examples, in a few steps: each as a user runs it, with x64 off and JAX's own promotion."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 import flatlayers as fl
 
@@ -100,3 +102,62 @@ def test_another_layer_is_found_out(monkeypatch, capsys):
     monkeypatch.setattr(custom_layer, "MODELS", (plain, container, wide))
     assert custom_layer.main(["--seed", "1"]) == 1
     assert "The three do not agree." in capsys.readouterr().out
+
+
+# Pendulums
+
+
+def test_a_pendulum_that_keeps_its_energy_passes(tmp_path, monkeypatch, capsys):
+    pendulum = load("pendulum")
+    times = np.linspace(0, 1, 5)
+    true = np.asarray(pendulum.swing(pendulum.STARTS, times))
+    np.testing.assert_allclose(
+        pendulum.energy(true), np.tile(9.81 * (1 - np.cos([1.0, 1.5])), (5, 1)), rtol=1e-4
+    )
+    monkeypatch.setattr(pendulum, "train", lambda field, *args: None)
+    monkeypatch.setattr(pendulum, "LONG", 1.0)
+    long = np.repeat(true, 201, axis=0)[:1001]
+    monkeypatch.setattr(pendulum, "symplectic", lambda *args: 1.005 * long)
+    monkeypatch.setattr(pendulum, "adaptive", lambda *args: 1.05 * long)
+    out = tmp_path / "pendulum.png"
+    assert pendulum.main(["--out", str(out)]) == 0
+    monkeypatch.setattr(pendulum, "symplectic", lambda *args: 1.05 * long)
+    assert pendulum.main(["--out", str(out)]) == 1
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "neural ODE          off by" in capsys.readouterr().out
+
+
+def test_the_pendulum_networks_train_and_swing(monkeypatch, key):
+    pendulum = load("pendulum")
+    monkeypatch.setattr(pendulum, "CHUNK", 5)
+    monkeypatch.setattr(pendulum, "LONG", 0.5)
+    times = np.linspace(0, 0.5, 6)
+    field = fl.HamiltonianNN(pendulum.SeparableEnergy(fl.MLP(1, (4,), 1), fl.MLP(1, (4,), 1)))
+    ps = pendulum.train(field, "test", 10, key)
+    paths = [solve(field, ps, times) for solve in (pendulum.symplectic, pendulum.adaptive)]
+    np.testing.assert_allclose(*paths, atol=0.01)
+    assert paths[0].shape == (6, 2, 2)
+
+
+# A density
+
+
+def test_the_two_moons_and_the_normal_distribution_next_to_them(key):
+    density = load("density")
+    x = np.asarray(density.two_moons(key, 20_000), float)
+    np.testing.assert_allclose(x.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(x.std(0), 1, atol=0.25)
+    normal = stats.multivariate_normal(x.mean(0), np.cov(x.T))
+    np.testing.assert_allclose(density.normal_log_density(x), normal.logpdf(x).mean(), rtol=1e-3)
+
+
+def test_the_density_in_a_few_steps(tmp_path, monkeypatch, capsys):
+    density = load("density")
+    for name, value in {"CHUNK": 2, "BATCH": 8, "POINTS": 41, "REQUIRED": -1.0}.items():
+        monkeypatch.setattr(density, name, value)
+    out = tmp_path / "density.png"
+    assert density.main(["--steps", "3", "--out", str(out)]) == 1
+    assert out.read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert float(re.search(r"An integral of (\S+)", text)[1]) == pytest.approx(1, abs=0.01)
+    assert "expected an integral of 1" in text

@@ -1,27 +1,19 @@
 """`NeuralODE`: a layer that solves `dy/dt = model(y)`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..core.calling import apply, display_name
+from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
-from ..core.layout import check_same_layout
 from ..core.names import describe
 from ..core.record import Record
-from ..core.setup import count_states
 from ..core.vector import ComponentVector
-from .hashable import Hashable, hashable, plain
-
-
-_COUNTS = ("num_steps", "num_accepted_steps", "num_rejected_steps")
+from . import shared
 
 
 class NeuralODE(Wrapper):
@@ -34,29 +26,45 @@ class NeuralODE(Wrapper):
     The times, and the `t` that the model sees, have the dtype of `y0`. (Plain `diffeqsolve` takes
     JAX's default dtype for them, so that with x64 on it turns a float32 `y0` into float64.)
 
+    A batch is solved as one system, with the same steps for all samples, or with
+    `batching="each"` sample by sample: the last axis is the state, and each sample takes its own
+    steps. The model then sees one sample, and one state for all of them: a dropout mask is shared, and
+    the state after the solve is that of the first sample. On an accelerator the loop runs until the last
+    sample is done; what is gained is that no sample's error hides in the others'.
+
     **Arguments:**
 
     - `model`: the layer that gives `dy/dt`, with the structure and shapes of `y`.
     - `t0`, `t1`: the start and the end of the solve.
-    - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state.
+    - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state. One with
+        `dense=True` is for `solve`, whose solution can be evaluated at any time.
     - `solver`: a diffrax solver; `None` is `Tsit5()`.
     - `stepsize_controller`: `None` is `PIDController(rtol=1e-4, atol=1e-6)`.
-    - `adjoint`: how the solve is differentiated; `None` is diffrax's default.
+    - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
+        default where that does not apply: with an event or without a bound on the steps.
+    - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st)` of the model.
+        What would have been saved after the end is infinite.
     - `dt0`: the first step, or `None` to let the controller choose it.
     - `max_steps`: the most steps the solver may take.
     - `with_time`: whether the model is called with `(t, y)` instead of `y`.
+    - `batching`: `"shared"` or `"each"`.
     - `throw`: whether a failed solve raises; its result code is in the state either way.
 
-    **Inputs:** `y0`: an array, a `ComponentVector` or any pytree of arrays.
+    **Inputs:** `y0`: an array, a `ComponentVector` or any pytree of arrays; with `batching="each"` of
+    shapes `(*batch, n)`.
 
     **Returns:** `(ys, st)`: the final state, with the shape of `y0`; or the saved states with time
     leading, if `saveat` has times.
 
-    **Parameters:** the model's own. **States:** `stats` (`num_steps, num_accepted_steps,
-    num_rejected_steps, result`) of the last solve; and the model's under `model`, if it has any.
+    **Parameters:** the model's own. **States:** `stats` of the last solve, integers: `num_steps,
+    num_accepted_steps, num_rejected_steps`; `num_evaluations` of the model in the steps of an explicit
+    Runge-Kutta method, else -1; `result`, the code of diffrax's `RESULTS`, 0 for success. Of a batch with
+    `"each"` they are the largest counts and the worst code. And the model's states under `model`, if it
+    has any.
 
     **Raises:** `ValueError` for times outside of `t0` to `t1` and for a model whose output is not like
-    `y0`; the error of diffrax for a solve that fails, with `throw`.
+    `y0`. With `throw`, `ValueError` for a `y0` that is not finite (under `jax.jit` the error of Equinox),
+    and the error of diffrax for a solve that fails: by too many steps, or by numbers that are not finite.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -76,158 +84,116 @@ class NeuralODE(Wrapper):
     solver: diffrax.AbstractSolver | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
+    event: diffrax.Event | Hashable | None = None
     dt0: float | None = None
     max_steps: int | None = 4096
     with_time: bool = False
+    batching: str = "shared"
     throw: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("t0", "t1", "dt0"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "saveat", _canonical(self.saveat))
-        for name in ("solver", "stepsize_controller", "adjoint"):
-            object.__setattr__(self, name, hashable(getattr(self, name)))
-        if isinstance(self.saveat, tuple):
-            object.__setattr__(self, "saveat", tuple(map(self._snap, self.saveat)))
-            low, high = sorted((self.t0, self.t1))
-            for t in self.saveat:
-                if not low <= t <= high:
-                    raise ValueError(
-                        f"expected times in `saveat` from t0={self.t0} to t1={self.t1}, found {t}"
-                    )
+        shared.freeze_options(
+            self, ("t0", "t1", "dt0"), ("solver", "stepsize_controller", "adjoint", "event")
+        )
+        shared.freeze_saveat(self)
+        if self.batching not in ("shared", "each"):
+            raise ValueError(f'expected batching="shared" or batching="each", found {self.batching!r}')
 
-    def _snap(self, t: float) -> float:
-        """Times come from float32 arrays: one within rounding of an end is that end."""
-        close = [end for end in (self.t0, self.t1) if math.isclose(t, end, rel_tol=1e-6, abs_tol=1e-9)]
-        return close[0] if close else t
+    @property
+    def field(self) -> "Field":
+        """The vector field that the solver sees."""
+        return Field(self.model, self.with_time)
 
     def states(self, key: jax.Array) -> dict[str, Any]:
-        model = Record(self.model.states(key))
-        stats = {name: jnp.zeros((), jnp.int32) for name in (*_COUNTS, "result")}
-        return {"stats": stats} | ({"model": model} if count_states(model) else {})
+        stats = shared.initial_stats("num_evaluations")
+        return {"stats": stats} | shared.model_states(self.model, key)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        shared.check_saves_values(self.saveat)
         solution, st = self._solve(x, ps, st)
-        if self._saves_final_only():
-            return jax.tree.map(lambda y: y[-1], solution.ys), st
-        return solution.ys, st
+        ys = self.time_leading(solution.ys, x)
+        return (jax.tree.map(lambda y: y[-1], ys) if shared.saves_final_only(self.saveat) else ys), st
 
     def solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         """Solve, and return `(solution, st)` with diffrax's own solution object.
 
+        With `SaveAt(dense=True)`, `solution.evaluate(t)` is the state at any time. With `batching="each"`
+        every array in the solution has the leading axes of `y0`: `jax.vmap` over it takes one at a time.
+
         **Arguments:** as for a call of the layer.
         """
-        return apply(_Solution(self), y0, ps, st)
+        return shared.call_solve(self, y0, ps, st)
 
-    def _solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
-        y0 = jax.tree.map(jnp.asarray, y0)
-        dtype = _time_dtype(y0)
+    def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
+        y0 = shared.check_start(x, self.throw)
+        dtype = shared.time_dtype(y0)
+        t0, t1 = shared.as_time(self.t0, dtype), shared.as_time(self.t1, dtype)
+        solution = self.integrate(y0, ps, st, t0, t1, shared.as_saveat(self.saveat, dtype))
+        first = jax.tree.map(lambda y: y[(0,) * self._lead(y0)], y0)
+        st = shared.state_after(self.model, self.field.inputs(t0, first), ps, st)
+        evaluations = shared.evaluations(plain(self.solver) or shared.SOLVER, solution)
+        return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))
+
+    def integrate(self, y0: Any, ps: Any, st: Any, t0: Any, t1: Any, saveat: Any) -> diffrax.Solution:
+        """The solve alone: from `t0` to `t1`, arrays of the dtype of `y0`, with the layer's other options."""
+        controller = plain(self.stepsize_controller) or shared.CONTROLLER
+        event = plain(self.event)
         # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
-        args = (ps, st.model if "model" in st else self._empty_state())
-        t0 = jnp.asarray(self.t0, dtype)
-        self._check_field(t0, y0, args)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(_Field(self.model, self.with_time)),
-            plain(self.solver) or _SOLVER,
-            t0=t0,
-            t1=jnp.asarray(self.t1, dtype),
-            dt0=None if self.dt0 is None else jnp.asarray(self.dt0, dtype),
-            y0=y0,
-            args=args,
-            saveat=_as_saveat(self.saveat, dtype),
-            stepsize_controller=plain(self.stepsize_controller) or _CONTROLLER,
-            adjoint=plain(self.adjoint) or _ADJOINT,
-            max_steps=self.max_steps,
-            throw=self.throw,
-        )
-        if "model" in st:
-            st = st.replace(model=self.model((t0, y0) if self.with_time else y0, *args)[1])
-        return solution, st.replace(stats=_stats(solution))
+        args = (ps, shared.model_state(self.model, st))
 
-    def _empty_state(self) -> Record:
-        return Record(self.model.states(jax.random.key(0)))
-
-    def _check_field(self, t0: Any, y0: Any, args: Any) -> None:
-        dy = jax.eval_shape(_Field(self.model, self.with_time), t0, y0, args)
-        if isinstance(y0, ComponentVector) and isinstance(dy, ComponentVector):
-            check_same_layout(y0.layout, dy.layout)
-        same = jax.tree.structure(dy) == jax.tree.structure(y0)
-        if not same or any(
-            a.shape != b.shape for a, b in zip(jax.tree.leaves(dy), jax.tree.leaves(y0), strict=True)
-        ):
-            raise ValueError(
-                f"expected a model whose output is like y0, {describe(y0)}, found {describe(dy)}"
+        def solve(y0: Any) -> diffrax.Solution:
+            shared.check_field(self.field, t0, y0, args)
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(self.field),
+                plain(self.solver) or shared.SOLVER,
+                t0=t0,
+                t1=t1,
+                dt0=shared.as_time(self.dt0, t0.dtype),
+                y0=y0,
+                args=args,
+                saveat=saveat,
+                stepsize_controller=controller,
+                adjoint=plain(self.adjoint) or shared.default_adjoint(event, self.max_steps),
+                event=event,
+                max_steps=self.max_steps,
+                throw=self.throw,
             )
+            return shared.check_solution(solution, y0, controller, self.throw)
 
-    def _saves_final_only(self) -> bool:
-        return self.saveat is None or self.saveat == _FINAL
+        for _ in range(self._lead(y0)):
+            solve = jax.vmap(solve)
+        return solve(y0)
+
+    def time_leading(self, ys: Any, y0: Any) -> Any:
+        """What `integrate` saved from `y0`, with time before the batch."""
+        return jax.tree.map(lambda y: jnp.moveaxis(y, self._lead(y0), 0), ys)
+
+    def _lead(self, y0: Any) -> int:
+        """The number of leading axes that are solved sample by sample."""
+        if self.batching == "shared":
+            return 0
+        batches = {jnp.shape(leaf)[:-1] for leaf in jax.tree.leaves(y0)}
+        if len(batches) != 1 or not all(map(jnp.size, jax.tree.leaves(y0))):
+            raise ValueError(
+                'expected y0 of shape (*batch, n) with batching="each", the same batch for all of its arrays '
+                f"and not empty, found {describe(y0)}"
+            )
+        return len(batches.pop())
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """The vector field of a model. Equal models give equal fields, which diffrax traces once."""
 
     model: Layer
     with_time: bool
 
+    def inputs(self, t: Any, y: Any) -> Any:
+        """What the model is called with."""
+        return (t, y) if self.with_time else y
+
     def __call__(self, t: Any, y: Any, args: Any) -> Any:
-        dy, _ = self.model((t, y) if self.with_time else y, *args)
+        dy, _ = self.model(self.inputs(t, y), *args)
         if isinstance(y, ComponentVector) and isinstance(dy, jax.Array):
             return y.layout.vector(dy)
         return dy
-
-
-class _Solution(Wrapper):
-    """`NeuralODE.solve` as a call of a layer, so that its errors carry the same notes."""
-
-    node: NeuralODE
-
-    @property
-    def name(self) -> str:
-        return display_name(self.node)
-
-    def __repr__(self) -> str:
-        return repr(self.node)
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        return self.node._solve(x, ps, st)
-
-
-_SOLVER = diffrax.Tsit5()
-_CONTROLLER = diffrax.PIDController(rtol=1e-4, atol=1e-6)
-_ADJOINT = diffrax.RecursiveCheckpointAdjoint()
-_FINAL = diffrax.SaveAt(t1=True)
-
-
-def _canonical(saveat: Any) -> Any:
-    """Times as a tuple of floats; a `SaveAt` with times alone as well, so that equal nodes are equal."""
-    if saveat is None:
-        return None
-    if not isinstance(saveat, diffrax.SaveAt):
-        return tuple(np.asarray(saveat, float).ravel().tolist())
-    times = getattr(saveat.subs, "ts", None)
-    if times is not None and bool(eqx.tree_equal(saveat, diffrax.SaveAt(ts=times))):
-        return tuple(np.asarray(times, float).tolist())
-    return hashable(saveat)
-
-
-def _as_saveat(saveat: Any, dtype: Any) -> diffrax.SaveAt:
-    if saveat is None:
-        return _FINAL
-    if isinstance(saveat, tuple):
-        return diffrax.SaveAt(ts=jnp.asarray(saveat, dtype))
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, np.ndarray) else x, plain(saveat))
-
-
-def _time_dtype(y0: Any) -> Any:
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(y0)]
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*dtypes, jnp.result_type(float) if not dtypes else dtypes[0])
-    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
-
-
-def _stats(solution: diffrax.Solution) -> Record:
-    (code,) = jax.tree.leaves(solution.result)
-    stats = {name: solution.stats[name] for name in _COUNTS} | {"result": code}
-    return Record({name: jnp.asarray(value, jnp.int32) for name, value in stats.items()})

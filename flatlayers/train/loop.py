@@ -35,6 +35,17 @@ class NonFiniteLossError(RuntimeError):
     """A loss that is not finite. It has what there was before: `step`, `ps`, `st`, `opt_state`, `losses`.
 
     `ps`, `st` and `opt_state` are those that gave the last finite loss.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import flatlayers as fl
+    >>> ps = fl.ComponentVector.of({"a": 0.5})
+    >>> loss = lambda ps, st, batch: (jnp.log(ps.a), st)
+    >>> try:
+    ...     fl.train_loop(loss, ps, {}, optax.sgd(0.1), steps=10, progress=False)
+    ... except fl.NonFiniteLossError as error:
+    ...     print(error.step, error.ps.a.round(3))
+    2 0.3
     """
 
     def __init__(self, step: int, loss: float, last: TrainResult):

@@ -1,0 +1,137 @@
+"""A vector field taken apart, so that the gradient of a weight is one matrix product for many calls."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Jaxpr, Literal, Var
+
+
+class Field:
+    """A traced function of constants and inputs, in what is done once and what is done at each call.
+
+    Once: all that depends on constants alone and does not grow, such as the views of a flat vector.
+
+    The gradient of the weight `W` of a product `x W^T` is the sum of `delta^T x` over the calls. Added up
+    call by call, arrays as large as `W` are written and read each time. Here a call gives out its `x`;
+    `delta` is the cotangent of its `tap`, a zero added to the product; and one product of all `delta` with
+    all `x` is the gradient. It is put off like this where `W` is at least as large as the product.
+    """
+
+    def __init__(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], perturbed: Any):
+        closed = jax.make_jaxpr(lambda c, x: _inlined(jaxpr, c, x))(list(constants), list(inputs))
+        self.jaxpr, count = closed.jaxpr, len(constants)
+        self.consts = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
+        self.constants, self.inputs = self.jaxpr.invars[:count], self.jaxpr.invars[count:]
+        known = {*self.constants, *self.consts}
+        moving = {var for var, moves in zip(self.constants, perturbed, strict=True) if moves}
+        self.once, self.each = [], []
+        for eqn in self.jaxpr.eqns:
+            used = _variables(eqn.invars)
+            if known.issuperset(used) and not eqn.effects and _size(eqn.outvars) <= _size(used):
+                self.once.append(eqn)
+                known.update(eqn.outvars)
+                if moving.intersection(used):
+                    moving.update(var for var in eqn.outvars if jnp.issubdtype(var.aval.dtype, jnp.inexact))
+            else:
+                self.each.append(eqn)
+        self._split(known, moving)
+
+    def _split(self, known: set[Var], moving: set[Var]) -> None:
+        """Find what is passed on: `plain` has a gradient call by call, that of `weights` is put off."""
+        self.products = {id(eqn): eqn for eqn in self.each if _puts_off(eqn, known, moving)}
+        used = _variables(var for eqn in self.each if id(eqn) not in self.products for var in eqn.invars)
+        used = [*used, *_variables(self.jaxpr.outvars)]
+        weights = [next(var for var in eqn.invars if var in moving) for eqn in self.products.values()]
+        self.plain = _unique(var for var in used if var in moving)
+        self.fixed = _unique(var for var in used if var in known and var not in moving)
+        self.weights = _unique(weights)
+        self.weight_of = [self.weights.index(var) for var in weights]
+        avals = [eqn.outvars[0].aval for eqn in self.products.values()]
+        self.taps = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+
+    def prepare(self, constants: Sequence[Any]) -> tuple[tuple[list[Any], list[Any]], list[Any]]:
+        """The values `((plain, weights), fixed)`."""
+        env = {**self.consts, **dict(zip(self.constants, constants, strict=True))}
+        _evaluate(self.once, env)
+        plain, weights, fixed = ([env[v] for v in part] for part in (self.plain, self.weights, self.fixed))
+        return (plain, weights), fixed
+
+    def __call__(self, prepared: Any, inputs: Sequence[Any], taps: Sequence[Any]) -> tuple[Any, Any]:
+        """The results, and the factors `x` of the products, whose weights have no gradient here."""
+        env = dict(zip(self.inputs, inputs, strict=True))
+        for variables, values in zip((self.plain, self.weights, self.fixed), prepared, strict=True):
+            env.update(zip(variables, values, strict=True))
+        factors = []
+        for eqn in self.each:
+            if id(eqn) in self.products:
+                k = len(factors)
+                factors.append(env[eqn.invars[1 - self._side(eqn, k)]])
+                product = eqn.primitive.bind(*(env[var] for var in eqn.invars), **eqn.params)
+                env[eqn.outvars[0]] = product + taps[k]
+            else:
+                _evaluate([eqn], env)
+        return [_read(env, var) for var in self.jaxpr.outvars], factors
+
+    def gradients(self, weights: Sequence[Any], factors: Sequence[Any], deltas: Sequence[Any]) -> list[Any]:
+        """The gradients of the weights from the factors and their products' cotangents, calls leading."""
+        total = [jnp.zeros_like(weight) for weight in weights]
+        for k, (eqn, x, delta) in enumerate(zip(self.products.values(), factors, deltas, strict=True)):
+            ends = (0, None) if self._side(eqn, k) else (None, 0)
+            product = jax.vmap(lambda a, b, eqn=eqn: eqn.primitive.bind(a, b, **eqn.params), ends)
+            order = (lambda w, x: (x, w)) if self._side(eqn, k) else (lambda w, x: (w, x))
+            which = self.weight_of[k]
+            _, pull = jax.vjp(lambda w, x=x, p=product, order=order: p(*order(w, x)), weights[which])
+            total[which] = total[which] + pull(delta)[0]
+        return total
+
+    def _side(self, eqn: Any, k: int) -> int:
+        """Whether the weight of the `k`-th product is its left (0) or its right (1) factor."""
+        return int(eqn.invars[1] is self.weights[self.weight_of[k]])
+
+
+def _puts_off(eqn: Any, known: set[Var], moving: set[Var]) -> bool:
+    if eqn.primitive is not lax.dot_general_p or len(_variables(eqn.invars)) < 2:
+        return False
+    weights = [var for var in eqn.invars if var in moving]
+    others = [var for var in eqn.invars if var not in known]
+    return len(weights) == len(others) == 1 and _size(weights) >= _size(eqn.outvars)
+
+
+def _evaluate(eqns: Iterable[Any], env: dict[Var, Any]) -> None:
+    for eqn in eqns:
+        bound = eqn.primitive.get_bind_params(eqn.params)
+        functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older and newer JAX
+        out = eqn.primitive.bind(*functions, *(_read(env, var) for var in eqn.invars), **params)
+        env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
+
+
+def _inlined(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Evaluate with what is under a `jit` inside written out."""
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("jit", "pjit"):
+            inner = eqn.params["jaxpr"]
+            out = _inlined(inner.jaxpr, inner.consts, [_read(env, var) for var in eqn.invars])
+            env.update(zip(eqn.outvars, out, strict=True))
+        else:
+            _evaluate([eqn], env)
+    return [_read(env, var) for var in jaxpr.outvars]
+
+
+def _read(env: dict[Var, Any], var: Any) -> Any:
+    return var.val if isinstance(var, Literal) else env[var]
+
+
+def _variables(variables: Iterable[Any]) -> list[Var]:
+    return [var for var in variables if not isinstance(var, Literal)]
+
+
+def _unique(variables: Iterable[Var]) -> list[Var]:
+    return list(dict.fromkeys(variables))
+
+
+def _size(variables: Iterable[Any]) -> int:
+    return sum(var.aval.size for var in variables)

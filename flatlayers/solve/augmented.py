@@ -1,0 +1,70 @@
+"""`AugmentedNDE`: more dimensions for a neural differential equation."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..core.layer import Container, Layer
+from ..core.names import describe
+from ..core.record import Record
+from . import shared
+
+
+class AugmentedNDE(Container):
+    """Solve a differential equation with dimensions added that start at zero: `y = nde([x, 0])`.
+
+    Trajectories do not cross, so that some maps are no flow; with more dimensions they are (Dupont et al.,
+    2019). The result has the extra dimensions as well, for the layers that follow.
+
+    **Arguments:**
+
+    - `nde`: the layer that solves, such as `NeuralODE`, in the larger dimension.
+    - `extra`: how many dimensions are added.
+
+    **Inputs:** an array `(..., n)`, or a tuple, such as `(position, velocity)` or `(z0, control)`, each
+    array of which gets them. **Returns:** what `nde` returns for `(..., n + extra)`: all dimensions, and
+    time leading if it saves at times.
+
+    **Parameters and states:** those of the equation, under `nde`.
+
+    **Raises:** `ValueError` for an `extra` below 1 and for an input without an axis.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> layer = fl.AugmentedNDE(fl.NeuralODE(fl.Dense(3, 3)), 1)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> layer(jnp.ones((5, 2)), ps, st)[0].shape
+    (5, 3)
+    """
+
+    nde: Layer
+    extra: int
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        if not isinstance(self.extra, int) or self.extra < 1:
+            raise ValueError(f"expected extra to be an integer of at least 1, found {self.extra!r}")
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        y, new = self.nde(self._augmented(x), ps.nde, st.nde)
+        return y, st.replace(nde=new)
+
+    def solve(self, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
+        """Solve, and return `(solution, st)` with the solver's own solution object.
+
+        **Arguments:** as for a call of the layer.
+        """
+        return shared.call_solve(self, x, ps, st)
+
+    def _solve(self, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
+        solution, new = self.nde.solve(self._augmented(x), ps.nde, st.nde)  # pyright: ignore
+        return solution, st.replace(nde=new)
+
+    def _augmented(self, x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(self._augmented(part) if hasattr(part, "dtype") else part for part in x)
+        if not jnp.ndim(x):
+            raise ValueError(f"expected x of shape (..., n), found {describe(x)}")
+        x = jnp.asarray(x)
+        return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.extra), x.dtype)], axis=-1)

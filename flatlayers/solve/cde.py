@@ -1,0 +1,228 @@
+"""`NeuralCDE`: a layer that solves `dz = field(z) dX`, driven by data."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from ..core.hashable import Hashable, plain
+from ..core.layer import Layer, Wrapper
+from ..core.names import describe
+from ..core.record import Record
+from ..core.vector import ComponentVector
+from . import shared
+
+
+class NeuralCDE(Wrapper):
+    """Solve `dz = field(z) dX` from `z0`, by diffrax; the path `X` is data (Kidger et al., 2020).
+
+    `X` is differentiable, and what is solved is `dz/dt = field(z) X'(t)`, with a matrix `field(z)`. For data
+    with times, let one channel be the time: `diffrax.backward_hermite_coefficients(ts, data)` gives the
+    coefficients of a `diffrax.CubicInterpolation(ts, coefficients)`.
+
+    The parameter vector is unpacked once, outside the solve. During the solve the field's state is frozen;
+    after it, the state is that of one evaluation at the initial point. Times, and the path's derivative,
+    have the dtype of `z0`.
+
+    **Arguments:**
+
+    - `field`: the layer that gives the matrices: `(..., hidden * channels)`, reshaped to
+        `(..., hidden, channels)`.
+    - `channels`: the number of channels of the path.
+    - `t0`, `t1`: the start and the end of the solve; `None` is that of the path.
+    - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state.
+    - `solver`: a diffrax solver; `None` is `Tsit5()`.
+    - `stepsize_controller`: `None` is `PIDController(rtol=1e-4, atol=1e-6)`.
+    - `adjoint`: how the solve is differentiated; `None` is the default of `NeuralODE`.
+    - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st, control)`, with
+        the field's `ps` and `st`. What would have been saved after the end is infinite.
+    - `dt0`: the first step, or `None` to let the controller choose it.
+    - `max_steps`: the most steps the solver may take.
+    - `with_time`: whether the field is called with `(t, z)` instead of `z`.
+    - `throw`: whether a failed solve raises; its result code is in the state either way.
+
+    **Inputs:** a pair `(z0, control)`: `z0 (..., hidden)`, an array or a `ComponentVector`, and any
+    differentiable `diffrax.AbstractPath`. Leading axes of `z0` are a batch, solved as one system. A path
+    with `(channels,)` drives all of it; one of data `(time, batch, channels)` drives each sample by its own.
+    For samples with times of their own, `jax.vmap` over the pair: each then takes its own steps.
+
+    **Returns:** `(zs, st)`: the final state, with the shape of `z0`; or the saved states with time leading,
+    if `saveat` has times.
+
+    **Parameters:** the field's own. **States:** `stats` of the last solve, those of `NeuralODE`; and the
+    field's under `field`, if it has any.
+
+    **Raises:** `TypeError` for a control that is no differentiable path; `ValueError` for one with other
+    channels, for a field whose output has another shape, and for times outside of `t0` to `t1` or of the
+    path (under `jax.jit` an error at run time). With `throw`, `ValueError` for a `z0` that is not finite,
+    and the error of diffrax for a solve that fails.
+
+    Reference: Kidger et al., "Neural Controlled Differential Equations for Irregular Time Series", NeurIPS
+    2020.
+
+    >>> import diffrax
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.NeuralCDE(fl.Dense(4, 4 * 2, jnp.tanh), 2)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> ts = jnp.linspace(0.0, 1.0, 10)
+    >>> data = jnp.stack([ts, jnp.sin(6 * ts)], axis=-1)
+    >>> path = diffrax.CubicInterpolation(ts, diffrax.backward_hermite_coefficients(ts, data))
+    >>> z1, st = model((jnp.ones(4), path), ps, st)
+    >>> z1.shape
+    (4,)
+    """
+
+    field: Layer
+    channels: int
+    _: KW_ONLY
+    t0: float | None = None
+    t1: float | None = None
+    saveat: diffrax.SaveAt | Sequence[float] | Hashable | None = None
+    solver: diffrax.AbstractSolver | None = None
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None
+    adjoint: diffrax.AbstractAdjoint | None = None
+    event: diffrax.Event | Hashable | None = None
+    dt0: float | None = None
+    max_steps: int | None = 4096
+    with_time: bool = False
+    throw: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.channels, int) or self.channels < 1:
+            raise ValueError(f"expected the number of channels to be at least 1, found {self.channels!r}")
+        shared.freeze_options(
+            self, ("t0", "t1", "dt0"), ("solver", "stepsize_controller", "adjoint", "event")
+        )
+        shared.freeze_saveat(self)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        stats = shared.initial_stats("num_evaluations")
+        return {"stats": stats} | shared.model_states(self.field, key, "field")
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        shared.check_saves_values(self.saveat)
+        solution, st = self._solve(x, ps, st)
+        if shared.saves_final_only(self.saveat):
+            return jax.tree.map(lambda z: z[-1], solution.ys), st
+        return solution.ys, st
+
+    def solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
+        """Solve, and return `(solution, st)` with diffrax's own solution object.
+
+        **Arguments:** as for a call of the layer; `x` is the pair `(z0, control)`.
+        """
+        return shared.call_solve(self, x, ps, st)
+
+    def _ends(self, control: diffrax.AbstractPath, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """The start and the end of the solve. Beyond its own ends, a path would be extrapolated."""
+        first, last = jnp.asarray(control.t0, dtype), jnp.asarray(control.t1, dtype)
+        t0 = first if self.t0 is None else jnp.asarray(self.t0, dtype)
+        t1 = last if self.t1 is None else jnp.asarray(self.t1, dtype)
+        if self.t0 is None and self.t1 is None:
+            return t0, t1
+        margin = 1e-6 * (last - first)  # for ends that were rounded to float32
+        low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
+        message = f"expected t0={self.t0} and t1={self.t1} within the times of the control"
+        return shared.require((first - margin <= low) & (high <= last + margin), message, (t0, t1))
+
+    def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
+        z0, control = _check_input(x)
+        z0 = shared.check_start(z0, self.throw)
+        dtype = shared.time_dtype(z0)
+        t0, t1 = self._ends(control, dtype)
+        field = _Field(self.field, self.channels, self.with_time)
+        # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
+        args = (ps, shared.model_state(self.field, st, "field"), control)
+        field.check(t0, z0, args)
+        solver = plain(self.solver) or shared.SOLVER
+        controller = plain(self.stepsize_controller) or shared.CONTROLLER
+        event = plain(self.event)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            solver,
+            t0=t0,
+            t1=t1,
+            dt0=shared.as_time(self.dt0, dtype),
+            y0=z0,
+            args=args,
+            saveat=shared.as_saveat(self.saveat, dtype),
+            stepsize_controller=controller,
+            adjoint=plain(self.adjoint) or shared.default_adjoint(event, self.max_steps),
+            event=event,
+            max_steps=self.max_steps,
+            throw=self.throw,
+        )
+        solution = shared.check_solution(solution, z0, controller, self.throw)
+        st = shared.state_after(self.field, field.inputs(t0, z0), ps, st, "field")
+        evaluations = shared.evaluations(solver, solution)
+        return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The vector field `field(z) X'(t)`. Equal models give equal fields, which diffrax traces once."""
+
+    model: Layer
+    channels: int
+    with_time: bool
+
+    def inputs(self, t: Any, z: Any) -> Any:
+        """What the model is called with."""
+        return (t, z) if self.with_time else z
+
+    def __call__(self, t: Any, z: Any, args: Any) -> Any:
+        matrices = self.flat(t, z, args).reshape(*z.shape, self.channels)
+        dx = self.derivative(t, args).astype(matrices.dtype)
+        dz = jnp.einsum("...ij,...j->...i", matrices, dx)
+        return z.layout.vector(dz) if isinstance(z, ComponentVector) else dz
+
+    def flat(self, t: Any, z: Any, args: Any) -> Any:
+        ps, st, _ = args
+        y, _ = self.model(self.inputs(t, z), ps, st)
+        return y.data if isinstance(y, ComponentVector) else y
+
+    def derivative(self, t: Any, args: Any) -> Any:
+        *_, control = args
+        return control.derivative(t)
+
+    def check(self, t0: Any, z0: Any, args: Any) -> None:
+        """Raise unless the path and the model's output fit to `z0`. Nothing is computed."""
+        found = jax.eval_shape(self.derivative, t0, args)
+        shapes = [(self.channels,), (*z0.shape[:-1], self.channels)]
+        if getattr(found, "shape", None) not in shapes:
+            raise ValueError(
+                f"expected a control with {self.channels} channels, of shape "
+                f"{' or '.join(map(str, dict.fromkeys(shapes)))} at a time, found {describe(found)}"
+            )
+        found = jax.eval_shape(self.flat, t0, z0, args)
+        expected = (*z0.shape[:-1], z0.shape[-1] * self.channels)
+        if getattr(found, "shape", None) != expected:
+            raise ValueError(
+                f"expected a field whose output has the shape (..., hidden * channels), here {expected}, "
+                f"found {describe(found)}"
+            )
+
+
+def _check_input(x: Any) -> tuple[Any, diffrax.AbstractPath]:
+    """The pair `(z0, control)`, or an error that says what is wrong with it."""
+    if not isinstance(x, tuple) or len(x) != 2:
+        raise TypeError(f"expected a pair (z0, control), found {describe(x)}")
+    z0, control = x
+    if not isinstance(control, diffrax.AbstractPath):
+        raise TypeError(
+            f"expected the control to be a path, such as diffrax.CubicInterpolation(ts, coefficients), found "
+            f"{describe(control)}"
+        )
+    if isinstance(control, diffrax.AbstractBrownianPath):
+        raise TypeError(
+            f"expected a control with a derivative, found {type(control).__name__}: for noise use NeuralSDE"
+        )
+    z0 = jax.tree.map(jnp.asarray, z0)
+    if not isinstance(z0, jax.Array | ComponentVector) or z0.ndim == 0:
+        raise ValueError(f"expected z0 to be an array of shape (..., hidden), found {describe(z0)}")
+    return z0, control

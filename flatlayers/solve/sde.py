@@ -1,0 +1,279 @@
+"""`NeuralSDE`: a layer that solves `dy = drift(y) dt + diffusion(y) dW`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..core.hashable import Hashable, plain
+from ..core.layer import Container, Layer, as_layer, fold_in_name
+from ..core.names import describe
+from ..core.record import Record
+from ..core.setup import count_states
+from ..core.vector import ComponentVector
+from . import shared
+
+
+SOLVER = diffrax.Euler()
+CONTROLLER = diffrax.ConstantStepSize()
+
+
+class NeuralSDE(Container):
+    """Solve `dy = drift(y) dt + diffusion(y) dW` from `y0`, by diffrax (Li et al., 2020).
+
+    `W` is a Brownian motion for each sample, a `diffrax.VirtualBrownianTree` whose key is in the state:
+    the same state gives the same path, and the returned state has a new key. The default solver is
+    Euler-Maruyama with steps of `dt0`, so that the equation is meant in the sense of Itô. Its error is
+    `O(sqrt(dt0))` along a path and `O(dt0)` in the mean; a Stratonovich solver, such as `diffrax.Heun()`,
+    makes it an equation in the sense of Stratonovich.
+
+    Both parameter vectors are unpacked once, outside the solve. During the solve the states of `drift` and
+    `diffusion` are frozen; after it, they are those of one evaluation at the initial point.
+
+    **Arguments:**
+
+    - `drift`: the layer that gives the drift, of the shape of `y`.
+    - `diffusion`: the layer that gives the diffusion: of the shape of `y` for diagonal noise,
+        `(..., n * noise_dims)` for general noise, which is reshaped to matrices `(..., n, noise_dims)`.
+    - `t0`, `t1`: the start and the end of the solve, `t0 < t1`.
+    - `dt0`: the size of the steps; the first one if the controller is adaptive, or `None`.
+    - `noise`: `"diagonal"`, one noise for each entry of `y`, or `"general"`.
+    - `noise_dims`: the number of noises of a sample, for general noise only.
+    - `solver`: a diffrax solver for SDEs; `None` is `Euler()`. Higher orders need commutative noise or ask
+        for Lévy areas, which the path then has. Diagonal noise commutes if each entry of the diffusion
+        depends on the same entry of `y` alone.
+    - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state.
+    - `adjoint`: how the solve is differentiated; `None` is the default of `NeuralODE`.
+    - `stepsize_controller`: `None` is `ConstantStepSize()`; an adaptive one needs a solver with an error
+        estimate, which `Euler()` does not have.
+    - `max_steps`: the most steps the solver may take.
+    - `with_time`: whether the layers are called with `(t, y)` instead of `y`.
+    - `throw`: whether a failed solve raises; its result code is in the state either way.
+    - `tol`: the shortest time in which the path is resolved, to be less than each step. `None` is
+        `dt0 / 2` for constant steps, and `(t1 - t0) / 2**14` otherwise.
+
+    **Inputs:** `y0 (..., n)`, an array or a `ComponentVector`. Leading axes are a batch: each sample has a
+    noise of its own, and all take the same steps. Under `jax.vmap`, samples with the same state have the
+    same noise.
+
+    **Returns:** `(ys, st)`: the final state, with the shape of `y0`; or the saved states with time leading,
+    if `saveat` has times.
+
+    **Parameters:** `drift`, `diffusion`. **States:** `drift`, `diffusion`, `key`, split once a solve, and
+    `stats` (`num_steps, num_accepted_steps, num_rejected_steps, result`) of the last solve.
+
+    **Raises:** `ValueError` for a noise that is neither, for a missing `noise_dims`, for times outside of
+    `t0` to `t1` and for a drift or a diffusion of another shape. With `throw`, `ValueError` for a `y0` that
+    is not finite (under `jax.jit` the error of Equinox), and the error of diffrax for a solve that fails.
+
+    Reference: Li et al., "Scalable Gradients for Stochastic Differential Equations", AISTATS 2020.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.NeuralSDE(lambda y: -y, lambda y: 0.5 * jnp.ones_like(y), t1=4.0, dt0=0.05)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> y, st = model(jnp.ones((4000, 1)), ps, st)
+    >>> print(f"{y.mean():.2f} {y.std():.2f}")
+    0.01 0.35
+    """
+
+    drift: Layer
+    diffusion: Layer
+    _: KW_ONLY
+    t0: float = 0.0
+    t1: float = 1.0
+    dt0: float | None = 0.01
+    noise: str = "diagonal"
+    noise_dims: int | None = None
+    solver: diffrax.AbstractSolver | None = None
+    saveat: diffrax.SaveAt | Sequence[float] | Hashable | None = None
+    adjoint: diffrax.AbstractAdjoint | None = None
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None
+    max_steps: int | None = 4096
+    with_time: bool = False
+    throw: bool = True
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("drift", "diffusion"):
+            object.__setattr__(self, name, as_layer(getattr(self, name)))
+        shared.freeze_options(self, ("t0", "t1", "dt0", "tol"), ("solver", "stepsize_controller", "adjoint"))
+        if not self.t0 < self.t1:
+            raise ValueError(f"expected t0 < t1, found t0={self.t0} and t1={self.t1}")
+        shared.freeze_saveat(self)
+        _check_noise(self.noise, self.noise_dims)
+
+    def states(self, key: jax.Array) -> dict[str, Any]:
+        return {
+            **super().states(key),
+            "key": fold_in_name(key, "key"),
+            "stats": shared.initial_stats(),
+        }
+
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        shared.check_saves_values(self.saveat)
+        solution, st = self._solve(x, ps, st)
+        if shared.saves_final_only(self.saveat):
+            return jax.tree.map(lambda y: y[-1], solution.ys), st
+        return solution.ys, st
+
+    def solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
+        """Solve, and return `(solution, st)` with diffrax's own solution object.
+
+        **Arguments:** as for a call of the layer.
+        """
+        return shared.call_solve(self, y0, ps, st)
+
+    def brownian_path(self, y0: Any, st: Any) -> diffrax.VirtualBrownianTree:
+        """The path `W` of a solve from `y0` with the state `st`.
+
+        `path.evaluate(t)` is `W(t) - W(t0)`, of shape `(..., n)` or `(..., noise_dims)`.
+        """
+        dtype = shared.time_dtype(y0)
+        t0, t1 = shared.as_time(self.t0, dtype), shared.as_time(self.t1, dtype)
+        shape = y0.shape if self.noise == "diagonal" else (*y0.shape[:-1], self.noise_dims)
+        _, key = jax.random.split(st["key"])
+        areas = (diffrax.SpaceTimeTimeLevyArea, diffrax.SpaceTimeLevyArea, diffrax.BrownianIncrement)
+        needed = getattr(plain(self.solver), "minimal_levy_area", diffrax.BrownianIncrement)
+        return diffrax.VirtualBrownianTree(
+            t0,
+            t1,
+            self._tolerance(),
+            jax.ShapeDtypeStruct(shape, y0.dtype),
+            key,
+            levy_area=[area for area in areas if issubclass(area, needed)][-1],
+        )
+
+    def _tolerance(self) -> float:
+        if self.tol is not None:
+            return self.tol
+        if self.dt0 is not None and (plain(self.stepsize_controller) or CONTROLLER) == CONTROLLER:
+            return self.dt0 / 2
+        return (self.t1 - self.t0) / 2**14
+
+    def _solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
+        y0 = shared.check_start(y0, self.throw)
+        dtype = shared.time_dtype(y0)
+        t0, t1, dt0 = (shared.as_time(t, dtype) for t in (self.t0, self.t1, self.dt0))
+        # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
+        args = (ps, st)
+        drift = _Drift(self.drift, self.with_time)
+        diffusion = _Diffusion(self.diffusion, self.with_time, self.noise_dims)
+        _check_shapes(drift, diffusion, t0, y0, args)
+        controller = plain(self.stepsize_controller) or CONTROLLER
+        noise = _NoiseTerm(diffusion, self.brownian_path(y0, st), jax.tree.structure(y0))
+        solution = diffrax.diffeqsolve(
+            diffrax.MultiTerm(diffrax.ODETerm(drift), noise),
+            plain(self.solver) or SOLVER,
+            t0=t0,
+            t1=t1,
+            dt0=dt0,
+            y0=y0,
+            args=args,
+            saveat=shared.as_saveat(self.saveat, dtype),
+            stepsize_controller=controller,
+            adjoint=plain(self.adjoint) or shared.default_adjoint(max_steps=self.max_steps),
+            max_steps=self.max_steps,
+            throw=self.throw,
+        )
+        solution = shared.check_solution(solution, y0, controller, self.throw)
+        x = (t0, y0) if self.with_time else y0
+        key, _ = jax.random.split(st.key)
+        return solution, st.replace(
+            drift=_state_after(self.drift, x, ps.drift, st.drift),
+            diffusion=_state_after(self.diffusion, x, ps.diffusion, st.diffusion),
+            key=key,
+            stats=shared.stats_of(solution),
+        )
+
+
+@dataclass(frozen=True)
+class _Drift:
+    """The drift as diffrax calls it. Equal models give equal fields, which diffrax traces once."""
+
+    model: Layer
+    with_time: bool
+
+    def __call__(self, t: Any, y: Any, args: Any) -> Any:
+        ps, st = args
+        dy, _ = self.model((t, y) if self.with_time else y, ps.drift, st.drift)
+        return y.layout.vector(dy) if isinstance(y, ComponentVector) and isinstance(dy, jax.Array) else dy
+
+
+@dataclass(frozen=True)
+class _Diffusion:
+    """The diffusion as diffrax calls it: an array, of `(..., n)` or `(..., n, noise_dims)`."""
+
+    model: Layer
+    with_time: bool
+    noise_dims: int | None
+
+    def flat(self, t: Any, y: Any, args: Any) -> jax.Array:
+        ps, st = args
+        g, _ = self.model((t, y) if self.with_time else y, ps.diffusion, st.diffusion)
+        return g.data if isinstance(g, ComponentVector) else g
+
+    def __call__(self, t: Any, y: Any, args: Any) -> jax.Array:
+        g = self.flat(t, y, args)
+        return g if self.noise_dims is None else g.reshape(*y.shape, self.noise_dims)
+
+
+class _NoiseTerm(diffrax.AbstractTerm):
+    """`diffusion dW`, sample by sample. (`diffrax.ControlTerm` contracts all axes of the noise.)"""
+
+    diffusion: Callable[..., Any]
+    path: diffrax.AbstractBrownianPath
+    structure: Any = eqx.field(static=True)  # of `y`, an array or a `ComponentVector`
+
+    def vf(self, t: Any, y: Any, args: Any) -> Any:
+        return self.diffusion(t, y, args)
+
+    def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
+        return self.path.evaluate(t0, t1, **kwargs)
+
+    def prod(self, vf: Any, control: Any) -> Any:
+        diagonal = vf.ndim == control.ndim
+        product = vf * control if diagonal else jnp.einsum("...ij,...j->...i", vf, control)
+        return jax.tree.unflatten(self.structure, [product])
+
+
+def _state_after(model: Layer, x: Any, ps: Any, st: Record) -> Record:
+    """The state after the solve: `x` is the model's input at the initial point. No state, no evaluation."""
+    return model(x, ps, st)[1] if count_states(st) else st
+
+
+def _check_noise(noise: str, noise_dims: int | None) -> None:
+    if noise not in ("diagonal", "general"):
+        raise ValueError(f'expected noise to be "diagonal" or "general", found {noise!r}')
+    if noise == "diagonal" and noise_dims is not None:
+        raise ValueError(
+            f"expected no noise_dims with diagonal noise, which has one for each entry of y, found "
+            f'{noise_dims}; use noise="general" for matrices'
+        )
+    if noise == "general" and (not isinstance(noise_dims, int) or noise_dims < 1):
+        raise ValueError(
+            "expected noise_dims to be the number of noises of a sample, which general noise needs, "
+            f"found {noise_dims!r}"
+        )
+
+
+def _check_shapes(drift: _Drift, diffusion: _Diffusion, t0: Any, y0: Any, args: Any) -> None:
+    """Raise unless the drift and the diffusion fit to `y0`. Nothing is computed."""
+    if not isinstance(y0, jax.Array | ComponentVector) or y0.ndim == 0:
+        raise ValueError(f"expected y0 to be an array of shape (..., n), found {describe(y0)}")
+    f = jax.eval_shape(drift, t0, y0, args)
+    if jax.tree.structure(f) != jax.tree.structure(y0) or f.shape != y0.shape:
+        raise ValueError(f"expected a drift whose output is like y0, {describe(y0)}, found {describe(f)}")
+    g = jax.eval_shape(diffusion.flat, t0, y0, args)
+    expected = (*y0.shape[:-1], y0.shape[-1] * (diffusion.noise_dims or 1))
+    if getattr(g, "shape", None) != expected:
+        kind = "n" if diffusion.noise_dims is None else "n * noise_dims"
+        raise ValueError(
+            f"expected a diffusion whose output has the shape (..., {kind}), here {expected}, "
+            f"found {describe(g)}"
+        )

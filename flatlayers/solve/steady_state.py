@@ -1,0 +1,106 @@
+"""`SteadyState`: a fixed point as the steady state of a differential equation."""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+
+from .shared import SOLVER, time_dtype
+
+
+class _Solve(eqx.Module):
+    num_steps: jax.Array
+    result: optx.RESULTS
+    done: jax.Array
+
+
+class SteadyState(optx.AbstractFixedPointSolver):
+    """Solve `y = fn(y)` by following `dy/dt = fn(y) - y` until nothing changes, by diffrax.
+
+    Where plain iteration jumps, the flow goes in steps as small as they have to be: it settles where the real
+    parts of the eigenvalues of `fn`'s Jacobian are below 1, such as at -5. It is a solver of
+    `optimistix.fixed_point`, one step of which is the whole solve; `num_steps` are those of diffrax.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: the tolerances of the default event and step size controller.
+    - `norm`: the norm of the default event.
+    - `solver`: a diffrax solver; `None` is `Tsit5()`.
+    - `event`: the condition that ends the solve, such as `diffrax.steady_state_event(...)`; `None` is that
+        with `rtol`, `atol` and `norm`: `norm(fn(y) - y) < atol + rtol norm(y)`.
+    - `stepsize_controller`: `None` is `PIDController(rtol / 10, atol / 10, dtmax=1)`. Its tolerances have to
+        be below those of the event: the state moves about as much as they allow.
+    - `dt0`: the first step; `None` lets the controller choose it.
+    - `max_steps`: the most steps of the differential equation. (Those of optimistix count the solve as one.)
+
+    **Raises:** nothing: the result is `nonlinear_max_steps_reached` if the event did not come in time,
+    `nonfinite` or `nonlinear_divergence` for other failures.
+
+    >>> import diffrax
+    >>> import jax.numpy as jnp
+    >>> import optimistix as optx
+    >>> import flatlayers as fl
+    >>> solver = fl.SteadyState(rtol=1e-5, atol=1e-5, solver=diffrax.Heun())
+    >>> solution = optx.fixed_point(lambda y, _: 1 - 5 * y, solver, jnp.ones(1))
+    >>> print(f"{solution.value[0]:.4f}")
+    0.1667
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-4
+    norm: Callable[[Any], Any] = optx.max_norm
+    _: KW_ONLY
+    solver: diffrax.AbstractSolver | None = None
+    event: Callable[..., Any] | diffrax.Event | None = None
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None
+    dt0: float | None = None
+    max_steps: int = 4096
+
+    def init(
+        self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any
+    ) -> Any:
+        return _Solve(jnp.array(0), optx.RESULTS.successful, jnp.array(False))
+
+    def step(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:
+        dtype = time_dtype(y)
+        event = self.event or diffrax.steady_state_event(self.rtol, self.atol, self.norm)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: jax.tree.map(jnp.subtract, fn(y, args)[0], y)),
+            self.solver or SOLVER,
+            t0=jnp.zeros((), dtype),
+            t1=jnp.full((), jnp.inf, dtype),
+            dt0=None if self.dt0 is None else jnp.asarray(self.dt0, dtype),
+            y0=y,
+            args=args,
+            stepsize_controller=self.stepsize_controller or self._controller(),
+            event=event if isinstance(event, diffrax.Event) else diffrax.Event(event),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        y = jax.tree.map(lambda ys: ys[-1], solution.ys)
+        return y, _Solve(solution.stats["num_steps"], _result(solution), jnp.array(True)), fn(y, args)[1]
+
+    def _controller(self) -> diffrax.PIDController:
+        # Where plain iteration converges, so do steps of 1.
+        return diffrax.PIDController(self.rtol / 10, self.atol / 10, dtmax=1.0)
+
+    def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:
+        return state.done, state.result
+
+    def postprocess(
+        self, fn: Any, y: Any, aux: Any, args: Any, options: Any, state: Any, tags: Any, result: Any
+    ) -> Any:
+        return y, aux, {"num_steps": state.num_steps}
+
+
+def _result(solution: diffrax.Solution) -> optx.RESULTS:
+    """What the end of a solve means for a fixed point: only the event is a success."""
+    kinds = optx.RESULTS
+    slow = solution.result == diffrax.RESULTS.max_steps_reached
+    other = kinds.where(slow, kinds.nonlinear_max_steps_reached, kinds.nonlinear_divergence)
+    return kinds.where(solution.result == diffrax.RESULTS.event_occurred, kinds.successful, other)

@@ -1,0 +1,353 @@
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatlayers as fl
+from flatlayers.solve import _diffrax
+from flatlayers.solve._trajectory import Sampled, Trajectory
+from flatlayers.solve.gauss import GaussAdjoint
+from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
+
+
+DEFAULT = diffrax.RecursiveCheckpointAdjoint()
+GAUSS = GaussAdjoint()
+
+
+def pid(tolerance):
+    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+
+def solve(field, y0, args, t1=1.0, *, t0=0.0, solver=None, tolerance=1e-8, adjoint=GAUSS, **options):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver or diffrax.Tsit5(),
+        t0,
+        t1,
+        options.pop("dt0", None),
+        y0,
+        args,
+        stepsize_controller=options.pop("controller", pid(tolerance)),
+        adjoint=adjoint,
+        **options,
+    )
+
+
+def weighted(tree):
+    """A function with another weight for each number."""
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    return sum(jnp.sum(jnp.cos(jnp.arange(x.size, dtype=x.dtype)) * x**2 + x) for x in leaves)
+
+
+# Against diffrax's default
+
+
+def field(t, y, args):
+    """A field on a pytree; not all of its arguments are arrays, and not all arrays are real numbers."""
+    rate, weight, name, rows = args
+    assert name == "name"
+    u, v = y["u"], y["v"]
+    return {"u": jnp.tanh(weight[rows] @ u) - rate * u + jnp.sin(t) * v, "v": -v * jnp.sum(u) * rate}
+
+
+Y0 = {"u": jnp.array([1.0, -0.5, 0.3]), "v": jnp.array(0.7)}
+WEIGHT = jnp.array([[0.1, 1.0, -0.4], [-1.2, 0.3, 0.5], [0.2, -0.6, 0.9]])
+ARGS = (jnp.array(0.4), WEIGHT, "name", jnp.array([2, 0, 1]))
+
+CASES = {
+    "t0, ts, t1": (
+        diffrax.Tsit5(),
+        0.0,
+        2.0,
+        {"t0": True, "ts": [0.0, 0.01, 1.5, 1.5, 2.0], "t1": True},
+        1e-9,
+    ),
+    "back in time, ts before the end": (diffrax.Dopri8(), 1.0, -0.7, {"ts": [0.6, 0.5, -0.3]}, 1e-9),
+    "implicit": (diffrax.Kvaerno5(), 0.0, 1.0, {"ts": [0.3, 1.0]}, 1e-7),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_the_default(case):
+    solver, t0, t1, saveat, tolerance = CASES[case]
+
+    def gradient(adjoint):
+        @eqx.filter_jit
+        @eqx.filter_grad
+        def loss(inputs):
+            y0, args = inputs
+            options = {"saveat": diffrax.SaveAt(**saveat), "max_steps": 256}
+            return weighted(
+                solve(
+                    field, y0, args, t1, t0=t0, solver=solver, tolerance=tolerance, adjoint=adjoint, **options
+                ).ys
+            )
+
+        return loss((Y0, ARGS))
+
+    found, expected = gradient(GAUSS), gradient(DEFAULT)
+    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert_close(found, expected, 0, 20 * tolerance * size)
+
+
+# Against numbers and formulas
+
+
+def lotka_volterra(t, u, p):
+    return jnp.stack([p[0] * u[0] - p[1] * u[0] * u[1] * t, -p[2] * u[1] + t * p[3] * u[0] * u[1]])
+
+
+def test_lotka_volterra_with_more_steps_than_are_kept():
+    def loss(u0, p):
+        saveat = diffrax.SaveAt(ts=jnp.arange(0, 10.25, 0.5))
+        solution = solve(lotka_volterra, u0, p, 10.0, tolerance=1e-10, saveat=saveat)
+        return 0.5 * jnp.sum((2 - solution.ys) ** 2), solution.stats["num_accepted_steps"]
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (du0, dp), steps = gradient(jnp.ones(2), jnp.array([1.5, 1.0, 3.0, 1.0]))
+    assert steps > 5 * 64
+    assert_close(du0, jnp.array([0.211965670, -17.191005071]), 1e-8, 3e-8)
+    assert_close(dp, jnp.array([13.156719527, -16.810514044, 7.702708131, -25.639475860]), 1e-8, 3e-8)
+
+
+def test_linear_system_and_scale_of_the_loss():
+    a = jnp.array([[0.2, 1.0], [-2.0, -0.3]])
+    y0 = jnp.array([1.0, 0.5])
+
+    @jax.jit
+    def found(scale):
+        return jax.grad(lambda y0, a: scale * weighted(solve(lambda t, y, a: a @ y, y0, a).ys), (0, 1))(y0, a)
+
+    def exact(y0, a):
+        return weighted(jax.scipy.linalg.expm(a) @ y0)
+
+    assert_close(found(1.0), jax.grad(exact, (0, 1))(y0, a), 1e-7, 1e-7)
+    assert_close(found(1e-9), jax.tree.map(lambda x: 1e-9 * x, found(1.0)), 1e-12, 0)
+    assert_close(found(0.0), (jnp.zeros(2), jnp.zeros((2, 2))))
+    assert not np.isfinite(found(jnp.nan)[1]).any()
+
+
+def test_running_cost_and_a_constant_adjoint_state():
+    """The adjoint state is smooth where the field is not; the cost depends on the parameters."""
+
+    def cost(p):
+        rate, frequency = p
+        both = lambda t, y, p: jnp.stack([p[0] * jnp.cos(p[1] * t), p[1] * y[0] ** 2])
+        return solve(both, jnp.zeros(2), p, 3.0).ys[0, 1]
+
+    def exact(p):  # y = a / w sin(w t), and w int y^2
+        rate, frequency = p
+        return rate**2 / frequency * (1.5 - jnp.sin(6 * frequency) / (4 * frequency))
+
+    p = jnp.array([1.3, 20.0])
+    assert_close(jax.jit(jax.grad(cost))(p), jax.grad(exact)(p), 1e-7, 1e-7)
+
+
+def test_forcing_through_an_interpolant_under_vmap():
+    """Rows of a batch have their own numbers of steps. Both solves step to the corners of the forcing."""
+    ts = jnp.linspace(0, 3, 7)
+    controller = diffrax.ClipStepSizeController(pid(1e-8), jump_ts=ts[1:-1])
+    options = {"controller": controller, "saveat": diffrax.SaveAt(ts=[1.0, 2.2, 3.0])}
+
+    def gradient(adjoint):
+        def loss(data, y0):
+            forcing = lambda t, y, data: diffrax.LinearInterpolation(ts, data).evaluate(t) - y**3
+            return weighted(solve(forcing, y0, data, 3.0, adjoint=adjoint, **options).ys)
+
+        return jax.jit(jax.vmap(jax.grad(loss, (0, 1))))
+
+    data = jnp.stack([jnp.sin(ts), 10 * jnp.cos(3 * ts)])
+    y0 = jnp.array([0.1, 2.0])
+    assert_close(gradient(GAUSS)(data, y0), gradient(DEFAULT)(data, y0), 1e-7, 1e-7)
+
+
+# Options
+
+
+def test_solver_controller_and_order_of_the_backward_solve():
+    rough = GaussAdjoint(order=1, solver=diffrax.Dopri8(), stepsize_controller=pid(1e-2))
+    fine = GaussAdjoint(order=9, solver=diffrax.Kvaerno3(), stepsize_controller=pid(1e-7))
+
+    def gradient(adjoint):
+        return jax.jit(
+            jax.grad(lambda a: solve(lambda t, y, a: -a * y * t**2, 1.0, a, adjoint=adjoint).ys[0])
+        )(2.0)
+
+    exact = -np.exp(-2 / 3) / 3
+    assert 1e-6 < abs(gradient(rough) - exact) < 0.1
+    assert_close(gradient(fine), exact, 1e-6)
+
+
+@pytest.mark.parametrize("controller", ["constant", "to"])
+def test_steps_that_are_given(controller):
+    controllers = {
+        "constant": (diffrax.ConstantStepSize(), 0.01),
+        "to": (diffrax.StepTo(ts=jnp.linspace(0, 1, 101)), None),
+    }
+    controller, dt0 = controllers[controller]
+
+    def end(a):
+        saveat = diffrax.SaveAt(ts=[0.505, 0.9])
+        return solve(
+            lambda t, y, a: -a * y,
+            1.0,
+            a,
+            solver=diffrax.Heun(),
+            controller=controller,
+            dt0=dt0,
+            saveat=saveat,
+        ).ys.sum()
+
+    assert_close(jax.jit(jax.grad(end))(2.0), -0.505 * np.exp(-1.01) - 0.9 * np.exp(-1.8), 1e-3)
+
+
+def test_terms_that_hold_arrays_and_two_terms():
+    class Decay(eqx.Module):
+        rate: jax.Array
+
+        def __call__(self, t, y, args):
+            return -self.rate * y
+
+    @jax.jit
+    @jax.grad
+    def gradient(rate):
+        terms = diffrax.MultiTerm(diffrax.ODETerm(Decay(rate)), diffrax.ODETerm(Decay(2 * rate)))
+        return diffrax.diffeqsolve(
+            terms, diffrax.KenCarp4(), 0, 1, None, 1.0, stepsize_controller=pid(1e-4), adjoint=GAUSS
+        ).ys[0]
+
+    assert_close(gradient(jnp.array(0.5)), -3 * np.exp(-1.5), 1e-3)
+
+
+# Errors
+
+
+def decay(t, y, rate):
+    return -rate * y
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"saveat": diffrax.SaveAt(steps=True)}, "found steps.*RecursiveCheckpointAdjoint"),
+        ({"saveat": diffrax.SaveAt(t1=True, dense=True)}, "found dense"),
+        ({"saveat": diffrax.SaveAt(t1=True, fn=lambda t, y, args: 2 * y)}, "found fn"),
+        (
+            {"saveat": diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True)])},
+            "found subs.*AdaptiveCheckpointAdjoint",
+        ),
+        ({"event": diffrax.Event(lambda t, y, args, **kwargs: y - 0.5)}, "does not support events"),
+        ({"max_steps": None}, "expected max_steps to be an integer"),
+    ],
+)
+def test_options_that_are_not_supported(options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(decay, 1.0, 2.0, **options)
+
+
+def test_terms_that_are_not_supported():
+    noise = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (), jax.random.key(0))
+    terms = diffrax.MultiTerm(diffrax.ODETerm(decay), diffrax.ControlTerm(lambda t, y, args: y, noise))
+    with pytest.raises(TypeError, match="expected a diffrax.ODETerm.*found ControlTerm for Heun"):
+        diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, 1.0, 2.0, adjoint=GAUSS)
+    pair = (diffrax.ODETerm(decay), diffrax.ODETerm(decay))
+    with pytest.raises(TypeError, match="found tuple for SemiImplicitEuler"):
+        diffrax.diffeqsolve(pair, diffrax.SemiImplicitEuler(), 0.0, 1.0, 0.1, (1.0, 1.0), 2.0, adjoint=GAUSS)
+
+
+def test_values_that_have_no_gradient():
+    with pytest.raises(RuntimeError, match="pass it in `args`"):
+        jax.grad(lambda rate: solve(lambda t, y, _: -rate * y, 1.0, None).ys[0])(2.0)
+    with pytest.raises(RuntimeError, match="no gradient with respect to `t1`"):
+        jax.grad(lambda t1: solve(decay, 1.0, 2.0, t1).ys[0])(1.0)
+    with pytest.raises(RuntimeError, match=r"no gradient with respect to SaveAt\(ts=...\)"):
+        jax.grad(lambda t: solve(decay, 1.0, 2.0, saveat=diffrax.SaveAt(ts=t[None])).ys[0])(0.5)
+
+
+def test_order_that_is_none():
+    with pytest.raises(ValueError, match="`order` to be None or an integer of at least 1, found 0"):
+        GaussAdjoint(order=0)
+
+
+def test_a_backward_solve_that_fails():
+    strict = GaussAdjoint(stepsize_controller=pid(1e-14))
+
+    def gradient(throw):
+        options = {"adjoint": strict, "max_steps": 20, "tolerance": 1e-4, "throw": throw}
+        return jax.grad(lambda rate: solve(decay, 1.0, rate, **options).ys[0])(2.0)
+
+    assert np.isnan(gradient(False))
+    with pytest.raises(RuntimeError, match="maximum number of solver steps"):
+        gradient(True)
+
+
+# With a layer
+
+
+def test_neural_ode_is_float32_and_unpacks_outside_the_loops():
+    node = fl.NeuralODE(fl.Chain(fl.Dense(2, 7, jnp.tanh), fl.Dense(7, 2)), adjoint=GAUSS)
+    ps, st = fl.setup(jax.random.key(0), node)
+    y0 = jnp.array([[1.0, -0.5], [0.3, 0.2], [0.1, 0.9]], jnp.float32)
+    gradient = jax.grad(lambda ps, y0: weighted(node(y0, ps, st)[0]), (0, 1))
+    dps, dy0 = jax.jit(gradient)(ps, y0)
+    assert dps.layout == ps.layout
+    assert (dps.dtype, dy0.dtype) == (jnp.float32, jnp.float32)
+
+    def double(ps, y0):
+        return weighted(node(y0, ps, st)[0])
+
+    ps, y0 = jax.tree.map(lambda x: x.astype(jnp.float64), (ps, y0))
+    direction = ps.map(jnp.cos)
+    expected = central_difference(lambda ps: double(ps, y0), ps, direction, 1e-3)
+    assert_close(jnp.vdot(dps.data.astype(jnp.float64), direction.data), expected, 1e-3)
+
+    jaxpr = jax.make_jaxpr(gradient)(ps, y0).jaxpr
+    loops = [eqn for eqn in equations(jaxpr) if eqn.primitive.name in ("while", "scan")]
+    inside = [e for loop in loops for inner in inner_jaxprs(loop) for e in equations(inner)]
+    assert len(inside) > 100
+    assert not [e for e in inside if e.primitive.name == "split" and e.invars[0].aval.size >= ps.size]
+
+
+# What it rests on
+
+
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Dopri8(), diffrax.Heun()])
+def test_the_trajectory_is_the_dense_output(solver):
+    """Each segment, solved again, against `SaveAt(dense=True)`."""
+    u0, p, t1, steps = jnp.ones(2), jnp.ones(4), 1.7, 200
+    ts = jnp.stack([jnp.linspace(a, b, 40) for a, b in [(0.0, 0.64), (0.64, 1.28), (1.28, t1)]])
+
+    class Look(diffrax.AbstractAdjoint):
+        """Solve with a trajectory, and give out what it has at `ts`."""
+
+        def loop(self, *, args, terms, solver, saveat, init_state, event, **options):
+            for name in ("passed_solver_state", "passed_controller_state", "throw"):
+                del options[name]
+            with_state = lambda state, x: eqx.tree_at(
+                lambda s: s.solver_state, state, x, is_leaf=lambda x: x is None
+            )
+            sampled = Sampled.of(_diffrax.freeze_solver(solver, terms, args, init_state), solver.order(terms))
+            inner = jax.tree.map(jnp.asarray, init_state.solver_state)
+            state = with_state(init_state, (inner, sampled.empty(init_state.y)))
+            final, _, record = _diffrax.run(sampled, saveat, state, options, Trajectory.empty(state, steps))
+            record = record.finished(final)
+            found = []
+            for k in range(3):
+                window = record.of_segment(jnp.array(k), sampled, k != 2).window(k, sampled.points)
+                found.append(jax.vmap(window.evaluate)(ts[k]))
+            return with_state(final, inner), {"found": jnp.stack(found)}
+
+    def run(adjoint, saveat):
+        options = {
+            "solver": solver,
+            "controller": diffrax.ConstantStepSize(),
+            "dt0": 0.01,
+            "max_steps": steps,
+        }
+        return solve(lotka_volterra, u0, p, t1, adjoint=adjoint, saveat=saveat, **options)
+
+    dense = run(DEFAULT, diffrax.SaveAt(t1=True, dense=True))
+    found = run(Look(), diffrax.SaveAt(t1=True)).stats["found"]
+    assert_close(found, jax.vmap(jax.vmap(dense.evaluate))(ts), 1e-12)
