@@ -105,7 +105,7 @@ def freeze_saveat(saveat: diffrax.SaveAt, args: Any, state: State) -> diffrax.Sa
 
 
 def run(
-    solver: FrozenSolver, saveat: diffrax.SaveAt, state: State, options: dict[str, Any], record: Any = None
+    solver: Any, saveat: diffrax.SaveAt, state: State, options: dict[str, Any], record: Any = None
 ) -> tuple[State, Any, Any]:
     """Diffrax's own loop from `state`, and what `record.write(state)` made of the state at each attempt."""
     records = []

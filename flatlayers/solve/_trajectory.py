@@ -21,7 +21,7 @@ SHORTEST = 64
 
 
 class Sampled(eqx.Module):
-    """A solver whose state also has the solution of its last step, at some times from its start to its end."""
+    """A solver whose state also has the solution of its last step, at some times from start to end."""
 
     solver: _diffrax.FrozenSolver
     points: tuple[float, ...] = eqx.field(static=True)
@@ -70,10 +70,9 @@ class Trajectory(eqx.Module):
         segments = -(-max_steps // segment)
         inner, values = state.solver_state
         times = jnp.full(segments * segment, jnp.inf, state.tprev.dtype)
-        room = lambda number: lambda x: jnp.zeros((number, *x.shape), x.dtype)
-        starts = jax.tree.map(room(segments), (state.y, inner)) if segments > 1 else None
+        starts = _room(segments, (state.y, inner)) if segments > 1 else None
         jumps = jnp.zeros(times.shape, bool)
-        return cls(times, times, jumps, starts, jax.tree.map(room(segment), values), segment)
+        return cls(times, times, jumps, starts, _room(segment, values), segment)
 
     def buffers(self) -> list[Any]:
         return [self.t0, self.t1, self.jumps, self.starts, self.values]
@@ -123,8 +122,8 @@ class Trajectory(eqx.Module):
 
     def window(self, k: Any, points: tuple[float, ...]) -> "Window":
         """The solution over segment `k`, whose values it has."""
-        part = lambda x: lax.dynamic_slice_in_dim(x, k * self.segment, self.segment)
-        return Window(part(self.t0), part(self.t1), self.values, points)
+        t0, t1 = (lax.dynamic_slice_in_dim(x, k * self.segment, self.segment) for x in (self.t0, self.t1))
+        return Window(t0, t1, self.values, points)
 
 
 class Window(eqx.Module):
@@ -151,6 +150,10 @@ class Window(eqx.Module):
         others = np.array([np.delete(points, j) for j in range(len(points))])
         scale = np.prod(points[:, None] - others, axis=1)
         return jnp.prod(x - jnp.asarray(others, x.dtype), axis=1) / jnp.asarray(scale, x.dtype)
+
+
+def _room(number: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros((number, *x.shape), x.dtype), tree)
 
 
 def set_at(buffers: Any, i: Any, values: Any) -> Any:

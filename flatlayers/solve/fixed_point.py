@@ -92,6 +92,8 @@ class _Accelerated(optx.AbstractFixedPointSolver):
         size = jnp.linalg.norm(residual, axis=1)
         better = state.moving & finite & (converged | (size < state.best_size))
         first = jnp.isinf(state.sizes[:, -1:])
+        y_step = jnp.where(first, 0, y - state.y)
+        residual_step = jnp.where(first, 0, residual - state.residual)
         full = (state.residual_steps[:, 0] != 0).any(1)
         stalled = (full & (size > _STALLED * state.sizes[:, 0]))[:, None, None]
         return _Memory(

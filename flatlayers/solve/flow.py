@@ -70,7 +70,7 @@ class FFJORD(Wrapper):
         and so the steps few; add a multiple of each to the loss.
     - `solver`: a diffrax solver; `None` is `Tsit5()`.
     - `stepsize_controller`: `None` is `PIDController(rtol=1e-4, atol=1e-6)`.
-    - `adjoint`: how the solve is differentiated; `None` is diffrax's default.
+    - `adjoint`: how the solve is differentiated; `None` as for `NeuralODE`.
     - `dt0`: the first step from `t0` to `t1`, and `-dt0` that from `t1` to `t0`; or `None` to let the
         controller choose it.
     - `max_steps`: the most steps the solver may take.
@@ -224,7 +224,7 @@ class FFJORD(Wrapper):
             args=args,
             saveat=shared.FINAL,
             stepsize_controller=plain(self.stepsize_controller) or shared.CONTROLLER,
-            adjoint=plain(self.adjoint) or shared.default_adjoint(),
+            adjoint=plain(self.adjoint) or shared.default_adjoint(max_steps=self.max_steps),
             max_steps=self.max_steps,
             throw=self.throw,
         )

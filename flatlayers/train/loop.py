@@ -23,6 +23,15 @@ class TrainResult:
     - `ps`, `st`: the parameters and the state after the last step.
     - `opt_state`: the optimiser's state, with which one can go on.
     - `losses`: the loss of each step, of shape `(steps,)`, before the step was taken.
+
+    >>> import optax
+    >>> import flatlayers as fl
+    >>> ps = fl.ComponentVector.of({"a": 1.0})
+    >>> result = fl.train_loop(
+    ...     lambda ps, st, batch: (ps.a**2, st), ps, {}, optax.sgd(0.25), steps=3, progress=False
+    ... )
+    >>> result.losses.tolist(), float(result.ps.a)
+    ([1.0, 0.25, 0.0625], 0.125)
     """
 
     ps: Any

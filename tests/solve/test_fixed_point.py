@@ -21,7 +21,7 @@ def linear(y, args):
 @functools.cache
 def problem(kind):
     """A linear map of spectral radius 0.9, and its fixed point."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(SEED)
     if kind == "symmetric":
         q, _ = np.linalg.qr(rng.normal(size=(N, N)))
         matrix = q @ np.diag(np.linspace(-0.9, 0.9, N)) @ q.T
@@ -157,16 +157,15 @@ def test_what_is_not_finite_is_a_code(kind):
 
 @pytest.mark.parametrize("adjoint", [optx.ImplicitAdjoint(), optx.RecursiveCheckpointAdjoint()])
 def test_gradients_are_those_of_the_linear_system(adjoint):
-    args, exact = problem("normal")
+    args, exact = problem("positive")
     matrix = np.asarray(args[0])
 
     def loss(shift, solver):
         found = optx.fixed_point(linear, solver, jnp.zeros(N), (args[0], shift), adjoint=adjoint)
         return jnp.sum(found.value**2)
 
-    for kind in SOLVERS:
-        gradient = jax.grad(loss)(args[1], kind(1e-12, 1e-12, history=4))
-        np.testing.assert_allclose(gradient, np.linalg.solve(np.eye(N) - matrix.T, 2 * exact), rtol=1e-6)
+    gradient = jax.grad(loss)(args[1], fl.Anderson(1e-12, 1e-12))
+    np.testing.assert_allclose(gradient, np.linalg.solve(np.eye(N) - matrix.T, 2 * exact), rtol=1e-6)
 
 
 def test_the_auxiliary_output_is_that_of_the_value():
