@@ -51,7 +51,8 @@ class Recurrence(Wrapper):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x, carry = input_and_carry(x)
         xs = _steps(jnp.asarray(x), self.time_axis)
-        run = _run_cell if isinstance(self.cell, RecurrentCell) else _run_layer
+        own_cell = isinstance(self.cell, RecurrentCell) and type(self.cell).forward is RecurrentCell.forward
+        run: Any = _run_cell if own_cell else _run_layer
         y, ys, st = run(self.cell, xs, carry, ps, st, self.reverse, self.return_sequence)
         return (jnp.moveaxis(ys, 0, self.time_axis) if self.return_sequence else y), st
 
