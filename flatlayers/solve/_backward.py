@@ -142,12 +142,12 @@ class Backward:
     def _start(self, t: Any, left: Any, window: Window) -> Place:
         zero = jax.tree.map(lambda ct: jnp.zeros(ct.shape[1:], ct.dtype), self.cts)
         y, left, _ = self._jumps(-t, zero, left)
-        s, end, dt0 = -t, -self.setting.options["t0"], self.setting.options["dt0"]
-        error_order = self.solver.error_order(self.terms)
+        s, end = -t, -self.setting.options["t0"]
         s_next, controller_state = end, None
         if self.adaptive:
+            order, first = self.solver.error_order(self.terms), window.length(t)
             s_next, controller_state = self.controller.init(
-                self.terms, s, end, y, dt0, window, self.solver.func, error_order
+                self.terms, s, end, y, first, window, self.solver.func, order
             )
         solver_state = self.solver.init(self.terms, s, self._stop(s, s_next, left, window), y, window)
         solver_state, controller_state = jax.tree.map(jnp.asarray, (solver_state, controller_state))

@@ -138,6 +138,11 @@ class Window(eqx.Module):
         """The number of the step that ends at `t`, or that has it inside."""
         return jnp.maximum(jnp.sum(self.t0 < t) - 1, 0)
 
+    def length(self, t: Any) -> Any:
+        """That of the step that ends at `t`, or that has it inside."""
+        i = self.step_before(t)
+        return self.t1[i] - self.t0[i]
+
     def evaluate(self, t: Any) -> Any:
         i = jnp.maximum(jnp.sum(self.t0 <= t) - 1, 0)
         t0, t1 = self.t0[i], self.t1[i]

@@ -12,6 +12,7 @@ from jax import lax
 from . import _diffrax
 from ._discrete import Problem, Setting, solve
 from ._explicit import Stages
+from .gauss import GaussAdjoint as GaussAdjoint
 
 
 class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):

@@ -99,10 +99,8 @@ class _Accelerated(optx.AbstractFixedPointSolver):
         return _Memory(
             y,
             residual,
-            _pushed(jnp.where(stalled, 0, state.y_steps), jnp.where(first, 0, y - state.y)),
-            _pushed(
-                jnp.where(stalled, 0, state.residual_steps), jnp.where(first, 0, residual - state.residual)
-            ),
+            _pushed(jnp.where(stalled, 0, state.y_steps), y_step),
+            _pushed(jnp.where(stalled, 0, state.residual_steps), residual_step),
             _pushed(state.sizes, size),
             jnp.where(better[:, None], y, state.best),
             jnp.where(better, size, state.best_size),

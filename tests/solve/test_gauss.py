@@ -222,9 +222,10 @@ def test_terms_that_hold_arrays_and_two_terms():
     @jax.grad
     def gradient(rate):
         terms = diffrax.MultiTerm(diffrax.ODETerm(Decay(rate)), diffrax.ODETerm(Decay(2 * rate)))
-        return diffrax.diffeqsolve(
+        solution: Any = diffrax.diffeqsolve(
             terms, diffrax.KenCarp4(), 0, 1, None, 1.0, stepsize_controller=pid(1e-4), adjoint=GAUSS
-        ).ys[0]
+        )
+        return solution.ys[0]
 
     assert_close(gradient(jnp.array(0.5)), -3 * np.exp(-1.5), 1e-3)
 
@@ -333,9 +334,6 @@ def test_the_trajectory_is_the_dense_output(solver):
         def loop(self, *, args, terms, solver, saveat, init_state, event, **options):
             for name in ("passed_solver_state", "passed_controller_state", "throw"):
                 del options[name]
-            with_state = lambda state, x: eqx.tree_at(
-                lambda s: s.solver_state, state, x, is_leaf=lambda x: x is None
-            )
             sampled = Sampled.of(_diffrax.freeze_solver(solver, terms, args, init_state), solver.order(terms))
             inner = jax.tree.map(jnp.asarray, init_state.solver_state)
             state = _with_solver_state(init_state, (inner, sampled.empty(init_state.y)))
