@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/examples
 	$(RUN) examples/lynx_hare.py
 
+# Without the tests that are marked slow, which test-all runs too.
 test: $(VENV)/test
+	$(RUN) -m pytest --numprocesses auto -m 'not slow'
+
+test-all: $(VENV)/test
 	$(RUN) -m pytest --numprocesses auto
 
 lint: $(VENV)/dev

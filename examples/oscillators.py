@@ -44,7 +44,13 @@ def law(y: Any) -> Any:
 def draw(key: jax.Array) -> jax.Array:
     """Paths from random starts, of shape `(time, oscillator, 2)`."""
     start = jax.random.uniform(key, (OSCILLATORS, 2), minval=-0.6, maxval=1.0)
-    solve = fl.NeuralODE(fl.WrappedFunction(law), t1=TIMES[-1], saveat=TIMES.tolist())
+    solve = fl.NeuralODE(
+        fl.WrappedFunction(law),
+        t1=TIMES[-1],
+        saveat=TIMES.tolist(),
+        dt0=0.02,
+        stepsize_controller=diffrax.ConstantStepSize(),
+    )
     return solve(start, *fl.setup(key, solve))[0]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from scipy import stats
 
 import flatlayers as fl
@@ -151,6 +152,7 @@ def test_the_two_moons_and_the_normal_distribution_next_to_them(key):
     np.testing.assert_allclose(density.normal_log_density(x), normal.logpdf(x).mean(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_density_in_a_few_steps(tmp_path, monkeypatch, capsys):
     density = load("density")
     for name, value in {"CHUNK": 2, "BATCH": 8, "POINTS": 41, "REQUIRED": -1.0}.items():
@@ -161,3 +163,80 @@ def test_the_density_in_a_few_steps(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert float(re.search(r"An integral of (\S+)", text)[1]) == pytest.approx(1, abs=0.01)
     assert "expected an integral of 1" in text
+
+
+# Networks inside solvers
+
+
+def run(example, monkeypatch, tmp_path, options, **constants):
+    """Run an example's `main` with other constants, and check that there is a picture."""
+    for name, value in constants.items():
+        monkeypatch.setattr(example, name, value)
+    out = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["example.py", *options, "--out", str(out)])
+    try:
+        example.main()
+    finally:
+        assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_oscillators(monkeypatch, tmp_path):
+    oscillators = load("oscillators")
+    small = {"OSCILLATORS": 8, "BATCH": 4, "TIMES": np.linspace(0.0, 10.0, 20), "PHASES": {1.0: 1e-2}}
+    with pytest.raises(SystemExit, match="a loss of at most 0.004 after the second phase, found"):
+        run(oscillators, monkeypatch, tmp_path, ["--steps", "2"], **small)
+    paths = np.asarray(oscillators.draw(jax.random.key(0)))
+    assert paths.shape == (20, 8, 2)
+    conserved = (paths - np.log1p(paths)).sum(axis=-1)  # of x' = y / (1 + y), y' = -x / (1 + x)
+    np.testing.assert_allclose(conserved, np.broadcast_to(conserved[0], (20, 8)), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_latent_ode(monkeypatch, tmp_path):
+    latent_ode = load("latent_ode")
+    with pytest.raises(SystemExit, match="an error of at most 15%, found"):
+        run(latent_ode, monkeypatch, tmp_path, ["--steps", "2"], SERIES=8, BATCH=4, TIMES=5)
+    start, ts, ys = latent_ode.draw(np.random.default_rng(0), 4)
+    matrix = np.array([[-0.1, 1.3], [-1.0, -0.1]])
+    expected = [
+        [scipy.linalg.expm(matrix * t) @ x for t in times] for x, times in zip(start, ts, strict=True)
+    ]
+    np.testing.assert_allclose(ys, expected, atol=1e-6)
+
+
+def test_spirals(monkeypatch, tmp_path):
+    spirals = load("spirals_cde")
+    times = np.linspace(0, 4 * np.pi, 20, dtype=np.float32)
+    with pytest.raises(SystemExit, match="an accuracy of 100.0%, found"):
+        run(spirals, monkeypatch, tmp_path, ["--steps", "1"], SPIRALS=16, BATCH=8, WIDTH=4, TIMES=times)
+    series, clockwise = spirals.draw(np.random.default_rng(0))
+    t, x, y = np.moveaxis(series, -1, 0)
+    z = (x + 1j * y) / (x[0] + 1j * y[0])
+    turns = np.where(clockwise, -1, 1)
+    np.testing.assert_allclose(z, np.exp((2j * turns - 0.3) * t), atol=1e-4)
+
+
+def test_ornstein_uhlenbeck(monkeypatch, tmp_path):
+    process = load("ornstein_uhlenbeck")
+    with pytest.raises(SystemExit, match="errors of at most 5%, found"):
+        run(process, monkeypatch, tmp_path, ["--steps", "1"], PATHS=8, SAMPLES=200)
+    monkeypatch.setattr(process, "PATHS", 20_000)
+    paths = process.draw(np.random.default_rng(0))
+    mean, variance = process.moments(process.START, process.TIMES)
+    np.testing.assert_allclose(paths[:, 1:].mean(0), mean, rtol=0.02)
+    np.testing.assert_allclose(paths[:, 1:].var(0), variance, rtol=0.05)
+    m, v = process.moments(3.0, 1e-6)  # dm = rate (level - m) dt, dv = (noise^2 - 2 rate v) dt
+    np.testing.assert_allclose([m - 3.0, v], [1e-6 * (1.0 - 3.0), 1e-6 * 0.64], rtol=1e-3)
+
+
+def test_the_energy_score_is_least_for_the_same_distribution():
+    process = load("ornstein_uhlenbeck")
+    rng = np.random.default_rng(0)
+    observed = rng.normal(size=50_000)
+
+    def score(mean, deviation):
+        return process.energy_score(mean + deviation * rng.normal(size=(2, 50_000)), observed)
+
+    same = score(0.0, 1.0)
+    np.testing.assert_allclose(same, 1 / np.sqrt(np.pi), atol=0.01)
+    assert all(same < score(*other) for other in [(0.3, 1.0), (0.0, 0.7), (0.0, 1.4)])

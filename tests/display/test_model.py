@@ -57,7 +57,7 @@ def test_a_nested_model_with_state():
             ),                                                 # 64 parameters
             decoder=Dense(4, 8),                               # 40 parameters
             weight=0.5,
-        )                                                      # 104 parameters, 416 bytes, 15 states
+        )                                                      # 104 parameters, 416 bytes, 16 states
     """)
 
 

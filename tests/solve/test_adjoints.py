@@ -150,6 +150,7 @@ def test_stiff():
     assert_equals_default(solve, y0, k)
 
 
+@pytest.mark.slow
 def test_implicit_and_explicit_terms():
     def solve(adjoint, y0, args):
         terms = diffrax.MultiTerm(
@@ -253,6 +254,7 @@ def test_a_solve_that_goes_on_with_the_state_of_another():
     assert_equals_default(solve, jnp.array([1.0, 2.0]), jnp.array(0.7))
 
 
+@pytest.mark.slow
 def test_dense_output_across_a_jump():
     def solve(adjoint, y0, rate):
         solution = diffrax.diffeqsolve(
@@ -352,6 +354,7 @@ def test_lotka_volterra():
     np.testing.assert_allclose(by_u0, [0.211965670, -17.191005071], rtol=1e-8, atol=1e-8 * 17)
 
 
+@pytest.mark.slow
 def test_a_second_derivative():
     """y(1) = 1 / (1 + rate) for dy/dt = -rate y^2."""
 
