@@ -1,8 +1,8 @@
 """Handwritten digits by a deep equilibrium: one convolution, applied until nothing changes.
 
-The 1797 images of scikit-learn's `load_digits` are split once and for all into four fifths to learn from and a
-fifth to test on, with the same share of every digit in both. The network (Bai, Kolter and Koltun, "Deep
-Equilibrium Models", NeurIPS 2019) has one hidden layer: the features `z` for which `z = tanh(A z + B x)`, with
+The 1797 images of scikit-learn's `load_digits` are split once and for all into four fifths to learn from
+and a fifth to test on, with the same share of every digit in both. The network (Bai, Kolter and Koltun,
+"Deep Equilibrium Models", NeurIPS 2019) has one hidden layer: the features `z` for which `z = tanh(A z + B x)`, with
 two convolutions `A` and `B`. They are found by Anderson acceleration, for each image by itself, and
 differentiated implicitly: a step of training takes the memory of one application, however many the solver
 makes. A small weight on the Jacobian keeps the equation easy to solve (Bai, Koltun and Kolter, 2021).
@@ -33,7 +33,7 @@ import flatlayers as fl
 
 CHUNK = 50  # steps in one call of a compiled function
 BATCH = 64
-FEATURES = 128
+FEATURES = 64
 JACOBIAN = 0.1  # the weight of its mean square in the loss
 TOLERANCE = 1e-3
 REQUIRED = 0.97  # accuracy on the test images
@@ -41,7 +41,7 @@ APPLICATIONS = 20  # in the picture
 
 
 class Digits(NamedTuple):
-    """Images of shape `(n, 64)` with values from 0 to 1, and which digits they are."""
+    """Images of shape `(n, 8, 8, 1)` with values from 0 to 1, and which digits they are."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -50,7 +50,7 @@ class Digits(NamedTuple):
     def load() -> tuple["Digits", "Digits"]:
         """Those to learn from and those to test on; always the same."""
         images, labels = load_digits(return_X_y=True)
-        images = (images / 16).astype(np.float32)
+        images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
         parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
         learned_images, tested_images, learned_labels, tested_labels = map(np.asarray, parts)
         return Digits(learned_images, learned_labels), Digits(tested_images, tested_labels)
@@ -60,10 +60,13 @@ def network() -> fl.Chain:
     cell = fl.Parallel(
         lambda z, x: jnp.tanh(z + x),
         fl.Dense(FEATURES, FEATURES, use_bias=False, init_weight=half),
-        fl.Chain(fl.Dropout(0.1), fl.Dense(64, FEATURES)),
+        fl.Dense(4 * 4 * 16, FEATURES),
     )
     solver = fl.Anderson(TOLERANCE, TOLERANCE, batch_axes=1)
     return fl.Chain(
+        strokes=fl.Conv((3, 3), 1, 16, jax.nn.relu, pad=fl.SamePad()),
+        pool=fl.MaxPool((2, 2)),
+        flat=fl.FlattenLayer(),
         features=fl.DeepEquilibriumNetwork(cell, solver, max_steps=30, jacobian_regularisation=1),
         drop=fl.Dropout(0.3),
         head=fl.Dense(FEATURES, 10),
@@ -104,9 +107,7 @@ def train(model: fl.Chain, ps: Any, st: Any, digits: Digits, steps: int, key: ja
         for keys in jax.random.split(key, steps).reshape(-1, CHUNK):
             carry, (entropies, solver_steps) = chunk(carry, keys)
             rows.append(np.stack([entropies, solver_steps], axis=-1))
-            bar.set_postfix(
-                loss=f"{entropies.mean():.4f}", solver=f"{solver_steps.mean():.1f}", refresh=False
-            )
+            bar.set_postfix(loss=f"{entropies.mean():.4f}", refresh=False)
             bar.update(CHUNK)
     return Trained(carry[0], carry[1], np.concatenate(rows))
 
@@ -121,17 +122,17 @@ class Progress(NamedTuple):
 
 def follow(solver: Any, name: str, model: fl.Chain, trained: Trained, digits: Digits) -> Progress:
     """The iterates of a fixed-point solver, step by step, as optimistix calls it."""
-    ps, st, x = trained.ps.unpack(), fl.testmode(trained.st), jnp.asarray(digits.images)
-    cell: Any = model["features"]
-    cell = cell.model
+    ps, st = trained.ps.unpack(), fl.testmode(trained.st)
+    x, _ = model[:3](jnp.asarray(digits.images), ps, st)
+    layer: Any = model["features"]
 
     def fn(z: Any, args: Any) -> Any:
-        return cell((z, x), ps.features.model, st.features.model)[0], None
+        return layer.model((z, x), ps.features.model, st.features.model)[0], None
 
     def step(carry: Any, _: Any) -> Any:
         z, state = carry
         residual = jnp.abs(fn(z, None)[0] - z).max(-1).mean()
-        logits, _ = model[1:](z, ps, st)
+        logits, _ = model[4:](z, ps, st)
         z, state, _ = solver.step(fn, z, None, {}, state, frozenset())
         return (z, state), (residual, (logits.argmax(-1) == digits.labels).mean())
 
@@ -163,10 +164,10 @@ def report(model: fl.Chain, trained: Trained, tested: Digits) -> float:
     """Print how the equation is solved for the test images, and return the accuracy."""
     ps, st = trained.ps, fl.testmode(trained.st)
     cell: Any = model["features"]
-    x = jnp.asarray(tested.images)
+    x, _ = model[:3](jnp.asarray(tested.images), ps, st)
     z, features = jax.jit(cell)(x, ps.features, st.features)
     radius = jax.jit(lambda z, x: fl.spectral_radius(cell.model, z, x, ps.features.model, st.features.model))
-    right = np.asarray(model[1:](z, ps, st)[0].argmax(-1) == tested.labels)
+    right = np.asarray(model[4:](z, ps, st)[0].argmax(-1) == tested.labels)
     print(
         f"\n{right.sum()} of {len(right)} test images read right: {right.mean():.1%}\n"
         f"Anderson took {features.stats.steps} steps to a residual of {features.stats.residual:.1e}; in "

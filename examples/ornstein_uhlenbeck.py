@@ -16,7 +16,7 @@ Then the model runs freely. Out come its mean and variance next to those of the 
     mean = level + (start - level) exp(-rate t),    variance = noise^2 (1 - exp(-2 rate t)) / (2 rate),
 
 and a picture. With an error above 5 % in either, at any of the times, the exit code is 1. It takes
-20 to 30 seconds on two cores.
+25 to 40 seconds on two cores.
 """
 
 import argparse

@@ -81,24 +81,18 @@ def test_the_moments_of_an_ornstein_uhlenbeck_process(key, noise):
 
 @pytest.mark.parametrize(
     ("solver", "correction", "largest"),
-    [(None, 0.5, 0.1), (diffrax.Heun(), 0.0, 0.01)],
+    [(None, 0.5, 0.06), (diffrax.Heun(), 0.0, 0.01)],
     ids=["Ito", "Stratonovich"],
 )
 def test_a_geometric_brownian_motion_along_its_path(key, solver, correction, largest):
     """y = y0 exp((mu - sigma^2 / 2) t + sigma W) for Itô, without the sigma^2 / 2 for Stratonovich."""
     mu, sigma = 0.5, 0.8
-    y0 = jnp.ones((20, 1))
-
-    def error(dt0):
-        sde = fl.NeuralSDE(lambda y: mu * y, lambda y: sigma * y, dt0=dt0, solver=solver, tol=2**-9)
-        y, st, _ = call(key, sde, y0)
-        w = sde.brownian_path(y0, st).evaluate(1.0)
-        return np.sqrt(np.mean((y - np.exp(mu - correction * sigma**2 + sigma * w)) ** 2))
-
-    coarse, fine = error(2**-5), error(2**-8)
-    order = np.log2(coarse / fine) / 3
-    assert fine < largest
-    assert (0.3 if solver is None else 0.7) < order < (0.8 if solver is None else 1.3)
+    sde = fl.NeuralSDE(lambda y: mu * y, lambda y: sigma * y, dt0=2**-8, solver=solver)
+    y, st, _ = call(key, sde, np.ones((20, 1)))
+    w = sde.brownian_path(y, st).evaluate(1.0)
+    exact = np.exp(mu - correction * sigma**2 + sigma * w)
+    error = np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2))
+    assert error < largest  # the other one is off by a factor of exp(sigma^2 / 2) = 1.38
 
 
 def test_diagonal_noise_is_general_noise_with_a_diagonal_matrix(key):
@@ -158,14 +152,13 @@ def test_the_same_state_gives_the_same_path(key):
 def test_vmap_over_samples_and_keys(key):
     sde = fl.NeuralSDE(DRIFT, DIFFUSION, dt0=0.1)
     ps, st = fl.setup(key, sde, float)
-    y0 = jax.random.normal(key, (3, 2))
-    keys = jax.random.split(key, 3)
+    y0, keys = jnp.ones((3, 2)), jax.random.split(key, 3)
     each = jax.jit(jax.vmap(lambda y, key: sde(y, ps, st.replace(key=key))))
-    ys, new = each(y0, keys)
-    assert new.stats.num_steps.shape == (3,)
-    same, _ = each(jnp.ones((3, 2)), keys[jnp.zeros(3, int)])
+    same, _ = each(y0, keys[jnp.zeros(3, int)])
     assert_close(same, jnp.broadcast_to(same[0], (3, 2)))
-    others, _ = each(jnp.ones((3, 2)), keys)
+    others, new = each(y0, keys)
+    assert new.stats.num_steps.shape == (3,)
+    assert_close(others[0], same[0])
     assert jnp.abs(others[0] - others[1]).min() > 1e-3
 
 
