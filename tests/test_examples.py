@@ -128,6 +128,7 @@ def test_a_pendulum_that_keeps_its_energy_passes(tmp_path, monkeypatch, capsys):
     assert "neural ODE          off by" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pendulum_networks_train_and_swing(monkeypatch, key):
     pendulum = load("pendulum")
     monkeypatch.setattr(pendulum, "CHUNK", 5)
@@ -180,6 +181,7 @@ def run(example, monkeypatch, tmp_path, options, **constants):
         assert out.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_oscillators(monkeypatch, tmp_path):
     oscillators = load("oscillators")
     small = {"OSCILLATORS": 8, "BATCH": 4, "TIMES": np.linspace(0.0, 10.0, 20), "PHASES": {1.0: 1e-2}}
@@ -204,6 +206,7 @@ def test_latent_ode(monkeypatch, tmp_path):
     np.testing.assert_allclose(ys, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spirals(monkeypatch, tmp_path):
     spirals = load("spirals_cde")
     times = np.linspace(0, 4 * np.pi, 20, dtype=np.float32)
@@ -216,6 +219,7 @@ def test_spirals(monkeypatch, tmp_path):
     np.testing.assert_allclose(z, np.exp((2j * turns - 0.3) * t), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ornstein_uhlenbeck(monkeypatch, tmp_path):
     process = load("ornstein_uhlenbeck")
     with pytest.raises(SystemExit, match="errors of at most 5%, found"):

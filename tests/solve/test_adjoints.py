@@ -130,6 +130,7 @@ def robertson(t, y, k):
     return jnp.stack([-slow + mid, slow - mid - fast, fast])
 
 
+@pytest.mark.slow
 def test_stiff():
     def solve(adjoint, y0, k):
         return diffrax.diffeqsolve(
@@ -232,6 +233,7 @@ def test_solvers_that_carry_a_state(solver):
     assert_equals_default(solve, jnp.array([1.0, 0.0]), jnp.array(1.1))
 
 
+@pytest.mark.slow
 def test_a_solve_that_goes_on_with_the_state_of_another():
     def solve(adjoint, y0, rate):
         options = {"stepsize_controller": PID, "adjoint": adjoint, "max_steps": 64}
@@ -367,6 +369,7 @@ def test_a_second_derivative():
     np.testing.assert_allclose([first, second], [-(1.7**-2), 2 * 1.7**-3], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_forcing_through_an_interpolant():
     """dy/dt = g(t) - y with g linear between values: y(1) is linear in them."""
     ts = jnp.linspace(0.0, 1.0, 6)
