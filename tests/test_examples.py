@@ -244,3 +244,22 @@ def test_the_energy_score_is_least_for_the_same_distribution():
     same = score(0.0, 1.0)
     np.testing.assert_allclose(same, 1 / np.sqrt(np.pi), atol=0.01)
     assert all(same < score(*other) for other in [(0.3, 1.0), (0.0, 0.7), (0.0, 1.4)])
+
+
+# A deep equilibrium
+
+
+@pytest.mark.slow
+def test_digits_by_a_deep_equilibrium(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    digits = load("digits_deq")
+    small = {"CHUNK": 10, "BATCH": 8, "FEATURES": 4, "APPLICATIONS": 3}
+    followed, residuals = [], digits.residuals
+    monkeypatch.setattr(digits, "residuals", lambda *args: followed.append(residuals(*args)) or followed[-1])
+    with pytest.raises(SystemExit, match="an accuracy of at least 97%, found"):
+        run(digits, monkeypatch, tmp_path, ["--steps", "10"], **small)
+    assert "test images read right" in capsys.readouterr().out
+    # One application from zero is the same for all; then the residuals fall.
+    for values in followed:
+        np.testing.assert_allclose(values[:2], followed[0][:2], rtol=1e-6)
+        assert values[3] < 0.2 * values[0]

@@ -184,6 +184,7 @@ def test_implicit_and_explicit_terms():
     ],
     ids=["Euler", "ItoMilstein", "Heun"],
 )
+@pytest.mark.slow
 def test_stochastic(solver, controller):
     """`dy = -a sin(y) dt + b cos(y) dW`."""
 
@@ -215,6 +216,7 @@ def test_stochastic(solver, controller):
     [diffrax.ReversibleHeun(), pytest.param(diffrax.LeapfrogMidpoint(), marks=pytest.mark.slow)],
     ids=["ReversibleHeun", "LeapfrogMidpoint"],
 )
+@pytest.mark.slow
 def test_solvers_that_carry_a_state(solver):
     def solve(adjoint, y0, rate):
         return diffrax.diffeqsolve(
@@ -305,6 +307,7 @@ def test_no_steps_and_too_few():
 # Against what is known
 
 
+@pytest.mark.slow
 def test_every_number_of_steps(monkeypatch):
     """Euler's method for dy/dt = -rate y is (1 - rate h)^n y0."""
     monkeypatch.setattr(_checkpoints, "PLAIN", 4)

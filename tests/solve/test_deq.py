@@ -148,6 +148,7 @@ def steady_state(tolerance):
     ],
     ids=lambda part: part.__name__ if isinstance(part, type) else type(part).__name__,
 )
+@pytest.mark.slow
 def test_any_solver_in_any_dtype(solver, dtype, rtol):
     layer = fl.DeepEquilibriumNetwork(CELL, solver)
     ps, _, x = problem(layer)

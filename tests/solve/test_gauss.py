@@ -14,6 +14,9 @@ from flatlayers.solve.gauss import GaussAdjoint, _with_solver_state
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 
+pytestmark = pytest.mark.slow
+
+
 DEFAULT = diffrax.RecursiveCheckpointAdjoint()
 GAUSS = GaussAdjoint()
 
@@ -71,9 +74,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case == "implicit" else ()) for case in CASES]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_default(case):
     solver, t0, t1, saveat, tolerance = CASES[case]
 
@@ -103,7 +104,6 @@ def lotka_volterra(t, u, p):
     return jnp.stack([p[0] * u[0] - p[1] * u[0] * u[1] * t, -p[2] * u[1] + t * p[3] * u[0] * u[1]])
 
 
-@pytest.mark.slow
 def test_lotka_volterra_with_more_steps_than_are_kept():
     def loss(u0, p):
         saveat = diffrax.SaveAt(ts=jnp.arange(0, 10.25, 0.5))
@@ -151,7 +151,6 @@ def test_running_cost_and_a_constant_adjoint_state():
     assert_close(jax.jit(jax.grad(cost))(p), jax.grad(exact)(p), 1e-7, 1e-7)
 
 
-@pytest.mark.slow
 def test_forcing_through_an_interpolant_under_vmap():
     """Rows of a batch have their own numbers of steps. Both solves step to the corners of the forcing."""
     ts = jnp.linspace(0, 3, 7)
@@ -175,7 +174,6 @@ def test_forcing_through_an_interpolant_under_vmap():
 # Options
 
 
-@pytest.mark.slow
 def test_solver_controller_and_order_of_the_backward_solve():
     rough = GaussAdjoint(order=1, solver=diffrax.Dopri8(), stepsize_controller=pid(1e-2))
     fine = GaussAdjoint(order=9, solver=diffrax.Kvaerno3(), stepsize_controller=pid(1e-7))
@@ -213,7 +211,6 @@ def test_steps_that_are_given(controller):
     assert_close(jax.jit(jax.grad(end))(2.0), -0.505 * np.exp(-1.01) - 0.9 * np.exp(-1.8), 1e-3)
 
 
-@pytest.mark.slow
 def test_terms_that_hold_arrays_and_two_terms():
     class Decay(eqx.Module):
         rate: jax.Array

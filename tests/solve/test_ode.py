@@ -185,7 +185,9 @@ def test_float32_stays_float32_with_x64_on(key, batch):
 
 
 @pytest.mark.parametrize(
-    "adjoint", [None, diffrax.BacksolveAdjoint()], ids=lambda adjoint: type(adjoint).__name__
+    "adjoint",
+    [None, pytest.param(diffrax.BacksolveAdjoint(), marks=pytest.mark.slow)],
+    ids=lambda adjoint: type(adjoint).__name__,
 )
 def test_gradients_agree_with_central_differences(key, adjoint):
     node = fl.NeuralODE(
@@ -331,7 +333,7 @@ class Noisy(fl.Layer):
         return -y * jax.random.uniform(now, y.shape, y.dtype), st.replace(count=st.count + 1, key=key)
 
 
-@pytest.mark.parametrize("adjoint", [None, diffrax.BacksolveAdjoint()])
+@pytest.mark.parametrize("adjoint", [None, pytest.param(diffrax.BacksolveAdjoint(), marks=pytest.mark.slow)])
 def test_the_state_is_frozen_during_the_solve(key, adjoint):
     node = fl.NeuralODE(Noisy(), adjoint=adjoint, stepsize_controller=TIGHT)
     ps, st = fl.setup(key, node, float)
