@@ -47,11 +47,11 @@ class DeepEquilibriumNetwork(Container):
     - `adjoint`: how the solve is differentiated. `None` is the implicit function theorem, with a linear
         system that is solved by GMRES without a matrix, and raises if it cannot be solved at all;
         `"phantom"` is `PhantomAdjoint()`, `"unroll"` goes back through the solver's steps, with
-        checkpoints; or any adjoint of optimistix.
+        checkpoints, to a gradient that converges later than `z`; or any adjoint of optimistix.
     - `max_steps`: the most steps the solver may take.
     - `fixed_depth`: apply the model so many times instead, and differentiate through that: to train first.
     - `jacobian_regularisation`: the number of probes for `stats.jacobian_loss` (`True` is 1), or `None`.
-    - `throw`: whether a failed solve raises.
+    - `throw`: whether a failed solve raises; its result code is in the state either way.
 
     **Inputs:** `x`, whatever the model takes. **Returns:** `(z, st)`.
 

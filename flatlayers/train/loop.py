@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ..core.names import describe
 from ..core.record import Record, as_record
+
+
+if TYPE_CHECKING:
+    import optax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def train_loop(
     loss: Callable[[Any, Any, Any], tuple[Any, Any]],
     ps: Any,
     st: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     data: Any = None,
     *,
     steps: int,
@@ -144,6 +147,7 @@ def train_loop(
 
 def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:
     """`run(carry, batches, length)`, which takes so many steps and returns the new carry and the losses."""
+    import optax  # here, so that importing the library does not cost it
 
     def step(carry: Any, batch: Any) -> Any:
         ps, st, opt_state = carry
@@ -194,6 +198,6 @@ def _stacked(batches: Iterator[Any], n: int, start: int) -> Any:
 
 
 def _bar(steps: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm  # here, so that importing the library does not cost it
+    from tqdm.auto import tqdm  # as optax
 
     return tqdm(total=steps, desc="training", unit="step", disable=not progress)

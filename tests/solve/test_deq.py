@@ -66,7 +66,10 @@ def unrolled(layer, ps, st, x, steps=500):
     return jax.lax.scan(lambda z, _: (layer((z, x), ps.model, st.model)[0], None), z, length=steps)[0]
 
 
-@pytest.mark.parametrize("adjoint", [None, "unroll", fl.PhantomAdjoint(200, 1.0)])
+UNROLL = pytest.param("unroll", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("adjoint", [None, fl.PhantomAdjoint(200, 1.0), UNROLL])
 def test_the_gradient_is_that_of_500_applications(adjoint):
     layer = fl.DeepEquilibriumNetwork(CELL, TIGHT, adjoint=adjoint)
     ps, st, x = problem(layer)
