@@ -20,8 +20,6 @@ from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
-from . import _diffrax
-from .adjoints import AdaptiveCheckpointAdjoint
 
 
 # Defaults
@@ -35,10 +33,9 @@ FINAL = diffrax.SaveAt(t1=True)
 def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.AbstractAdjoint:
     """How a solve with these options is differentiated where a layer's `adjoint` is `None`.
 
-    By `AdaptiveCheckpointAdjoint`, the faster, where it applies; else by diffrax's own default.
+    Diffrax's own default. `AdaptiveCheckpointAdjoint` is faster, but not yet right for every field.
     """
-    if event is None and max_steps is not None and _diffrax.is_tested():
-        return AdaptiveCheckpointAdjoint()
+    del event, max_steps  # diffrax's own takes any
     return diffrax.RecursiveCheckpointAdjoint()
 
 
