@@ -26,8 +26,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     **Known defect:** for a field that is itself a derivative of a network, such as `HamiltonianNN`, parts of
     the gradient by the parameters are missing. Use `diffrax.RecursiveCheckpointAdjoint()` there.
 
-    For other fields in any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`. Gradients are with
-    respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over. For a Hessian
+    For other fields in any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
+    Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over. For a Hessian
     take `jax.jacfwd(jax.jacrev(...))` and give the Runge-Kutta solver `scan_kind="lax"`.
 
     Memory: one state an accepted step (with what the solver carries, if it is not an explicit
