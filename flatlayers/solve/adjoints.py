@@ -27,8 +27,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     the gradient by the parameters are missing. Use `diffrax.RecursiveCheckpointAdjoint()` there.
 
     For other fields in any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
-    Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over. For a Hessian
-    take `jax.jacfwd(jax.jacrev(...))` and give the Runge-Kutta solver `scan_kind="lax"`.
+    Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
+    For a Hessian take `jax.jacfwd(jax.jacrev(...))` and give the Runge-Kutta solver `scan_kind="lax"`.
 
     Memory: one state an accepted step (with what the solver carries, if it is not an explicit
     Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
