@@ -90,7 +90,7 @@ class ExplicitSteps:
     def _step(self, i: Any, y0: Any, plain: Any, control: Any, taps: Any, count: int) -> Any:
         t0, t1 = self.record.t0[i], self.record.t1[i]
         control = eqx.combine(control, self.rest)(t0, t1)
-        prepared = (plain, self.weights, self.fixed)
+        prepared = ((plain, self.weights), self.fixed)
 
         def stage(ks: Any, row: Any) -> tuple[Any, Any]:
             k, a, c, taps = row

@@ -61,16 +61,19 @@ class Field:
 
     def __call__(self, prepared: Any, inputs: Sequence[Any], taps: Sequence[Any]) -> tuple[Any, Any]:
         """The results, and the factors `x` of the products, whose weights have no gradient here."""
-        env = dict(zip(self.inputs, inputs, strict=True))
-        for variables, values in zip((self.plain, self.weights, self.fixed), prepared, strict=True):
-            env.update(zip(variables, values, strict=True))
+        (plain, weights), fixed = prepared
+        env = dict(zip([*self.inputs, *self.plain, *self.fixed], [*inputs, *plain, *fixed], strict=True))
         factors = []
         for eqn in self.each:
             if id(eqn) in self.products:
                 k = len(factors)
-                factors.append(env[eqn.invars[1 - self._side(eqn, k)]])
-                product = eqn.primitive.bind(*(env[var] for var in eqn.invars), **eqn.params)
+                side = self._side(eqn, k)
+                x = env[eqn.invars[1 - side]]
+                # Not from `env`: what else uses this weight has its gradient call by call.
+                weight = weights[self.weight_of[k]]
+                product = eqn.primitive.bind(*((x, weight) if side else (weight, x)), **eqn.params)
                 env[eqn.outvars[0]] = product + taps[k]
+                factors.append(x)
             else:
                 _evaluate([eqn], env)
         return [_read(env, var) for var in self.jaxpr.outvars], factors

@@ -23,10 +23,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     `RecursiveCheckpointAdjoint`, the sizes of the steps count as constants, and the gradients are equal
     to rounding. What is saved inside a step costs no second pass through it, rejected steps cost nothing.
 
-    **Known defect:** for a field that is itself a derivative of a network, such as `HamiltonianNN`, parts of
-    the gradient by the parameters are missing. Use `diffrax.RecursiveCheckpointAdjoint()` there.
-
-    For other fields in any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
+    For any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
     Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
     For a Hessian take `jax.jacfwd(jax.jacrev(...))` and give the Runge-Kutta solver `scan_kind="lax"`.
 

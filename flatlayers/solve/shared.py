@@ -33,7 +33,7 @@ FINAL = diffrax.SaveAt(t1=True)
 def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.AbstractAdjoint:
     """How a solve with these options is differentiated where a layer's `adjoint` is `None`.
 
-    Diffrax's own default. `AdaptiveCheckpointAdjoint` is faster, but not yet right for every field.
+    Diffrax's own default.
     """
     del event, max_steps  # diffrax's own takes any
     return diffrax.RecursiveCheckpointAdjoint()

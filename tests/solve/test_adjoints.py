@@ -538,3 +538,15 @@ def test_other_versions_of_diffrax_are_named():
     for version in ("0.7.1", "0.6.0", "0.8.0", "1.0"):
         with pytest.raises(ImportError, match=rf"diffrax >= 0.7.2 and < 0.8.* found {version}"):
             _diffrax.check_version(version)
+
+
+def test_a_weight_that_is_used_in_several_ways():
+    # The field is a derivative of the network: each weight is in a product and in the transpose of one.
+    model = fl.HamiltonianNN(fl.MLP(2, (8, 8), 1))
+    y0 = jnp.array([[1.0, 0.2], [0.3, -0.5]])
+    found = []
+    for adjoint in (fl.AdaptiveCheckpointAdjoint(), diffrax.RecursiveCheckpointAdjoint()):
+        node = fl.NeuralODE(model, adjoint=adjoint)
+        ps, st = fl.setup(jax.random.key(0), node, float)
+        found.append(jax.jit(jax.grad(lambda ps: jnp.sum(node(y0, ps, st)[0] ** 2)))(ps))  # noqa: B023
+    assert_close(*found)
