@@ -14,6 +14,13 @@ from ._field import Field
 from ._outputs import zeros
 
 
+# What is computed again rather than kept: no more work than to read it.
+CHEAP = frozenset(
+    "abs add add_any and broadcast_in_dim convert_element_type copy div eq ge gt le lt max min mul ne neg not or "
+    "reduce_sum reshape select_n sign squeeze sub transpose".split()
+)
+
+
 class Stages(eqx.Module):
     """What a step of an explicit method calls: `field(t, y, control)` and `control(t0, t1)`, traced."""
 
@@ -91,12 +98,13 @@ class ExplicitSteps:
         t0, t1 = self.record.t0[i], self.record.t1[i]
         control = eqx.combine(control, self.rest)(t0, t1)
         prepared = ((plain, self.weights), self.fixed)
+        field = jax.checkpoint(self.field.__call__, policy=_is_dear, prevent_cse=False)
 
         def stage(ks: Any, row: Any) -> tuple[Any, Any]:
             k, a, c, taps = row
             y = jax.tree.map(lambda y, ks: y + _combine(a, ks), y0, ks)
             t = jnp.where(c == 1, t1, t0 + c * (t1 - t0))
-            out, factors = self.field(prepared, _arrays(t, y, control), taps)
+            out, factors = field(prepared, _arrays(t, y, control), taps)
             out = jax.tree.unflatten(jax.tree.structure(y0), out)
             return jax.tree.map(lambda ks, out: ks.at[k].set(out), ks, out), factors
 
@@ -107,6 +115,10 @@ class ExplicitSteps:
         ks, factors = lax.scan(stage, ks, rows)
         y1 = jax.tree.map(lambda y, ks: y + _combine(jnp.asarray(b, dtype), ks), y0, ks)
         return y1, {"y0": y0, "y1": y1, "k": ks}, factors
+
+
+def _is_dear(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name not in CHEAP
 
 
 def _square(tableau: diffrax.ButcherTableau, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -72,7 +72,7 @@ class Field:
                 # Not from `env`: what else uses this weight has its gradient call by call.
                 weight = weights[self.weight_of[k]]
                 product = eqn.primitive.bind(*((x, weight) if side else (weight, x)), **eqn.params)
-                env[eqn.outvars[0]] = product + taps[k]
+                env[eqn.outvars[0]] = _tapped(product, taps[k])
                 factors.append(x)
             else:
                 _evaluate([eqn], env)
@@ -93,6 +93,16 @@ class Field:
     def _side(self, eqn: Any, k: int) -> int:
         """Whether the weight of the `k`-th product is its left (0) or its right (1) factor."""
         return int(eqn.invars[1] is self.weights[self.weight_of[k]])
+
+
+@jax.custom_vjp
+def _tapped(product: Any, tap: Any) -> Any:
+    """`product`, whose cotangent is that of `tap` too."""
+    del tap
+    return product
+
+
+_tapped.defvjp(lambda product, tap: (_tapped(product, tap), None), lambda _, ct: (ct, ct))
 
 
 def _puts_off(eqn: Any, known: set[Var], moving: set[Var]) -> bool:

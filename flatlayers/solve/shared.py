@@ -20,6 +20,8 @@ from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
+from . import _diffrax
+from .adjoints import AdaptiveCheckpointAdjoint
 
 
 # Defaults
@@ -33,10 +35,11 @@ FINAL = diffrax.SaveAt(t1=True)
 def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.AbstractAdjoint:
     """How a solve with these options is differentiated where a layer's `adjoint` is `None`.
 
-    Diffrax's own default.
+    By `AdaptiveCheckpointAdjoint`, and as diffrax does by default where that does not apply.
     """
-    del event, max_steps  # diffrax's own takes any
-    return diffrax.RecursiveCheckpointAdjoint()
+    if event is not None or max_steps is None or not _diffrax.is_tested():
+        return diffrax.RecursiveCheckpointAdjoint()
+    return AdaptiveCheckpointAdjoint()
 
 
 # Options: fields of a layer, so hashable
