@@ -15,10 +15,11 @@ from ._outputs import zeros
 
 
 # What is computed again rather than kept: no more work than to read it.
-CHEAP = frozenset(
-    "abs add add_any and broadcast_in_dim convert_element_type copy div eq ge gt le lt max min mul ne neg not or "
-    "reduce_sum reshape select_n sign squeeze sub transpose".split()
-)
+CHEAP = {
+    *("abs", "add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy", "div", "eq", "ge"),
+    *("gt", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reduce_sum", "reshape", "select_n"),
+    *("sign", "squeeze", "sub", "transpose"),
+}
 
 
 class Stages(eqx.Module):

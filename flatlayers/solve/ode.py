@@ -40,7 +40,8 @@ class NeuralODE(Wrapper):
         `dense=True` is for `solve`, whose solution can be evaluated at any time.
     - `solver`: a diffrax solver; `None` is `Tsit5()`.
     - `stepsize_controller`: `None` is `PIDController(rtol=1e-4, atol=1e-6)`.
-    - `adjoint`: how the solve is differentiated; `None` is diffrax's default.
+    - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
+        default with an event or without `max_steps`.
     - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st)` of the model.
         What would have been saved after the end is infinite.
     - `dt0`: the first step, or `None` to let the controller choose it.
