@@ -89,7 +89,7 @@ def neural_ode(
 
     def layer():
         model, ps, st = flat_mlp(size, width, depth)
-        node = fl.NeuralODE(model)
+        node = fl.NeuralODE(model, adjoint=diffrax.RecursiveCheckpointAdjoint())
         st = fl.initial_states(jax.random.key(0), node)
         return jax.grad(lambda ps, y0: _mean_square(node(y0, ps, st)[0])), (ps, y0)
 

@@ -1,4 +1,4 @@
-"""What the documentation shows runs: every docstring, and the README's example."""
+"""What the documentation shows runs: every docstring, every page of the site, and the README's example."""
 
 import doctest
 import importlib
@@ -14,6 +14,8 @@ import flatlayers
 
 MODULES = [m.name for m in pkgutil.walk_packages(flatlayers.__path__, "flatlayers.")]
 ROOT = Path(__file__).parent.parent
+PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "CONTRIBUTING.md"]
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +42,31 @@ def test_every_public_name_has_a_docstring_with_an_example():
                 assert ">>>" in value.__doc__, name
 
 
-def test_the_example_of_the_readme_runs():
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.splitlines()) <= 25
-    exec(compile(example, "README.md", "exec"), {})
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["result"].losses[-1] < 1e-4
+    assert (tmp_path / "spiral.png").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """Its blocks in order, in one namespace; what a `pycon` block shows is what comes out."""
+    monkeypatch.chdir(tmp_path)
+    text, names = page.read_text(), {}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
+        if block[1] == "python":
+            exec(compile("\n" * line + block[2], page, "exec"), names)
+        else:
+            example = doctest.DocTestParser().get_doctest(block[2], names, page.name, str(page), line)
+            runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+            assert runner.run(example, clear_globs=False).failed == 0
+            names |= example.globs
 
 
 def test_importing_changes_nothing_and_loads_nothing_extra():

@@ -1,5 +1,7 @@
 """The size of compiled programs: instructions of the HLO, which compile time follows."""
 
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import flatlayers as fl
 def instructions(adjoint, hidden, max_steps=4096):
     """Of the training step of a neural ODE, its arguments donated."""
     sizes = [2, *[8] * hidden, 2]
-    layers = [fl.Dense(a, b, jnp.tanh) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [fl.Dense(a, b, jnp.tanh) for a, b in itertools.pairwise(sizes)]
     node = fl.NeuralODE(fl.Chain(*layers), adjoint=adjoint, max_steps=max_steps)
     ps, st = fl.setup(jax.random.key(0), node, float)
     optimizer = optax.sgd(0.1)
