@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -272,7 +272,7 @@ class ComponentVector:
         return self._binary(operator.ge, other)
 
     # Comparing gives a vector, so a vector has no hash.
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     # Text
 
@@ -353,7 +353,7 @@ class _AtPart:
     def __init__(self, vector: ComponentVector, key: Any):
         self.vector = vector
         named = isinstance(key, str | tuple)
-        self.path = as_path(key) if named else None
+        self.path: str | None = as_path(key) if named else None
         self.key = key
 
     def get(self) -> Any:

@@ -373,6 +373,24 @@ def test_a_second_derivative():
 
 
 @pytest.mark.slow
+def test_the_hessian_of_a_network():
+    """Forward over reverse, against an adjoint that has both."""
+
+    def hessian(solver, adjoint):
+        node = fl.NeuralODE(
+            fl.Chain(fl.Dense(2, 3, jnp.tanh), fl.Dense(3, 2)),
+            solver=solver,
+            adjoint=adjoint,
+            max_steps=16,
+        )
+        ps, st = fl.setup(jax.random.key(0), node, float)
+        return fl.hessian(lambda ps: (node(jnp.array([1.0, -0.5]), ps, st)[0] ** 2).sum())(ps)
+
+    found = hessian(diffrax.Tsit5(scan_kind="lax"), ADJOINT)
+    assert_close(found, hessian(diffrax.Tsit5(), diffrax.DirectAdjoint()), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
 def test_forcing_through_an_interpolant():
     """dy/dt = g(t) - y with g linear between values: y(1) is linear in them."""
     ts = jnp.linspace(0.0, 1.0, 6)
