@@ -48,6 +48,7 @@ def test_optax_adamw(problem):
     assert state[0].mu.layout == trained.layout == ps.layout
 
 
+@pytest.mark.slow
 def test_optax_lbfgs(problem):
     ps, loss = problem
     optimizer = optax.lbfgs()

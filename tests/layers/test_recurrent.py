@@ -257,6 +257,7 @@ def test_the_state_of_the_cell_goes_from_step_to_step(key, training):
     assert (new.drop == st.drop) is not training
 
 
+@pytest.mark.slow
 def test_bidirectional(key):
     cell = fl.GRUCell(3, 4)
     layer = fl.BidirectionalRNN(cell)

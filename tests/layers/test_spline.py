@@ -76,6 +76,7 @@ def test_gradient_of_the_parameters(key, kind, learn_grid):
     np.testing.assert_allclose(slope, central_difference(loss, ps, direction), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_curve(key):
     layer = fl.SplineLayer(GRID, (), kind="cubic")
     ps, st = fl.setup(key, layer, float)
@@ -96,6 +97,7 @@ def test_derivative_of_a_line_at_its_points():
     assert_close(slopes, jnp.array([2.0, 2.0, 3.0, 3.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "cubic"])
 def test_vmap_over_places_and_over_curves(key, kind):
     layer = fl.SplineLayer(GRID, 2, kind=kind, learn_grid=True)

@@ -106,6 +106,7 @@ def test_backward_in_time_and_what_is_closed_over():
     assert_equals_default(solve, Y0, ARGS)
 
 
+@pytest.mark.slow
 def test_more_steps_than_are_kept():
     def solve(adjoint, y0, rate):
         return diffrax.diffeqsolve(
@@ -279,6 +280,7 @@ def test_dense_output_across_a_jump():
     assert_equals_default(solve, jnp.array([1.0, 2.0]), jnp.array(0.7))
 
 
+@pytest.mark.slow
 def test_no_steps_and_too_few():
     def solve(adjoint, y0, rate, t1, max_steps=8, ts=(0.0, 0.0)):
         return diffrax.diffeqsolve(
@@ -438,6 +440,7 @@ def flat_loss(adjoint):
     return loss
 
 
+@pytest.mark.slow
 def test_a_network_with_its_own_steps_for_each_sample():
     ps, _ = fl.setup(jax.random.key(0), WIDE, float)
     y0 = jax.random.normal(jax.random.key(1), (3, 24)) * jnp.array([[0.01], [1.0], [5.0]])
@@ -500,6 +503,7 @@ def temporary(adjoint, max_steps, size=10_000):
     return compiled.memory_analysis().temp_size_in_bytes / (8 * size)
 
 
+@pytest.mark.slow
 def test_memory_in_states():
     few, more, default = (temporary(ADJOINT, steps) for steps in (20, 120, 4096))
     assert 0.9 < (more - few) / 100 < 1.1

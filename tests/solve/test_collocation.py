@@ -45,6 +45,7 @@ def test_against_a_loop(kernel):
     np.testing.assert_allclose(mass, 1.0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_default_bandwidth():
     n = 200
     ts = np.linspace(0, 1, n)
@@ -64,6 +65,7 @@ def test_polynomials_and_a_sine():
     np.testing.assert_allclose(derivatives, np.cos(ts), atol=0.02)
 
 
+@pytest.mark.slow
 def test_shapes_dtypes_and_vmap():
     ys = jnp.asarray(YS, jnp.float32)
     values, derivatives = fl.collocate(TS, ys[:, :, None])

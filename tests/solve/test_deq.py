@@ -79,6 +79,7 @@ def test_the_gradient_is_that_of_500_applications(adjoint):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_gradients_with_dropout_and_state_inside():
     layer = fl.DeepEquilibriumNetwork(NOISY, TIGHT, jacobian_regularisation=1)
     chain = fl.Chain(deq=layer, head=fl.Dense(4, 2))
@@ -91,6 +92,7 @@ def test_gradients_with_dropout_and_state_inside():
     assert_slopes(jax.jit(loss), jax.jit(jax.grad(loss, (0, 1)))(ps, x), ps, x)
 
 
+@pytest.mark.slow
 def test_under_vmap_and_in_a_chain():
     layer = fl.DeepEquilibriumNetwork(CELL, TIGHT)
     ps, st, x = problem(layer)
@@ -173,6 +175,7 @@ def test_any_solver_in_any_dtype(solver, dtype, rtol):
     np.testing.assert_allclose(gradient.data.astype(float), exact, rtol=rtol, atol=rtol * np.abs(exact).max())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
     wide = fl.Parallel(mixed, fl.Dense(1024, 1024), fl.Dense(16, 1024))
 

@@ -84,6 +84,7 @@ def test_a_third_of_the_steps_of_plain_iteration(matrix):
         assert (np.abs(linear(found.value, args) - found.value) <= bound).all()
 
 
+@pytest.mark.slow
 def test_any_pytree_of_any_dtype():
     def cosine(y, args):
         return jax.tree.map(jnp.cos, y)

@@ -159,6 +159,7 @@ def test_densities_of_a_network_integrate_to_one(key):
     np.testing.assert_allclose(np.sum(np.exp(log_density)) * 0.1**2, 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_density_undoes_sampling(key):
     flow = fl.FFJORD(fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dropout(0.5), fl.Dense(16, 2)), **FIXED)
     ps, st = fl.setup(key, flow, float)
@@ -174,6 +175,7 @@ def test_density_undoes_sampling(key):
     assert np.abs(again.ys.z[-1] - z).max() > 0.1
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_central_differences(key):
     flow = fl.FFJORD(NETWORK, regularise=True, **FIXED)
     ps, st = fl.setup(key, flow, float)
@@ -193,6 +195,7 @@ def test_gradients_agree_with_central_differences(key):
     np.testing.assert_allclose(jnp.sum(by_x * along_x), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_with_probes_and_an_adjoint_of_its_own(key):
     """The equation solved backwards knows nothing of the steps: equal for small ones."""
     x = np.random.default_rng(0).normal(size=(3, 2))

@@ -95,6 +95,7 @@ def test_a_geometric_brownian_motion_along_its_path(key, solver, correction, lar
     assert error < largest  # the other one is off by a factor of exp(sigma^2 / 2) = 1.38
 
 
+@pytest.mark.slow
 def test_diagonal_noise_is_general_noise_with_a_diagonal_matrix(key):
     def matrix(y):
         return (jnp.cos(y)[..., None] * jnp.eye(2).reshape((1,) * (y.ndim - 1) + (2, 2))).reshape(
@@ -203,6 +204,7 @@ def test_no_evaluation_is_spent_on_a_layer_without_state(key):
 # Differentiating
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_central_differences(key):
     """At a fixed key, with dropout in the drift and a stateful diffusion, in a chain."""
     sde = fl.NeuralSDE(

@@ -69,6 +69,7 @@ def by_the_layer():
     return found.p, by_u0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gradients", "rtol"),
     [

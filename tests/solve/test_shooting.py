@@ -45,6 +45,7 @@ def test_the_truth_has_no_loss(key, ts, segments):
     assert loss < 1e-14
 
 
+@pytest.mark.slow
 def test_the_gradient_and_batches(key):
     """By the one vector that has the parameters and the starts."""
     steps = {"dt0": 0.05, "stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 16}
