@@ -216,7 +216,7 @@ def jitted_step(problem: Problem, make: Callable[..., Any] = flat_loss, scanned:
 
     def steps(params: Any, state: Any, y0: Any) -> Any:
         def body(carry: Any, _: Any) -> Any:
-            params, state, value = step(*carry, y0)
+            params, state, value = step(carry[0], carry[1], y0)
             return (params, state), value
 
         (params, state), values = lax.scan(body, (params, state), length=scanned)

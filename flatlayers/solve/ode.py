@@ -7,6 +7,7 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
@@ -80,7 +81,7 @@ class NeuralODE(Wrapper):
     _: KW_ONLY
     t0: float = 0.0
     t1: float = 1.0
-    saveat: diffrax.SaveAt | Sequence[float] | Hashable | None = None
+    saveat: diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable | None = None
     solver: diffrax.AbstractSolver | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     adjoint: diffrax.AbstractAdjoint | None = None

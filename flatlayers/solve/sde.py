@@ -8,6 +8,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.hashable import Hashable, plain
 from ..core.layer import Container, Layer, as_layer, fold_in_name
@@ -91,7 +92,7 @@ class NeuralSDE(Container):
     noise: str = "diagonal"
     noise_dims: int | None = None
     solver: diffrax.AbstractSolver | None = None
-    saveat: diffrax.SaveAt | Sequence[float] | Hashable | None = None
+    saveat: diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     max_steps: int | None = 4096
