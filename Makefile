@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all notebooks lint docs bench clean
 
 demo: $(VENV)/examples
 	$(RUN) examples/lynx_hare.py
@@ -15,10 +15,19 @@ test: $(VENV)/test
 test-all: $(VENV)/test
 	$(RUN) -m pytest --numprocesses auto
 
+# Each notebook from top to bottom, in a few steps of training.
+notebooks: $(VENV)/notebooks
+	FLATLAYERS_FAST=1 $(RUN) -m pytest --nbmake --numprocesses auto notebooks
+
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
+	! $(VENV)/bin/pyright --pythonpath $(RUN) --verifytypes flatlayers --ignoreexternal | grep '^flatlayers.core'
+
+# The site, into build/site. (The variable keeps the theme from announcing its successor.)
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/bench
 	$(RUN) benchmarks/run.py
@@ -30,6 +39,6 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each set of extras.
-$(VENV)/examples $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/examples $(VENV)/test $(VENV)/notebooks $(VENV)/docs $(VENV)/bench $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --editable '.[$*]'
 	touch $@

@@ -12,12 +12,12 @@ of the normal distribution of their mean and covariance, and a picture. If the i
 or the normal distribution is the better one, the exit code is 1. It takes less than a minute on two cores.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -111,26 +111,15 @@ def plot(samples: dict[str, np.ndarray], density: np.ndarray, out: Path) -> None
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn the density of two moons with a continuous normalizing flow; print its integral "
-        "and the log density of new samples, and draw both.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help=f"steps of Adam, rounded up to {CHUNK}s")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the samples")
-    parser.add_argument("--out", type=Path, default=Path("density.png"), help="where the PNG goes")
-    options = parser.parse_args(argv)
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+    options = command_line.parse(
+        "Learn the density of two moons with a continuous normalizing flow; print its integral "
+        "and the log density of new samples, and draw both.",
+        out="density.png",
+        seed="of the first weights and of the samples",
+        chunk=CHUNK,
+        argv=argv,
+    )
     start = time.perf_counter()
     train_key, test_key, sample_key = jax.random.split(jax.random.key(options.seed), 3)
     model = InTime(fl.MLP(3, (48, 48), 2))

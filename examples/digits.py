@@ -11,12 +11,12 @@ images that were read right. With an accuracy below 97 % the exit code is 1. It 
 cores.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,26 +111,14 @@ def plot(digits: Digits, chances: np.ndarray, out: Path) -> None:
     figure.savefig(out, format="png", dpi=120)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn to read handwritten digits with a small convolutional network; print the accuracy "
-        "on images kept for the test and draw some of them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help=f"steps of Adam, rounded up to {CHUNK}s")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights, batches and dropout")
-    parser.add_argument("--out", type=Path, default=Path("digits.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Learn to read handwritten digits with a small convolutional network; print the accuracy "
+        "on images kept for the test and draw some of them.",
+        out="digits.png",
+        seed="of the first weights, batches and dropout",
+        chunk=CHUNK,
+    )
     start = time.perf_counter()
     learned, tested = Digits.load()
     model = network()

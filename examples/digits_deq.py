@@ -12,12 +12,12 @@ residual falls by plain iteration, Anderson and Broyden, and what the solver nee
 accuracy below 97 % the exit code is 1. It takes about 20 seconds on two cores.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,26 +179,14 @@ def report(model: fl.Chain, trained: Trained, tested: Digits) -> float:
     return float(right.mean())
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn to read handwritten digits with a deep equilibrium network; print the accuracy on "
-        "images kept for the test and draw how three solvers find the equilibrium.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help=f"steps of Adam, rounded up to {CHUNK}s")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and the batches")
-    parser.add_argument("--out", type=Path, default=Path("digits_deq.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Learn to read handwritten digits with a deep equilibrium network; print the accuracy on "
+        "images kept for the test and draw how three solvers find the equilibrium.",
+        out="digits_deq.png",
+        seed="of the first weights and the batches",
+        chunk=CHUNK,
+    )
     start = time.perf_counter()
     learned, tested = Digits.load()
     model = network()

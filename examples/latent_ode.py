@@ -12,13 +12,13 @@ picture: series with what the model makes of them, also where nothing was seen, 
 from nothing but noise. With an error above 15 % the exit code is 1. It takes 20 to 30 seconds on two cores.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -166,24 +166,12 @@ def plot(decode: Any, mean: Any, held_out: Any, losses: np.ndarray, out: Path) -
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn series at irregular times with a latent ODE; print the error and draw series.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help="steps of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the first weights and the samples")
-    parser.add_argument("--out", type=Path, default=Path("latent_ode.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Learn series at irregular times with a latent ODE; print the error and draw series.",
+        out="latent_ode.png",
+        seed="of the data, the first weights and the samples",
+    )
     start = time.perf_counter()
     rng = np.random.default_rng(options.seed)
     _, ts, ys = draw(rng, SERIES)

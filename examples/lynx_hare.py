@@ -21,7 +21,6 @@ An error is a root mean square in log space: 0.1 is about 10 % of the pelts. It 
 on two cores.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -30,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -261,26 +261,14 @@ def plot(fits: list[Fit], pelts: Pelts, out: Path) -> None:
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Fit hare and lynx pelts with Lotka-Volterra, a neural ODE and a universal differential "
-        "equation; print a table of errors and draw the fits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help="steps of Adam, rounded up to hundreds")
-    parser.add_argument("--seed", type=int, default=0, help="of the networks' first weights")
-    parser.add_argument("--out", type=Path, default=Path("lynx_hare.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Fit hare and lynx pelts with Lotka-Volterra, a neural ODE and a universal differential "
+        "equation; print a table of errors and draw the fits.",
+        out="lynx_hare.png",
+        seed="of the networks' first weights",
+        chunk=CHUNK,
+    )
     pelts = Pelts.load()
     z0, key = pelts.log_pelts[0], jax.random.key(options.seed)
     fits = []

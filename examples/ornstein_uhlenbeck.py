@@ -19,13 +19,13 @@ and a picture. With an error above 5 % in either, at any of the times, the exit 
 25 to 40 seconds on two cores.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,25 +117,13 @@ def plot(ts: np.ndarray, paths: np.ndarray, learned: dict[str, Any], losses: np.
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn an Ornstein-Uhlenbeck process with a neural SDE; print the errors of its moments "
-        "and draw them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help="steps of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the first weights and the noise")
-    parser.add_argument("--out", type=Path, default=Path("ornstein_uhlenbeck.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Learn an Ornstein-Uhlenbeck process with a neural SDE; print the errors of its moments "
+        "and draw them.",
+        out="ornstein_uhlenbeck.png",
+        seed="of the data, the first weights and the noise",
+    )
     start = time.perf_counter()
     # Saved more often than the data were seen.
     ts = np.linspace(0.0, TIMES[-1], 5 * len(TIMES) + 1)

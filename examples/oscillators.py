@@ -11,13 +11,13 @@ others) and a picture. With a loss above 0.004 after the second phase the exit c
 15 to 25 seconds on two cores.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -124,24 +124,14 @@ def plot(paths: np.ndarray, predicted: np.ndarray, losses: list[np.ndarray], out
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learn the law of oscillators with a neural ODE; print the error and draw the paths.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=500, help="steps of AdaBelief in each of two phases")
-    parser.add_argument("--seed", type=int, default=0, help="of oscillators, weights and batches")
-    parser.add_argument("--out", type=Path, default=Path("oscillators.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Learn the law of oscillators with a neural ODE; print the error and draw the paths.",
+        out="oscillators.png",
+        seed="of oscillators, weights and batches",
+        steps=500,
+        steps_of="steps of AdaBelief in each of two phases",
+    )
     start = time.perf_counter()
     model = neural_ode()
     print(fl.pformat(model), flush=True)

@@ -17,12 +17,12 @@ Hamiltonian network's is off by more than 2 %, or the neural ODE's is not, the e
 than a minute on two cores.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -182,26 +182,16 @@ def plot(swings: list[Swing], times: np.ndarray, out: Path) -> None:
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a Hamiltonian network and a neural ODE on pendulums; print how far each strays "
-        "from the energy and draw both.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1500, help=f"steps of Adam, rounded up to {CHUNK}s")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the observations")
-    parser.add_argument("--out", type=Path, default=Path("pendulum.png"), help="where the PNG goes")
-    options = parser.parse_args(argv)
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+    options = command_line.parse(
+        "Train a Hamiltonian network and a neural ODE on pendulums; print how far each strays "
+        "from the energy and draw both.",
+        out="pendulum.png",
+        seed="of the first weights and of the observations",
+        steps=1500,
+        chunk=CHUNK,
+        argv=argv,
+    )
     start, key = time.perf_counter(), jax.random.key(options.seed)
     hamiltonian = fl.HamiltonianNN(SeparableEnergy(fl.MLP(1, (32, 32), 1), fl.MLP(1, (32, 32), 1)))
     network = fl.MLP(2, (32, 32), 2)

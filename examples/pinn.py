@@ -16,13 +16,13 @@ difference over that of the closed form) and a picture. With an error above 1 % 
 10 to 20 seconds on two cores.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,26 +152,14 @@ def plot(u: np.ndarray, exact: np.ndarray, out: Path) -> None:
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Solve Burgers' equation with a physics-informed network; print its error against the "
-        "closed form and draw both.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=1000, help=f"steps of Adam, rounded up to {CHUNK}s")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the points")
-    parser.add_argument("--out", type=Path, default=Path("pinn.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    options.steps = -(-options.steps // CHUNK) * CHUNK
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Solve Burgers' equation with a physics-informed network; print its error against the "
+        "closed form and draw both.",
+        out="pinn.png",
+        seed="of the first weights and of the points",
+        chunk=CHUNK,
+    )
     start = time.perf_counter()
     model = Velocity(fl.MLP(2, (20, 20, 20, 20), 1))
     print(fl.pformat(model), flush=True)

@@ -11,7 +11,6 @@ in. With an accuracy below 1 the exit code is 1. It takes
 10 to 20 seconds on two cores.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command_line
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -117,24 +117,13 @@ def plot(series: np.ndarray, labels: np.ndarray, odds: np.ndarray, losses: np.nd
     figure.savefig(out, format="png", dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Tell spirals apart with a neural CDE; print the accuracy and draw a picture.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=30, help="steps of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="of the spirals, the first weights and batches")
-    parser.add_argument("--out", type=Path, default=Path("spirals_cde.png"), help="where the PNG goes")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: expected a positive number, found {options.steps}")
-    if not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no directory {options.out.parent}")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = command_line.parse(
+        "Tell spirals apart with a neural CDE; print the accuracy and draw a picture.",
+        out="spirals_cde.png",
+        seed="of the spirals, the first weights and batches",
+        steps=30,
+    )
     start = time.perf_counter()
     rng = np.random.default_rng(options.seed)
     (series, labels), (others, unseen) = draw(rng), draw(rng)

@@ -18,6 +18,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(autouse=True)
+def _next_to_each_other(monkeypatch):
+    """Examples import each other, as they do when they are run."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture(autouse=True)
 def _as_a_user_has_it():
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
@@ -36,6 +42,7 @@ def load(name, needs=("matplotlib", "tqdm")):
 # Burgers' equation
 
 
+@pytest.mark.slow
 def test_the_closed_form_of_burgers_equation_solves_it():
     pinn = load("pinn")
     x, t = np.meshgrid(np.linspace(-0.9, 0.9, 8), [0.1, 0.4, 0.9])
@@ -48,6 +55,7 @@ def test_the_closed_form_of_burgers_equation_solves_it():
     np.testing.assert_allclose(u(np.ones(3), t[:, 0]), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_network_of_burgers_equation(key):
     pinn = load("pinn")
     model = pinn.Velocity(fl.MLP(2, (8, 8), 1))
@@ -69,6 +77,7 @@ def test_the_network_of_burgers_equation(key):
         np.testing.assert_allclose(u(np.array([[-1.0, 0.3], [1.0, 0.7]])), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_burgers_equation_is_learned_and_what_is_inaccurate_is_a_failure(monkeypatch, tmp_path, capsys):
     pinn = load("pinn")
     for name, value in (("POINTS", 100), ("CHUNK", 50), ("FINISH", 50)):
@@ -263,3 +272,115 @@ def test_digits_by_a_deep_equilibrium(monkeypatch, tmp_path, capsys):
     for values in followed:
         np.testing.assert_allclose(values[:2], followed[0][:2], rtol=1e-6)
         assert values[3] < 0.2 * values[0]
+
+
+# The command line
+
+
+def test_the_command_line(tmp_path, capsys):
+    parse = load("command_line", needs=()).parse
+    texts = {"description": "Do it.", "out": "it.png", "seed": "of it"}
+    options = parse(**texts, argv=[])
+    assert (options.steps, options.seed, options.out) == (1000, 0, Path("it.png"))
+    out = tmp_path / "other.png"
+    options = parse(**texts, steps=7, chunk=50, argv=["--seed", "3", "--out", str(out)])
+    assert (options.steps, options.seed, options.out) == (50, 3, out)
+    for argv, message in (
+        (["--steps", "0"], "expected a positive number"),
+        (["--out", "no/it.png"], "no directory"),
+    ):
+        with pytest.raises(SystemExit) as failure:
+            parse(**texts, argv=argv)
+        assert failure.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(**texts, steps_of="rounds", chunk=50, argv=["--help"])
+    assert "rounds, rounded up to 50s (default: 1000)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_example_is_in_the_readme(path):
+    if path.stem != "command_line":
+        assert f"[`{path.name}`]({path.name})" in (EXAMPLES / "README.md").read_text()
+
+
+# The cores of the notebooks
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_an_epidemic(monkeypatch, tmp_path, capsys):
+    flat_vectors = load("flat_vectors")
+    with pytest.raises(SystemExit, match="expected rates off by at most 3%"):
+        run(flat_vectors, monkeypatch, tmp_path, ["--steps", "2"])
+    ys = flat_vectors.epidemic(fl.ComponentVector.of(flat_vectors.TRUE))
+    np.testing.assert_allclose(ys.data.sum(axis=-1), 1.0, atol=1e-5)
+    # The final share that was never infected: log s = (infection / recovery) (s - 1), up to the patients.
+    final = float(ys.susceptible[-1])
+    assert np.log(final / 0.999) == pytest.approx(4.0 * (final + float(ys.infected[-1]) - 1), abs=1e-3)
+    assert float(re.search(r"the Jacobian by (\S+)%", capsys.readouterr().out)[1]) < 1
+
+
+@pytest.mark.slow
+def test_a_spiral(monkeypatch, tmp_path):
+    spiral = load("spiral")
+    with pytest.raises(SystemExit, match="expected errors of at most 0.1, found"):
+        run(spiral, monkeypatch, tmp_path, ["--steps", "2"])
+    path = spiral.law(np.linspace(0.0, 2.0, 401))
+    change = np.gradient(path, 5e-3, axis=0)
+    np.testing.assert_allclose(change[1:-1], (path**3 @ spiral.MATRIX.T)[1:-1], atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_universal_equation(monkeypatch, tmp_path, key):
+    example = load("universal_ode")
+    with pytest.raises(SystemExit, match="expected all to be within 15%, found"):
+        run(example, monkeypatch, tmp_path, ["--steps", "2"])
+    # With the formula in the place of the network, the fixed point of the equations is one.
+    law = example.PredatorPrey(fl.WrappedFunction(lambda x: 1.5 / (1 + 0.9 * x)))
+    ps, st = fl.setup(key, law)
+    ps = ps.replace(log_rates={name: np.log(rate) for name, rate in example.RATES.items()})
+    prey = 0.5 / (1.5 - 0.9 * 0.5)  # g = death / efficiency
+    predators = (1 - prey / 3) * (1 + 0.9 * prey) / 1.5
+    np.testing.assert_allclose(law(np.log([prey, predators]), ps, st)[0], 0.0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_second_order(monkeypatch, tmp_path, capsys):
+    second_order = load("second_order")
+    monkeypatch.setattr(second_order, "CHUNK", 5)
+    monkeypatch.setattr(second_order, "REQUIRED", 0.0)
+    out = tmp_path / "second_order.png"
+    assert second_order.main(["--steps", "20", "--out", str(out)]) == 1
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "expected deviations within" in capsys.readouterr().out
+    with jax.enable_x64(True):
+        times, data, _ = second_order.load()
+        posterior = second_order.Posterior(times, data)
+        mode, hessian = posterior.mode()
+        gradient = jax.grad(posterior.energy)(mode)
+    np.testing.assert_allclose(gradient.data, 0.0, atol=1e-6)
+    assert np.linalg.eigvalsh(hessian.data).min() > 0
+
+
+@pytest.mark.slow
+def test_adjoints(tmp_path, monkeypatch, capsys):
+    adjoints = load("adjoints")
+    monkeypatch.setattr(adjoints, "WIDTH", 16)
+    out = tmp_path / "adjoints.png"
+    assert adjoints.main(["--steps", "1", "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(adjoints, "REQUIRED", 0)
+    assert adjoints.main(["--steps", "1", "--out", str(out)]) == 1
+    assert "expected errors of at most 0 tolerances" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sunspots(monkeypatch, tmp_path):
+    sunspots = load("sunspots")
+    with pytest.raises(SystemExit, match="expected a forecast with 67% of the error of the mean"):
+        run(sunspots, monkeypatch, tmp_path, ["--steps", "2"], BATCH=4)
+    pieces, seen = sunspots.draw(jax.random.key(0), np.arange(100, dtype=np.float32))
+    assert pieces.shape == (4, 33)
+    assert seen.shape == (4, 22)
+    np.testing.assert_allclose(np.diff(pieces, n=2), 0.0, atol=1e-4)  # a stretched line is a line
