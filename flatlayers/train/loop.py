@@ -198,6 +198,8 @@ def _stacked(batches: Iterator[Any], n: int, start: int) -> Any:
 
 
 def _bar(steps: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm  # as optax
-
+    if progress:  # imported here, as optax
+        from tqdm.auto import tqdm
+    else:  # which does not look for what a notebook draws a bar with
+        from tqdm import tqdm
     return tqdm(total=steps, desc="training", unit="step", disable=not progress)
