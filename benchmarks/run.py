@@ -1,6 +1,6 @@
 """Run all benchmarks, and write `results.json`, the tables of `README.md` and the plot beside this file.
 
-python benchmarks/run.py                  # about an hour and a quarter on two cores
+python benchmarks/run.py                  # about three quarters of an hour on two cores
 python benchmarks/run.py --only layers    # one group of tables; those of other groups stay as they are
 python benchmarks/run.py --quick          # a fraction of the time, for a look; writes nothing
 """
