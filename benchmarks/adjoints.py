@@ -48,8 +48,8 @@ def errors(problem: Problem) -> dict[str, float]:
         with jax.enable_x64(True):
             node, ps, st = problem.layer(adjoint=adjoint)
             ps, y0 = fl.cast(ps, jnp.float64), problem.start().astype(jnp.float64)
-            loss = lambda ps, y0: jnp.mean(node(y0, ps, st)[0] ** 2)  # noqa: E731
-            return np.asarray(jax.jit(jax.grad(loss))(ps, y0).data)
+            gradient = jax.jit(jax.grad(lambda ps, y0: jnp.mean(node(y0, ps, st)[0] ** 2)))
+            return np.asarray(gradient(ps, y0).data)
 
     default = ADJOINTS["diffrax default"]
     found = {name: value(problem, adjoint) for name, adjoint in ADJOINTS.items()}

@@ -121,7 +121,9 @@ def deep_equilibrium(batch: int, width: int, gradient: bool, **options: Any) -> 
         arrays, rest = eqx.partition(start(), eqx.is_array)
 
         def loss(arrays: Any, x: Any) -> Any:
-            fn = lambda z, args: jax.vmap(eqx.combine(args[0], rest))(z, args[1])  # noqa: E731
+            def fn(z: Any, args: Any) -> Any:
+                return jax.vmap(eqx.combine(args[0], rest))(z, args[1])
+
             solution = optx.fixed_point(
                 fn, solver, jnp.zeros_like(x), (arrays, x), adjoint=adjoint, throw=False
             )
@@ -148,7 +150,10 @@ def deep_equilibrium(batch: int, width: int, gradient: bool, **options: Any) -> 
                 }
             }
         )
-        loss = lambda ps, x: jnp.sum(deq(x, ps, st)[0] ** 2)  # noqa: E731
+
+        def loss(ps: Any, x: Any) -> Any:
+            return jnp.sum(deq(x, ps, st)[0] ** 2)
+
         return (jax.value_and_grad(loss) if gradient else loss), (ps, x)
 
     # The loss is a sum, so that its cotangent is about one and the tolerance means the same for all.

@@ -54,7 +54,10 @@ class ExplicitSteps:
         inputs = _arrays(t0, y0, stages.control(t0, t0))
         self.field = Field(stages.field.jaxpr, stages.field.consts, inputs, perturbed.field.consts)
         moving, fixed = eqx.partition(stages.field.consts, perturbed.field.consts)
-        prepare = lambda moving: self.field.prepare(eqx.combine(moving, fixed))  # noqa: E731
+
+        def prepare(moving: Any) -> Any:
+            return self.field.prepare(eqx.combine(moving, fixed))
+
         (self.plain, self.weights), self.pull, self.fixed = jax.vjp(prepare, moving, has_aux=True)
 
     def zeros(self) -> Any:
