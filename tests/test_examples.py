@@ -366,8 +366,6 @@ def test_second_order(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_adjoints(tmp_path, monkeypatch, capsys):
     adjoints = load("adjoints")
-    monkeypatch.setattr(adjoints, "WIDTH", 16)
-    monkeypatch.setattr(adjoints, "REQUIRED", 1000)
     out = tmp_path / "adjoints.png"
     assert adjoints.main(["--steps", "1", "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")

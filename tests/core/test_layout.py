@@ -34,7 +34,7 @@ def tree_of(layout, lead=()):
     return layout.nest(leaves).to_dict()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=30)
 @given(layouts, st.sampled_from([(), (2,), (2, 3)]))
 def test_unpack_inverts_pack(layout, lead):
     tree = tree_of(layout, lead)
@@ -46,7 +46,7 @@ def test_unpack_inverts_pack(layout, lead):
         assert vector.shape == (*lead, layout.length)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=30)
 @given(layouts)
 def test_json_round_trip(layout):
     leaves = [path for path, shape in layout.view_shapes.items() if shape == ()]
@@ -57,7 +57,7 @@ def test_json_round_trip(layout):
     assert copy.diff(layout) == []
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=30)
 @given(layouts)
 def test_views_labels_indices_and_masks_agree(layout):
     vector = layout.pack(tree_of(layout), float)

@@ -272,7 +272,10 @@ def test_several_scales():
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, ((a, b), new)), gradient = compiled(ps, x)
     assert new.stats.result == 0
-    dense = lambda z, p: z @ p.weight.T + p.bias[None]  # noqa: E731
+
+    def dense(z, p):
+        return z @ p.weight.T + p.bias[None]
+
     y = mixed(dense(a, ps.branches.layer_0.layer_0), dense(x, ps.branches.layer_0.layer_1))
     other = jnp.tanh(0.5 * b)
     np.testing.assert_allclose(a, jnp.tanh(y + dense(other, ps.couplings.layer_0.layer_1)), atol=1e-10)
