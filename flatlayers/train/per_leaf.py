@@ -47,8 +47,9 @@ def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransf
     and functions among them, such as the `value_fn` of `optax.lbfgs`, are functions of the vector.
 
     **Raises:** `ValueError`, from `init` and `update`, for a vector with leading axes: the members of an
-    ensemble would be one leaf together. `jax.vmap` trains each on its own, by
-    `optax.GradientTransformation(jax.vmap(opt.init), jax.vmap(opt.update))`. `TypeError` for what is no optimiser.
+    ensemble would be one leaf together, and `jax.vmap` trains each on its own, by
+    `optax.GradientTransformation(jax.vmap(opt.init), jax.vmap(opt.update))`; and if the optimiser changes
+    the shape of a leaf. `TypeError` for what is no optimiser.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -101,9 +102,9 @@ class _Shown:
     `inside` is the structure that is shown.
     """
 
-    outside: jax.tree_util.PyTreeDef
+    outside: Any
     parts: "tuple[_Leaves | None, ...]"
-    inside: jax.tree_util.PyTreeDef
+    inside: Any
 
     @staticmethod
     def of(tree: Any) -> "_Shown":
@@ -196,9 +197,17 @@ class _Leaves:
     def join(self, tree: Any) -> ComponentVector:
         """The vector of such a tree."""
         leaves = self._by_path(tree)
+        lead: Shape = ()
+        for number, leaf in enumerate(self.segments):
+            found = _lead(leaves[leaf.path], leaf)
+            if found is None or (number and found != lead):
+                raise ValueError(
+                    f"per_leaf: expected the optimiser to keep the shape {leaf.shape} of {leaf.path!r}, "
+                    f"found {leaves[leaf.path].shape}"
+                )
+            lead = found
         dtype = jnp.result_type(*leaves.values()) if leaves else self.dtype
         arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()}
-        lead = next((_lead(arrays[leaf.path], leaf) for leaf in self.segments), ())
         return self.layout.vector(packing.join(self.segments, arrays, lead, dtype, jnp.concatenate))
 
     def fits(self, tree: Any) -> bool:
