@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .core.identity import Value
 
-@dataclasses.dataclass(frozen=True)
-class Initializer:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Initializer(Value):
     """`init(key, shape, dtype)` draws an array; `init(**options)` gives another initializer.
 
     **Arguments:**

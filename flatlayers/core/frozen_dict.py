@@ -1,9 +1,11 @@
 """`FrozenDict`: what a dict in a field of a layer becomes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable as HasHash, Iterator, Mapping
 from typing import Any
 
 import jax
+
+from .identity import identity
 
 
 class FrozenDict(Mapping[Any, Any]):
@@ -25,12 +27,18 @@ class FrozenDict(Mapping[Any, Any]):
         return len(self._values)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FrozenDict) and tuple(self.items()) == tuple(other.items())
+        return isinstance(other, FrozenDict) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(tuple(self.items()))
+        return hash(self._identity())
+
+    def _identity(self) -> HasHash:
+        return identity(tuple(self.items()))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("frozen dicts are immutable")
+
+    def __delattr__(self, name: str) -> None:
         raise AttributeError("frozen dicts are immutable")
 
     def __reduce__(self) -> Any:

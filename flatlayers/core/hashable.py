@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from .identity import Value
 
-@dataclasses.dataclass(frozen=True)
-class Hashable:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hashable(Value):
     """A pytree (an array, a `SaveAt` with times, an adjoint with keywords) with a hash by content.
 
     Arrays inside are kept as NumPy data; `value` gives the pytree back.

@@ -13,7 +13,9 @@ import numpy as np
 
 from .calling import apply
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
+from .fields import Check, checks_of
 from .frozen_dict import FrozenDict
+from .identity import Value
 from .layout import Layout
 from .names import describe, value_text
 from .record import Record
@@ -33,7 +35,7 @@ def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclass_transform()
-class Layer:
+class Layer(Value):
     """The base of all layers: hyper-parameters and the declaration of parameters, no arrays.
 
     A subclass is a frozen dataclass; its fields are hyper-parameters, static and hashable (lists
@@ -73,13 +75,16 @@ class Layer:
 
     # Whether a call returns a state of the structure, shapes and dtypes it was given.
     keeps_state_type: ClassVar[bool] = True
+    # What its fields may be, by name.
+    _checks: ClassVar[Mapping[str, Check]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A subclass without fields of its own keeps the `__init__` that it inherits.
         own = [kind for kind in inspect.get_annotations(cls).values() if "ClassVar" not in str(kind)]
         init = "__init__" not in cls.__dict__ and bool(own)
-        dataclasses.dataclass(init=init, repr=False, eq=True, unsafe_hash=True)(cls)
+        dataclasses.dataclass(init=init, repr=False, eq=False)(cls)
+        cls._checks = {**cls._checks, **checks_of(cls)}
         if "__init__" in cls.__dict__:
             cls.__init__ = _then_freeze(cls.__init__)
         jax.tree_util.register_static(cls)
@@ -127,7 +132,10 @@ class Layer:
             raise dataclasses.FrozenInstanceError(
                 f"layers are immutable: cannot assign {name!r} of {type(self).__name__}"
             )
-        object.__setattr__(self, name, value)
+        check = self._checks.get(name)
+        object.__setattr__(
+            self, name, value if check is None else check(f"{type(self).__name__}.{name}", value)
+        )
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(f"layers are immutable: cannot delete {name!r}")

@@ -15,6 +15,7 @@ import numpy as np
 from . import packing, plan
 from .layout_text import differences, to_plain
 from .names import (
+    NamedArray,
     UnknownNameError,
     UnknownPatternError,
     as_path,
@@ -102,7 +103,7 @@ class Layout:
         >>> fl.Layout.of({"a": 1.0, "b": {"c": [1.0, 2.0]}})
         Layout(a=(), b=(c=(2,)))
         """
-        tree = tree.to_dict() if hasattr(tree, "to_dict") else tree
+        tree = tree.to_dict() if isinstance(tree, NamedArray) else tree
         if not isinstance(tree, Mapping):
             raise TypeError(f"expected a mapping of names to arrays, found {type(tree).__name__}")
         return Layout(
@@ -304,7 +305,7 @@ class Layout:
 
         **Raises:** `ValueError` for another length.
         """
-        if hasattr(data, "layout"):
+        if isinstance(data, NamedArray):
             check_same_layout(self, data.layout)
             data = data.data
         self.check_length(data)

@@ -1,6 +1,7 @@
 """What a name may be, and how an error speaks of names, paths and arrays."""
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,21 @@ RESERVED_NAMES = frozenset(
         "values",
     ]
 )
+
+
+class NamedArray:
+    """The base of arrays with a `layout`: what has one is asked by its type.
+
+    Not by the attribute: JAX's own arrays and tracers have a `layout` too, that of their memory.
+    """
+
+    __slots__ = ()
+    data: Any
+    layout: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parts as nested dictionaries."""
+        raise NotImplementedError
 
 
 class UnknownNameError(KeyError):
@@ -94,7 +110,7 @@ def describe(value: Any) -> str:
         axes = ",".join(map(str, value.shape))
         return (
             f"{type(value).__name__}({value.dtype}[{axes}])"
-            if hasattr(value, "layout")
+            if isinstance(value, NamedArray)
             else f"{value.dtype}[{axes}]"
         )
     if isinstance(value, Mapping):
@@ -114,6 +130,12 @@ def value_text(value: Any) -> str:
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     if isinstance(value, FrozenDict):
         return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
-    if callable(value) and not hasattr(value, "layout") and "<" in repr(value):
+    if isinstance(value, functools.partial):
+        return f"partial({', '.join(map(value_text, (value.func, *value.args)))}{_named(value.keywords)})"
+    if callable(value) and repr(value).startswith("<"):
         return getattr(value, "__name__", type(value).__name__)
     return repr(value)
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return "".join(f", {name}={value_text(value)}" for name, value in values.items())

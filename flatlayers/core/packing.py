@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .names import UnknownNameError, join_path, listing, unknown_name
+from .names import NamedArray, UnknownNameError, join_path, listing, unknown_name
 from .plan import Leaf, Segment, Shape
 
 
@@ -110,7 +110,7 @@ def check_tied(path: str, value: Any, array: Any, place: str, other: Any, other_
 
 def leaves_of(layout: "Layout", tree: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a nested mapping by path, if it has the names of the layout."""
-    if not isinstance(tree, Mapping) and hasattr(tree, "to_dict"):
+    if isinstance(tree, NamedArray):
         tree = tree.to_dict()
     if not isinstance(tree, Mapping):
         where = f" at {prefix!r}" if prefix else ""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .names import UnknownNameError, as_path, check_name, describe, unknown_name
+from .names import NamedArray, UnknownNameError, as_path, check_name, describe, unknown_name
 
 
 class Record(Mapping[str, Any]):
@@ -137,7 +137,7 @@ def _equal(a: Any, b: Any) -> bool:
     """Whether two values are equal as a whole: arrays by dtype, shape and content."""
     if type(a) in (tuple, list):
         return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
-    if hasattr(a, "layout") and hasattr(b, "layout"):
+    if isinstance(a, NamedArray) and isinstance(b, NamedArray):
         return a.layout == b.layout and _equal(a.data, b.data)
     if not (isinstance(a, jax.Array | np.ndarray) or isinstance(b, jax.Array | np.ndarray)):
         return bool(a == b)

@@ -11,13 +11,13 @@ import numpy as np
 from jax.core import Tracer
 
 from .layout import Layout, check_same_layout
-from .names import UnknownNameError, as_path, describe
+from .names import NamedArray, UnknownNameError, as_path, describe
 from .packing import is_number, leaves_of
 from .plan import Slot
 from .record import Record
 
 
-class ComponentVector:
+class ComponentVector(NamedArray):
     """An array of shape `(..., n)` whose last axis has a `Layout`: names for its parts.
 
     `v.a.b`, `v["a.b"]` and `v["a", "b"]` are views: a `jax.Array` for a leaf, a
