@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..core.names import describe
 from ..core.record import Record, as_record
+from .leafwise import differs_by_leaf
 
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ def train_loop(
     for name, value in (("steps", steps), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"train_loop: expected {name} to be a positive integer, found {value!r}")
+    if differs_by_leaf(optimizer, ps):
+        warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
     several = isinstance(data, Iterator)
     run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2, donate_argnums=0)
     carry = (ps, as_record(st), optimizer.init(ps))
@@ -143,6 +147,12 @@ def train_loop(
                 break
     ps, st, opt_state = carry
     return TrainResult(ps, st, opt_state, np.concatenate(losses))
+
+
+_BY_LEAF = (
+    "train_loop: this optimiser works leaf by leaf, and a ComponentVector is one leaf: it takes other steps "
+    "than on the tree of its leaves. `fl.per_leaf(optimizer)` shows it the leaves"
+)
 
 
 def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:

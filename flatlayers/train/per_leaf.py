@@ -65,12 +65,7 @@ def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransf
     """
     import optax  # here, so that importing the library does not cost it
 
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"per_leaf: expected an optax optimiser, found {type(optimizer).__name__}")
-    if isinstance(optimizer, optax.GradientTransformation):
-        inner = optax.with_extra_args_support(optimizer)
-    else:  # such as `optax.MultiSteps`, which passes further arguments on
-        inner = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+    inner = with_extra_args(optimizer)
 
     def init(params: Any) -> Any:
         shown = _Shown.of(params)
@@ -83,6 +78,18 @@ def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransf
         return shown.hide(new), shown.hide_all(state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def with_extra_args(optimizer: Any) -> "optax.GradientTransformationExtraArgs":
+    """Any optimiser as one that takes further arguments."""
+    import optax
+
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optax.with_extra_args_support(optimizer)
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"expected an optax optimiser, found {type(optimizer).__name__}")
+    # `optax.MultiSteps` is no transformation, but has its functions and passes further arguments on.
+    return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
 
 
 def show(tree: Any) -> Any:
