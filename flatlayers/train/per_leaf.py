@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -68,16 +69,22 @@ def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransf
     inner = with_extra_args(optimizer)
 
     def init(params: Any) -> Any:
-        shown = _Shown.of(params)
-        return shown.hide_all(inner.init(show(params)))
+        return _Shown.of(params).hide_all(inner.init(show(params)))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    return optax.GradientTransformationExtraArgs(init, UpdateByLeaf(inner.update))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateByLeaf:
+    """The `update` of an optimiser that `per_leaf` has wrapped, to be known by its type."""
+
+    inner: Callable[..., tuple[Any, Any]]
+
+    def __call__(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         shown = _Shown.of(updates)
         named = {name: shown.argument(value) for name, value in extra_args.items()}
-        new, state = inner.update(show(updates), show(state), show(params), **named)
+        new, state = self.inner(show(updates), show(state), show(params), **named)
         return shown.hide(new), shown.hide_all(state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def with_extra_args(optimizer: Any) -> "optax.GradientTransformationExtraArgs":
