@@ -31,7 +31,7 @@ def differs_by_leaf(optimizer: "optax.GradientTransformation", ps: Any) -> bool:
     gradients and a loss, or has arrays of its own of the shape of `ps`.
     """
     vectors = any(map(is_vector, jax.tree.leaves(ps, is_leaf=is_vector)))
-    if not vectors or isinstance(optimizer.update, UpdateByLeaf):
+    if not vectors or isinstance(getattr(optimizer, "update", None), UpdateByLeaf):
         return False
     try:
         small = jax.tree.map(functools.partial(_stand_in, np.random.default_rng(0)), ps, is_leaf=is_vector)
