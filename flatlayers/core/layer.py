@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, dataclass_transform
 from zlib import crc32
 
@@ -128,13 +129,15 @@ class Layer(Value):
         def declared(key: jax.Array) -> Any:
             return shapes_of_state(Record(states_of(self, key)))
 
+        if type(self).states is Layer.states:
+            return {}
         found: list[Shapes] = []
         try:  # with an abstract key: nothing is computed, nor added to what is being traced
             jax.eval_shape(lambda key: found.append(declared(key)), jax.eval_shape(jax.random.key, 0))
         except jax.errors.JAXTypeError:  # the states are made of the numbers of a key
             with jax.ensure_compile_time_eval():
                 found.append(declared(jax.random.key(0)))
-        return found[-1] if keeps_state_type(self) else dict.fromkeys(found[-1])
+        return MappingProxyType(found[-1] if keeps_state_type(self) else dict.fromkeys(found[-1]))
 
     def check_fields(self) -> None:
         """Bring the fields into their final form; called once, after `__init__`."""

@@ -70,6 +70,8 @@ def _at(st: Any, path: str) -> Any:
 
 
 def _shapes(value: Any) -> tuple[Shape, ...]:
+    if isinstance(value, jax.Array):
+        return (value.shape,)
     return tuple(
         leaf.shape if isinstance(leaf, Param) else tuple(np.shape(leaf)) for leaf in jax.tree.leaves(value)
     )
