@@ -24,7 +24,7 @@ from ..core.vector import ComponentVector
 from . import _diffrax
 from .adjoints import AdaptiveCheckpointAdjoint
 from .controllers import fitted
-from .dtypes import Dtypes, is_complex, real_dtype
+from .dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
 from .times import Times
 
 
@@ -168,9 +168,11 @@ def integrate(
     """
     controller = plain(layer.stepsize_controller) or controller
     state = real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
-    dtypes = Dtypes(state, times.dtype(state, isinstance(controller, diffrax.ConstantStepSize)))
+    event = plain(getattr(layer, "event", None))
+    # Diffrax looks for the zero of an event's condition in JAX's own dtype.
+    least = state if getattr(event, "root_finder", None) is None else promoted(state, promoted())
+    dtypes = Dtypes(state, times.dtype(least, isinstance(controller, diffrax.ConstantStepSize)))
     controller = fitted(controller, dtypes, layer.max_steps)
-    event = dtypes.options(plain(getattr(layer, "event", None)))
     adjoint = plain(layer.adjoint)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     solution = diffrax.diffeqsolve(
@@ -184,7 +186,7 @@ def integrate(
         saveat=saveat,
         stepsize_controller=controller,
         adjoint=adjoint or default_adjoint(event, layer.max_steps),
-        event=event,
+        event=_in_dtype(event, dtypes),
         max_steps=layer.max_steps,
         # The default ones have no solve on the way back that could fail: `check_solution` raises for all.
         throw=layer.throw and adjoint is not None,
@@ -192,6 +194,25 @@ def integrate(
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))
     return check_solution(solution, y0, layer.throw)
+
+
+class _Condition(eqx.Module):
+    """The condition of an event, its value in the dtype of the solve."""
+
+    function: Callable[..., Any]
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        value = jnp.asarray(self.function(*args, **kwargs))
+        return value.astype(self.dtype) if is_floating(value) else value
+
+
+def _in_dtype(event: diffrax.Event | None, dtypes: Dtypes) -> diffrax.Event | None:
+    if event is None:
+        return None
+    found: diffrax.Event = dtypes.options(event)
+    conditions = jax.tree.map(lambda f: _Condition(f, dtypes.solver), found.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda event: event.cond_fn, found, conditions, is_leaf=callable)
 
 
 # Failures

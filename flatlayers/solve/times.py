@@ -122,7 +122,7 @@ class Times:
         arrays, known = self._given()
         least = promoted(at_least_float32(state), *dict.fromkeys(array.dtype for array in arrays))
         problem = None
-        for dtype in (least, promoted(least, float)):
+        for dtype in (least, promoted(least, promoted())):
             problem = self._problem(known, constant, dtype)
             if problem is None:
                 return dtype
