@@ -120,7 +120,7 @@ def test_hamiltonian(name):
     check(layer, jnp.array([1.0, 0.0]), ts, np.cos(1.5 * s), -np.sum(s * np.sin(1.5 * s)))
 
 
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("given", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OTHERS[:-1])
 def test_cde(name, given):
     """The path is s, from 0 to 1; its ends are those of the solve, given or not."""
