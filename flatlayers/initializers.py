@@ -27,6 +27,10 @@ from .core.fields import Finite, Fraction, NonNegative, checked
 from .core.identity import Value
 
 
+# The gain of a ReLU.
+SQRT_2 = math.sqrt(2)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Initializer(Value):
     """`init(key, shape, dtype)` draws an array; `init(**options)` gives another initializer.
@@ -182,14 +186,14 @@ def glorot_normal(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0, *, fans:
 
 
 @Initializer
-def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = math.sqrt(2), *, fans: Any) -> jax.Array:
+def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
     """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
     bound = gain * math.sqrt(3 / max(fans[0], 1))
     return _drawn_uniform(key, shape, dtype, bound)
 
 
 @Initializer
-def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: Finite = math.sqrt(2), *, fans: Any) -> jax.Array:
+def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
     """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
     return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)
 
@@ -217,7 +221,9 @@ def identity(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
 
 
 @Initializer
-def sparse(key: Any, shape: Any, dtype: Any, sparsity: Fraction = 0.9, stddev: NonNegative = 0.01) -> jax.Array:
+def sparse(
+    key: Any, shape: Any, dtype: Any, sparsity: Fraction = 0.9, stddev: NonNegative = 0.01
+) -> jax.Array:
     """`sparse(sparsity)`: normal, with that fraction of every column of a matrix zero (Martens, 2010)."""
     if len(shape) != 2:
         raise ValueError(f"sparse: expected the shape of a matrix, found {shape}")
@@ -270,8 +276,8 @@ class GivenArray:
 def from_array(array: Any) -> GivenArray:
     """The initializer that gives this array, whatever the key. Equal contents give equal initializers.
 
-    **Raises:** when it is used, `ValueError` if the parameter has another shape, `TypeError` if it is real and
-    the array complex.
+    **Raises:** when it is used, `ValueError` if the parameter has another shape, `TypeError` if it is real
+    and the array complex.
 
     >>> import jax
     >>> import flatlayers as fl

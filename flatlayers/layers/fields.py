@@ -1,9 +1,9 @@
-"""What the fields of layers may be, besides the numbers of `core.fields`: functions, layers, names, sequences."""
+"""What the fields of layers may be, besides the numbers of `core.fields`."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from ..core.fields import Check, Size, checked, number
+from ..core.fields import Check, Integer, Size, checked, number
 from ..core.layer import Layer, as_layer
 
 
@@ -13,7 +13,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _function(value: Any) -> Any:
+def a_function(value: Any) -> Any:
     # A layer is none: it takes parameters and a state, too.
     if not callable(value) or isinstance(value, type | Layer):
         raise TypeError
@@ -22,10 +22,13 @@ def _function(value: Any) -> Any:
 
 Text = Annotated[str, Check("a string", _text)]
 Probability = Annotated[float, Check("a probability from 0 to 1", number(low=0, high=1).accept)]
-Activation = Annotated[Callable[[Any], Any], Check("an elementwise function", _function)]
-Initial = Annotated[Callable[..., Any], Check("an initializer `init(key, shape, dtype)`", _function)]
+Exponent = Annotated[float, Check("a finite exponent p of at least 1", number(low=1).accept)]
+Activation = Annotated[Callable[[Any], Any], Check("an elementwise function", a_function)]
+Initial = Annotated[Callable[..., Any], Check("an initializer `init(key, shape, dtype)`", a_function)]
 AnyLayer = Annotated[Layer, Check("a layer or a function (no class)", as_layer)]
 
+# One axis or several.
+Axes = Integer | tuple[Integer, ...]
 # One size or several: of features, or along the spatial axes.
 Sizes = Size | tuple[Size, ...]
 

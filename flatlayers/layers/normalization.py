@@ -379,9 +379,10 @@ def tracked(
 
 
 def affine_map(layer: Any, dtype: Any, found: Moments, ps: Any) -> jax.Array:
-    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)` as `activation(slope * shifted + offset)`.
+    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`.
 
-    `slope` and `offset` have a number a channel: one pass over `x`, and one back.
+    It is computed as `activation(slope * shifted + offset)`, where both have a number a
+    channel: one pass over `x`, and one back.
     """
     shifted, _, rest, var = found
     slope, bias = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest)
