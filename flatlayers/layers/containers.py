@@ -53,8 +53,9 @@ class NamedLayers(Container):
         if both := numbered.keys() & named.keys():
             raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
         where = type(self).__name__
-        layers = {n: checked(AnyLayer, f"{where}.{n}", layer) for n, layer in (numbered | named).items()}
-        self.layers = FrozenDict(layers)
+        self.layers = FrozenDict(
+            {n: checked(AnyLayer, f"{where}.{n}", layer) for n, layer in (numbered | named).items()}
+        )
 
     def __getattr__(self, name: str) -> Layer:
         return child_named(self, self.__dict__.get("layers", {}), name)

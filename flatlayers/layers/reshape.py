@@ -50,9 +50,10 @@ class ReshapeLayer(Layer):
     shape: SampleSize | tuple[SampleSize, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", as_dims(self.shape))
-        if self.shape.count(-1) > 1:
-            raise ValueError(f"ReshapeLayer.shape: expected one size of -1 at most, found {self.shape}")
+        sizes = as_dims(self.shape)
+        if sizes.count(-1) > 1:
+            raise ValueError(f"ReshapeLayer.shape: expected one size of -1 at most, found {sizes}")
+        object.__setattr__(self, "shape", sizes)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)

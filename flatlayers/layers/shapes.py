@@ -43,7 +43,7 @@ def per_axis(sizes: int | tuple[int, ...], rank: int, where: str) -> tuple[int, 
 
     **Raises:** `ValueError` for another number of sizes, which says `where` they are from.
     """
-    if isinstance(sizes, int):
+    if not isinstance(sizes, tuple):
         return (sizes,) * rank
     if len(sizes) != rank:
         raise ValueError(f"{where}: expected an integer or {rank} of them, found {sizes}")

@@ -124,17 +124,17 @@ class Upsample(Layer):
 
     def new_sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         rank = len(shape) - 2
-        given = self.size if self.scale is None else self.scale
+        given: Any = self.scale or self.size
         if rank < 1 or 0 in shape[1:-1] or (isinstance(given, tuple) and len(given) != rank):
             axes = f"{len(given)} spatial axes" if isinstance(given, tuple) else "spatial axes"
             raise ValueError(
                 f"expected x of shape (batch, *spatial, channels) with {axes}, found shape {shape}"
             )
+        numbers = per_axis(given, rank, "Upsample")
         if self.scale is None:
-            return per_axis(given, rank, "Upsample.size")
-        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,) * rank
+            return numbers
         # Rounded so that 10 times 2.3, which is 22.999999999999996, counts as 23.
-        sizes = tuple(math.floor(round(scale * n, 9)) for scale, n in zip(scales, shape[1:-1], strict=True))
+        sizes = tuple(math.floor(round(scale * n, 9)) for scale, n in zip(numbers, shape[1:-1], strict=True))
         if min(sizes) < 1:
             raise ValueError(f"expected spatial sizes that scale={self.scale} leaves, found shape {shape}")
         return sizes

@@ -26,7 +26,7 @@ from .layer_map import children_of, rebuilt
 Direction = Literal["forward", "backward", "both"]
 
 
-def debug(model: Any, *, nan: str = "both") -> Any:
+def debug(model: Any, *, nan: Direction = "both") -> Any:
     """The same model, which raises at the first NaN or infinity and names the layer it comes from.
 
     It has the same parameters and states and computes the same. Each leaf layer (one that has no others in
@@ -111,7 +111,7 @@ class DebugLayer(Wrapper):
         return getattr(self.layer, name)
 
 
-def _debugged(model: Any, path: str, nan: str) -> Any:
+def _debugged(model: Any, path: str, nan: Direction) -> Any:
     children = children_of(model)
     if isinstance(model, Layer) and not children:
         return DebugLayer(model, path, nan=nan)

@@ -17,7 +17,7 @@ def _ties(value: Any) -> FrozenDict:
     return FrozenDict({as_path(a): as_path(b) for a, b in value.items()})
 
 
-Ties = Annotated[FrozenDict, Check("a mapping {name: the one that stays} of dotted paths", _ties)]
+Ties = Annotated[Mapping[str, str], Check("a mapping {name: the one that stays} of dotted paths", _ties)]
 
 
 class SharedParameters(Wrapper):
