@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from ..core.declaration import Param, Tied
+from ..core.fields import Integer, Size
 from ..core.layer import Layer, Wrapper, fold_in_name
 from ..core.names import UnknownNameError, describe, unknown_name
 from ..core.record import Record
+from .fields import AnyLayer, Text
 from .shapes import at_least_float32
 
 
@@ -50,10 +52,10 @@ class WeightNorm(Wrapper):
     True
     """
 
-    layer: Layer
-    names: str | tuple[str, ...]
+    layer: AnyLayer
+    names: Text | tuple[Text, ...]
     _: KW_ONLY
-    axis: int | None = None
+    axis: Integer | None = None
 
     def check_fields(self) -> None:
         super().check_fields()
@@ -104,7 +106,8 @@ class SpectralNorm(Wrapper):
     `weight`, and the flag `training`.
 
     **Raises:** `KeyError` for a name that is no parameter of the layer, `ValueError` for an axis that it does
-    not have, for less than one iteration, and for a weight that is zero, where numbers are known.
+    not have, for less than one iteration, and for a weight that is zero, where numbers are known; `TypeError`
+    for a complex weight.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -116,17 +119,15 @@ class SpectralNorm(Wrapper):
     Array(1., dtype=float32)
     """
 
-    layer: Layer
-    names: str | tuple[str, ...]
+    layer: AnyLayer
+    names: Text | tuple[Text, ...]
     _: KW_ONLY
-    iterations: int = 1
-    axis: int | None = None
+    iterations: Size = 1
+    axis: Integer | None = None
 
     def check_fields(self) -> None:
         super().check_fields()
         _axes_of(self.layer, self.names, self.axis)
-        if self.iterations < 1:
-            raise ValueError(f"expected at least one iteration, found {self.iterations}")
 
     def states(self, key: jax.Array) -> Mapping[str, Any]:
         declared = self.layer.parameters()
@@ -141,6 +142,8 @@ class SpectralNorm(Wrapper):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         inner, vectors = {name: getattr(ps, name) for name in self.layer.parameters()}, {}
         for name, axis in _axes_of(self.layer, self.names, self.axis).items():
+            if jnp.iscomplexobj(inner[name]):
+                raise TypeError(f"expected a real {name!r}, found {describe(inner[name])}")
             weight = inner[name].astype(at_least_float32(inner[name].dtype))
             matrix = jnp.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
             old = st[f"{name}_u"]
@@ -171,7 +174,7 @@ class InitialNorm:
 def norm_along(v: jax.Array, axis: int) -> jax.Array:
     """The norm over all axes but one, which stay with size 1."""
     others = tuple(a for a in range(v.ndim) if a != axis % v.ndim)
-    return jnp.sqrt(jnp.sum(v * v, others, keepdims=True))
+    return jnp.sqrt(jnp.sum(jnp.real(v * v.conj()), others, keepdims=True)).astype(v.dtype)
 
 
 def check_not_zero(norm: jax.Array, name: str) -> None:
