@@ -83,6 +83,27 @@ def with_tolerances(solver: Any, controller: Any) -> Any:
     return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
 
 
+def with_forward_mode(solver: Any) -> Any:
+    """`solver`, with plain loops over its stages, which have forward mode and no reverse mode."""
+    return jax.tree.map(_plain_stages, solver, is_leaf=_has_stages)
+
+
+def has_forward_mode(solver: Any) -> bool:
+    """Whether `solver` has no loop over stages, or plain ones."""
+    parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
+    return all(part.scan_kind == "lax" for part in parts)
+
+
+def _has_stages(x: Any) -> bool:
+    return isinstance(x, diffrax.AbstractRungeKutta | diffrax.AbstractSRK)
+
+
+def _plain_stages(x: Any) -> Any:
+    if not _has_stages(x) or x.scan_kind is not None:
+        return x
+    return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=lambda x: x is None)
+
+
 def freeze_solver(solver: Any, terms: Any, args: Any, state: State) -> FrozenSolver:
     def step(t0, t1, y0, solver_state, made_jump):
         return solver.step(terms, t0, t1, y0, args, solver_state, made_jump)

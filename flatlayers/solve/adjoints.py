@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import _diffrax
-from ._discrete import Problem, Setting, solve
+from . import _diffrax, _modes
+from ._discrete import NAME, Problem, Setting, solve
 from ._explicit import Stages
 from .gauss import GaussAdjoint as GaussAdjoint
 
@@ -68,6 +68,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         _check(event, options["max_steps"])
         state, saveat, options, passed = _constant_times(saveat, options)
         carries = passed or saveat.solver_state or not _restarts(solver)
+        if not carries:  # the vjp of a step is not that of `solver.step`
+            solver = _diffrax.with_forward_mode(solver)
+        once = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
         problem = Problem(
             state.y,
             jax.tree.map(jnp.asarray, state.solver_state),
@@ -75,21 +78,21 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             None if carries else Stages.of(solver, terms, args, state.tprev, state.y),
             _diffrax.freeze_saveat(saveat, args, state),
         )
-        final, statistics = solve(problem, Setting.of(state, options, self.every, carries))
-        message = f"Only saved values have a gradient with {_NAME}. {_INSTEAD}"
+        setting = Setting.of(state, options, self.every, carries, once)
+        final, statistics = solve(_modes.reverse_only(problem, NAME), setting)
+        message = f"Only saved values have a gradient with {NAME}. {_INSTEAD}"
         return _diffrax.only_outputs(final, saveat, message), statistics
 
 
-_NAME = "AdaptiveCheckpointAdjoint"
 _INSTEAD = "Use diffrax.RecursiveCheckpointAdjoint() instead."
 
 
 def _check(event: Any, max_steps: int | None) -> None:
     if event is not None:
-        raise ValueError(f"{_NAME} does not support events. {_INSTEAD}")
+        raise ValueError(f"{NAME} does not support events. {_INSTEAD}")
     if max_steps is None:
         raise ValueError(
-            f"expected max_steps to be an integer with {_NAME}, which keeps the times of the steps, found "
+            f"expected max_steps to be an integer with {NAME}, which keeps the times of the steps, found "
             "None. Give a bound, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)."
         )
 
@@ -132,7 +135,7 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
 
 
 def _constant(tree: Any, name: str) -> Any:
-    message = f"{_NAME} gives no gradient with respect to {name}. {_INSTEAD}"
+    message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD}"
     return _diffrax.nondifferentiable(tree, msg=message)
 
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from . import _diffrax
+from . import _diffrax, _modes
 from ._backward import Backward
 from ._trajectory import Sampled, Trajectory
 
@@ -86,7 +86,8 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         rest = eqx.tree_at(lambda s: s.y, state, None)
         forward, saveat, rest, options = _stop_gradient((forward, saveat, rest, options))
         setting = Setting(forward, saveat, rest, options, fields, back, throw)
-        final, statistics = solve((state.y, params), setting)
+        problem = _modes.reverse_only((state.y, params), _NAME)
+        final, statistics = solve(problem, setting)
         final = _with_solver_state(final, final.solver_state[0])
         message = f"Only saved values have a gradient with {_NAME}. {_INSTEAD}"
         return _diffrax.only_outputs(final, diffrax.SaveAt(t1=True), message), statistics
@@ -199,6 +200,8 @@ def solve(problem: Any, setting: Setting) -> Any:
 def _solve_fwd(perturbed: Any, problem: Any, setting: Setting) -> Any:
     del perturbed
     y0, _ = problem
+    t0 = _modes.differentiated_once(setting.state.tprev, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
+    setting = eqx.tree_at(lambda setting: setting.state.tprev, setting, t0)
     state = eqx.tree_at(lambda s: s.y, setting.state, y0, is_leaf=lambda x: x is None)
     final, statistics, record = setting.run(y0, Trajectory.empty(state, setting.options["max_steps"]))
     (saved,) = _diffrax.save_states(final)
