@@ -394,7 +394,10 @@ def test_a_mean_far_from_zero_in_test_mode(mean, spread, kind):
     make, shape, _ = KINDS[kind]
     layer, x = make(), far_away(mean, spread, shape)
     ps, st = started(layer, jnp.float32)
-    running = {"running_mean": jnp.full(3, mean, jnp.float32), "running_var": jnp.full(3, spread**2, jnp.float32)}
+    running = {
+        "running_mean": jnp.full(3, mean, jnp.float32),
+        "running_var": jnp.full(3, spread**2, jnp.float32),
+    }
     st = fl.testmode(st.replace(**running))
     scale, bias, m, v = (np.asarray(p, float) for p in (ps.scale, ps.bias, *running.values()))
     z = (np.asarray(x, float) - m) / np.sqrt(v + layer.epsilon)
@@ -459,7 +462,12 @@ def test_what_is_no_number_stays_none(layer, shape, bad):
         ("momentum", 5.0, ValueError, "momentum: expected a probability from 0 to 1, found 5.0"),
         ("momentum", float("nan"), ValueError, "momentum: expected a probability from 0 to 1, found nan"),
         ("affine", 1, TypeError, "affine: expected True or False, found 1"),
-        ("activation", fl.Dense, TypeError, "activation: expected an elementwise function or None, found <cl"),
+        (
+            "activation",
+            fl.Dense,
+            TypeError,
+            "activation: expected an elementwise function or None, found <cl",
+        ),
     ],
 )
 def test_options_are_checked(cls, field, value, error, message):
@@ -472,9 +480,16 @@ def test_options_are_checked(cls, field, value, error, message):
 @pytest.mark.parametrize("size", [0, -1, 2.5, float("nan"), "a", True, None])
 @pytest.mark.parametrize(
     ("cls", "field"),
-    [(fl.BatchNorm, "channels"), (fl.InstanceNorm, "channels"), (fl.LayerNorm, "shape"), (fl.RMSNorm, "shape")],
+    [
+        (fl.BatchNorm, "channels"),
+        (fl.InstanceNorm, "channels"),
+        (fl.LayerNorm, "shape"),
+        (fl.RMSNorm, "shape"),
+    ],
 )
 def test_sizes_are_checked(cls, field, size):
-    with pytest.raises((ValueError, TypeError), match=f"{cls.__name__}.{field}: expected an integer .* found"):
+    with pytest.raises(
+        (ValueError, TypeError), match=f"{cls.__name__}.{field}: expected an integer .* found"
+    ):
         cls(size)
     assert cls(np.int64(3)) == cls(3)
