@@ -243,7 +243,7 @@ def test_input_that_does_not_fit(key):
 @pytest.mark.parametrize("lead", [(), (3,), (5,), (2,), (2, 3), (5, 2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_masks_with_all_axes_mean_what_they_say(key, lead, causal):
-    """With as many samples as queries, keys or heads, where a mask with fewer axes could be taken for another."""
+    """With as many samples as queries, keys or heads: one with fewer axes could be taken for another."""
     layer = fl.MultiHeadAttention(6, heads=2, causal=causal)
     ps, st = fl.setup(key, layer, float)
     q, kv = (jax.random.normal(key, (*lead, n, 6)) for n in (3, 5))

@@ -264,7 +264,7 @@ def test_attributes_do_not_disturb_what_python_and_jax_ask_for(key, model):
     assert again.head == fl.NoOpLayer()
     assert copy.deepcopy(model) == copy.copy(model) == model
     assert hash(copy.deepcopy(model)) == hash(model)
-    assert [field.name for field in dataclasses.fields(model)][0] == "layers"
+    assert next(field.name for field in dataclasses.fields(model)) == "layers"
     for name in (
         "__wrapped__",
         "__jax_array__",
