@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.fields import Check, Size, checked
+from ..core.fields import Check, Count, checked
 from ..core.frozen_dict import FrozenDict
 from ..core.layer import Container, Layer, value_text
 from ..core.names import UnknownNameError, unknown_name
@@ -332,9 +332,11 @@ class Maxout(NamedLayers):
     """
 
     def __init__(self, *layers: Any, **named: Any):
-        if len(layers) == 2 and isinstance(layers[1], int | float | np.number):
-            make_layer, n = checked(Connection, "Maxout.make_layer", layers[0]), layers[1]
-            layers = tuple(make_layer() for _ in range(checked(Size, "Maxout.n", n)))
+        if len(layers) == 2 and _is_number(layers[1]) and not isinstance(layers[0], Layer):
+            make_layer, n = layers[0], checked(Count, "Maxout.n", layers[1])
+            if not callable(make_layer):
+                raise TypeError(f"Maxout: expected a function that makes a layer, found {make_layer!r}")
+            layers = tuple(make_layer() for _ in range(n))
         super().__init__(*layers, **named)
         if not self.layers:
             raise ValueError("Maxout: expected one layer or more, found none")
@@ -347,6 +349,10 @@ class Maxout(NamedLayers):
         if len({y.shape for y in ys}) > 1:
             raise ValueError(f"expected outputs of one shape, found {[y.shape for y in ys]}")
         return functools.reduce(jnp.maximum, ys), st
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
 
 
 class SkipConnection(Container):

@@ -127,7 +127,7 @@ class PeriodicEmbedding(Layer):
             object.__setattr__(self, name, values)
         if len(self.periods) != len(self.indices):
             raise ValueError(
-                f"PeriodicEmbedding: expected {len(self.indices)} periods, one an index, "
+                f"PeriodicEmbedding.periods: expected {len(self.indices)} periods, one an index, "
                 f"found {len(self.periods)}"
             )
 

@@ -123,7 +123,9 @@ class GroupNorm(Layer):
 
     def __post_init__(self) -> None:
         if self.channels % self.groups:
-            raise ValueError(f"expected groups that divide {self.channels} channels, found {self.groups}")
+            raise ValueError(
+                f"GroupNorm.groups: expected groups that divide {self.channels} channels, found {self.groups}"
+            )
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
@@ -227,7 +229,7 @@ class LayerNorm(Layer):
     epsilon: NonNegative = 1e-5
 
     def __post_init__(self) -> None:
-        check_has_axes(self.shape)
+        check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias(as_dims(self.shape), self.affine)
@@ -271,7 +273,7 @@ class RMSNorm(Layer):
     epsilon: NonNegative = 1e-5
 
     def __post_init__(self) -> None:
-        check_has_axes(self.shape)
+        check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return {"scale": Param(as_dims(self.shape), ones)} if self.affine else {}
@@ -429,9 +431,10 @@ def check_samples(x: Any, channels: int) -> None:
         raise ValueError(f"expected x of shape (batch, ..., {channels}), found shape {shape}")
 
 
-def check_has_axes(shape: int | tuple[int, ...]) -> None:
-    if not as_dims(shape):
-        raise ValueError(f"expected a shape with at least one axis, found {shape}")
+def check_has_axes(layer: LayerNorm | RMSNorm) -> None:
+    if not as_dims(layer.shape):
+        where = f"{type(layer).__name__}.shape"
+        raise ValueError(f"{where}: expected a shape with at least one axis, found {layer.shape}")
 
 
 def last_axes(shape: int | tuple[int, ...]) -> tuple[int, ...]:
