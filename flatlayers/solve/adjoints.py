@@ -7,7 +7,6 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from . import _diffrax, _modes
 from ._discrete import NAME, Problem, Setting, solve
@@ -113,10 +112,7 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
     for name in ("t0", "t1", "dt0"):
         options[name] = _constant(options[name], name)
     controller = options["stepsize_controller"]
-    if isinstance(controller, diffrax.PIDController):  # diffrax stops these gradients as well
-        options["stepsize_controller"] = _stop_gradient(controller)
-    else:
-        options["stepsize_controller"] = _constant(controller, type(controller).__name__)
+    options["stepsize_controller"] = _diffrax.constant_controller(controller, _constant)
     times = [sub.ts for sub in _diffrax.sub_saveats(saveat)]
     saveat = eqx.tree_at(
         lambda saveat: [sub.ts for sub in _diffrax.sub_saveats(saveat)],
@@ -128,7 +124,7 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
     state = eqx.tree_at(
         lambda state: (state.tprev, state.tnext, state.controller_state),
         state,
-        _stop_gradient(moving),
+        _diffrax.stop_gradient(moving),
         is_leaf=lambda x: x is None,
     )
     return state, saveat, options, passed
@@ -137,7 +133,3 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
 def _constant(tree: Any, name: str) -> Any:
     message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD}"
     return _diffrax.nondifferentiable(tree, msg=message)
-
-
-def _stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -77,14 +77,17 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         del options["passed_solver_state"], options["passed_controller_state"]
         for name in ("t0", "t1", "dt0"):
             options[name] = _constant(options[name], f"`{name}`")
+        controller = _diffrax.constant_controller(options["stepsize_controller"], _constant)
+        options["stepsize_controller"] = controller
+        solver = _diffrax.constant_solver(solver, _constant)
         saveat = eqx.tree_at(lambda s: s.subs, saveat, _constant(saveat.subs, "SaveAt(ts=...)"))
         forward = Sampled.of(_diffrax.freeze_solver(solver, terms, args, state), solver.order(terms))
         inner = jax.tree.map(jnp.asarray, state.solver_state)
         state = _with_solver_state(state, (inner, forward.empty(state.y)))
         params, fields = _fields(parts, args, state)
-        back = self._back(parts, solver, options["stepsize_controller"])
+        back = self._back(parts, solver, controller)
         rest = eqx.tree_at(lambda s: s.y, state, None)
-        forward, saveat, rest, options = _stop_gradient((forward, saveat, rest, options))
+        forward, saveat, rest, options = _diffrax.stop_gradient((forward, saveat, rest, options))
         setting = Setting(forward, saveat, rest, options, fields, back, throw)
         problem = _modes.reverse_only((state.y, params), _NAME)
         final, statistics = solve(problem, setting)
@@ -97,8 +100,10 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         controller = controller.wrap(-1)
         if self.stepsize_controller is not None:
             controller = self.stepsize_controller.wrap(-parts[0].direction)
+            controller = _diffrax.constant_controller(controller, _constant)
         if self.solver is not None:
-            solver = _diffrax.with_tolerances(self.solver, controller)
+            solver = _diffrax.constant_solver(self.solver, _constant)
+            solver = _diffrax.with_tolerances(solver, controller)
         order = self.order or solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 5
         return Back(solver, controller, (order + 1) // 2)
 
@@ -157,12 +162,10 @@ def _with_solver_state(state: Any, solver_state: Any) -> Any:
 
 
 def _constant(tree: Any, name: str) -> Any:
-    message = f"{_NAME} gives no gradient with respect to {name}. {_INSTEAD}"
+    message = (
+        f"{_NAME} gives no gradient with respect to {name}. Use diffrax.RecursiveCheckpointAdjoint() instead."
+    )
     return _diffrax.nondifferentiable(tree, msg=message)
-
-
-def _stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 class Back(eqx.Module):
