@@ -4,6 +4,10 @@ The weights of a layer that maps `fan_in` numbers to `fan_out` are drawn with a 
 the size of what passes through it. The fans are read off the shape: `(out, in)` for a matrix,
 `(*kernel, in, out)` with three axes or more, `(1, n)` for a vector; a `Param` may say otherwise.
 
+A complex parameter has a real and an imaginary part that are drawn alike and apart, each over `sqrt(2)`:
+so the mean of `|w|²` is that of a real one. The columns or rows of `orthogonal` are then those of a unitary
+matrix.
+
 An initializer also takes its options by a call, and gives an initializer:
 `glorot_uniform(gain=0.1)`, `normal(0.02)`.
 """
@@ -19,7 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .core.fields import Finite, Fraction, NonNegative, checked
 from .core.identity import Value
+
+
+# The gain of a ReLU.
+SQRT_2 = math.sqrt(2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +41,9 @@ class Initializer(Value):
         pair `(fan_in, fan_out)`.
     - `options`: the options that are set, as pairs of name and value.
     - `fans`: the fans, if they are not those of the shape.
+
+    **Raises:** `TypeError` for an option that there is not or that is no number, `ValueError` for one that is
+    not finite or out of range; when it draws, `TypeError` for complex values of a real parameter.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -60,6 +72,11 @@ class Initializer(Value):
         for name in options:
             if name not in names:
                 raise TypeError(f"{self}: no option {name!r}; there are: {', '.join(names) or 'none'}")
+        parameters, function = inspect.signature(self.draw).parameters, self.draw.__name__
+        options = {
+            name: checked(parameters[name].annotation, f"{function}: {name}", value)
+            for name, value in options.items()
+        }
         return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
 
     def with_fans(self, fan_in: int | None, fan_out: int | None) -> "Initializer":
@@ -121,59 +138,68 @@ def ones(key: Any, shape: Any, dtype: Any) -> jax.Array:
 
 
 @Initializer
-def constant(key: Any, shape: Any, dtype: Any, value: float = 0.0) -> jax.Array:
+def constant(key: Any, shape: Any, dtype: Any, value: complex = 0.0) -> jax.Array:
     """`constant(c)`: all equal to `c`."""
+    _check_real("constant", value, dtype)
     return jnp.full(shape, value, dtype)
 
 
 @Initializer
-def uniform(key: Any, shape: Any, dtype: Any, scale: float = 1.0) -> jax.Array:
+def uniform(key: Any, shape: Any, dtype: Any, scale: Finite = 1.0) -> jax.Array:
     """Uniform in `[-scale, scale)`."""
-    return jax.random.uniform(key, shape, dtype, -scale, scale)
+    return _drawn_uniform(key, shape, dtype, scale)
 
 
 @Initializer
-def normal(key: Any, shape: Any, dtype: Any, stddev: float = 1.0) -> jax.Array:
+def normal(key: Any, shape: Any, dtype: Any, stddev: NonNegative = 1.0) -> jax.Array:
     """Normal with mean 0 and the given standard deviation."""
     return jax.nn.initializers.normal(stddev)(key, shape, dtype)
 
 
 @Initializer
 def truncated_normal(
-    key: Any, shape: Any, dtype: Any, stddev: float = 1.0, lower: float = -2.0, upper: float = 2.0
+    key: Any,
+    shape: Any,
+    dtype: Any,
+    stddev: NonNegative = 1.0,
+    lower: Finite = -2.0,
+    upper: Finite = 2.0,
 ) -> jax.Array:
     """A normal cut off at `lower` and `upper`, times `stddev`; what is left has a smaller spread."""
-    return jax.nn.initializers.truncated_normal(stddev, lower=lower, upper=upper)(key, shape, dtype)
+    if lower >= upper:
+        raise ValueError(f"truncated_normal: expected lower under upper, found {lower} and {upper}")
+    draw = jax.nn.initializers.truncated_normal(stddev, lower=lower, upper=upper)
+    return _drawn(draw, key, shape, dtype)
 
 
 @Initializer
-def glorot_uniform(key: Any, shape: Any, dtype: Any, gain: float = 1.0, *, fans: Any) -> jax.Array:
+def glorot_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0, *, fans: Any) -> jax.Array:
     """Uniform in `±gain * sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     bound = gain * math.sqrt(6 / max(sum(fans), 1))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return _drawn_uniform(key, shape, dtype, bound)
 
 
 @Initializer
-def glorot_normal(key: Any, shape: Any, dtype: Any, gain: float = 1.0, *, fans: Any) -> jax.Array:
+def glorot_normal(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0, *, fans: Any) -> jax.Array:
     """Normal with standard deviation `gain * sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     return gain * math.sqrt(2 / max(sum(fans), 1)) * jax.random.normal(key, shape, dtype)
 
 
 @Initializer
-def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: float = math.sqrt(2), *, fans: Any) -> jax.Array:
+def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
     """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
     bound = gain * math.sqrt(3 / max(fans[0], 1))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return _drawn_uniform(key, shape, dtype, bound)
 
 
 @Initializer
-def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: float = math.sqrt(2), *, fans: Any) -> jax.Array:
+def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
     """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
     return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)
 
 
 @Initializer
-def orthogonal(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array:
+def orthogonal(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
     """`orthogonal(gain)`: orthonormal rows or columns, whichever are fewer, times `gain` (Saxe et al., 2014).
 
     With three axes or more the last one is the output; all others together are the input.
@@ -183,7 +209,7 @@ def orthogonal(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array
 
 
 @Initializer
-def identity(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array:
+def identity(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
     """`gain` times the identity: a matrix with ones on the diagonal, a kernel that passes its centre on."""
     if len(shape) < 2:
         raise ValueError(f"identity: expected a shape with at least two axes, found {shape}")
@@ -195,7 +221,9 @@ def identity(key: Any, shape: Any, dtype: Any, gain: float = 1.0) -> jax.Array:
 
 
 @Initializer
-def sparse(key: Any, shape: Any, dtype: Any, sparsity: float = 0.9, stddev: float = 0.01) -> jax.Array:
+def sparse(
+    key: Any, shape: Any, dtype: Any, sparsity: Fraction = 0.9, stddev: NonNegative = 0.01
+) -> jax.Array:
     """`sparse(sparsity)`: normal, with that fraction of every column of a matrix zero (Martens, 2010)."""
     if len(shape) != 2:
         raise ValueError(f"sparse: expected the shape of a matrix, found {shape}")
@@ -203,6 +231,27 @@ def sparse(key: Any, shape: Any, dtype: Any, sparsity: float = 0.9, stddev: floa
     values = stddev * jax.random.normal(value_key, shape, dtype)
     rank = jnp.argsort(jax.random.uniform(place_key, shape), axis=0)
     return jnp.where(rank < math.ceil(sparsity * shape[0]), jnp.zeros((), dtype), values)
+
+
+def _drawn_uniform(key: Any, shape: Any, dtype: Any, bound: float) -> jax.Array:
+    def draw(key: Any, shape: Any, dtype: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return _drawn(draw, key, shape, dtype)
+
+
+def _drawn(draw: Callable[[Any, Any, Any], jax.Array], key: Any, shape: Any, dtype: Any) -> jax.Array:
+    """What `draw` gives; for complex numbers two of it, over `sqrt(2)`: the mean of `|w|²` stays."""
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return draw(key, shape, dtype)
+    real, imaginary = (draw(part, shape, jnp.finfo(dtype).dtype) for part in jax.random.split(key))
+    return jax.lax.complex(real, imaginary) / math.sqrt(2)
+
+
+def _check_real(name: str, value: Any, dtype: Any) -> None:
+    """Raise where a conversion would discard the imaginary part."""
+    if np.iscomplexobj(value) and dtype is not None and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: expected real values for a parameter of dtype {dtype}, found complex ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +266,7 @@ class GivenArray:
         if tuple(shape) != self.shape:
             raise ValueError(f"from_array: expected the parameter's shape {tuple(shape)}, found {self.shape}")
         array = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
+        _check_real("from_array", array, dtype)
         return jnp.asarray(array, dtype)
 
     def __repr__(self) -> str:
@@ -226,7 +276,8 @@ class GivenArray:
 def from_array(array: Any) -> GivenArray:
     """The initializer that gives this array, whatever the key. Equal contents give equal initializers.
 
-    **Raises:** `ValueError`, when it is used, if the parameter has another shape.
+    **Raises:** when it is used, `ValueError` if the parameter has another shape, `TypeError` if it is real
+    and the array complex.
 
     >>> import jax
     >>> import flatlayers as fl

@@ -1,5 +1,6 @@
 """Attention: each token takes in a weighted mean of others."""
 
+import functools
 import math
 from dataclasses import KW_ONLY
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Flag, Size
 from ..core.layer import Container, Layer
 from .dense import Dense
 from .dropout import Dropout
-from .shapes import as_dims, at_least_float32, broadcasts_to, in_common_dtype
+from .fields import Probability
+from .shapes import as_floating, at_least_float32, broadcasts_to, in_common_dtype
 
 
 class MultiHeadAttention(Container):
@@ -29,46 +32,58 @@ class MultiHeadAttention(Container):
     - `out_dims`: the number of output features; that of `q` unless given.
 
     **Inputs:** `q`, for self-attention, or a tuple `(q, kv)`, `(q, k, v)` or `(q, k, v, mask)`: `q` of
-    shape `(*batch, queries, features)`, `k` and `v` of shape `(*batch, keys, features)`, `mask` of bools
-    that broadcasts to `(*batch, heads, queries, keys)`, true where a key is seen, or `None`.
+    shape `(*batch, queries, features)`, `k` and `v` of shape `(*batch, keys, features)`, `mask` of bools,
+    true where a key is seen, or `None`. A mask has all axes of `(*batch, heads, queries, keys)`, of size 1
+    where it is the same: one for the keys alone is of shape `(*batch, 1, 1, keys)`. Without batch axes it may
+    also be of shape `(queries, keys)`.
     **Returns:** `(y, st)` with `y` of shape `(*batch, queries, out_dims)`. A query that sees no key gets
     zeros.
 
     **Parameters:** those of `q_proj`, `k_proj`, `v_proj`, `out_proj`, each a `Dense` without bias.
     **States:** those of `dropout`: `key` and `training`, if the probability is not 0.
 
-    **Raises:** `ValueError` for numbers that do not divide or shapes that do not fit, `TypeError` for a mask
-    that is not of bools.
+    **Raises:** `ValueError` for numbers that do not divide, for shapes that do not fit and for a mask of
+    fewer axes, which could be `(batch, keys)` as well as `(queries, keys)`; `TypeError` for a mask that is
+    not of bools and for complex numbers.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
     >>> layer = fl.MultiHeadAttention(8, heads=2, causal=True)
     >>> ps, st = fl.setup(jax.random.key(0), layer)
-    >>> layer(jnp.ones((5, 10, 8)), ps, st)[0].shape
+    >>> x = jnp.ones((5, 10, 8))
+    >>> layer(x, ps, st)[0].shape
+    (5, 10, 8)
+    >>> lengths = jnp.array([10, 7, 3, 9, 1])
+    >>> seen = jnp.arange(10) < lengths[:, None]  # (batch, keys)
+    >>> layer((x, x, x, seen[:, None, None, :]), ps, st)[0].shape
     (5, 10, 8)
     """
 
-    dims: int | tuple[int, int, int]
+    dims: Size | tuple[Size, Size, Size]
     _: KW_ONLY
-    heads: int
-    dropout: float = 0.0
-    causal: bool = False
-    qk_dims: int | None = None
-    v_dims: int | None = None
-    out_dims: int | None = None
+    heads: Size
+    dropout: Probability = 0.0
+    causal: Flag = False
+    qk_dims: Size | None = None
+    v_dims: Size | None = None
+    out_dims: Size | None = None
 
     def __post_init__(self) -> None:
-        if len(as_dims(self.dims)) not in (1, 3):
-            raise ValueError(f"expected dims, one number or three for (q, k, v), found {self.dims}")
-        layers = self.children()
         for name in ("q_proj", "v_proj"):
-            features = layers[name].out_dims
-            if self.heads < 1 or features % self.heads:
-                raise ValueError(f"expected a number of heads that divides {features}, found {self.heads}")
+            features = self._layers[name].out_dims
+            if features % self.heads:
+                raise ValueError(
+                    f"MultiHeadAttention.heads: expected a number of heads that divides {features}, "
+                    f"found {self.heads}"
+                )
 
     def children(self) -> dict[str, Any]:
-        q, k, v = as_dims(self.dims) if isinstance(self.dims, tuple | list) else (self.dims,) * 3
+        return self._layers
+
+    @functools.cached_property
+    def _layers(self) -> dict[str, Any]:
+        q, k, v = self.dims if isinstance(self.dims, tuple) else (self.dims,) * 3
         qk_dims, v_dims, out_dims = (
             q if size is None else size for size in (self.qk_dims, self.v_dims, self.out_dims)
         )
@@ -81,7 +96,7 @@ class MultiHeadAttention(Container):
         }
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        layers = self.children()
+        layers = self._layers
 
         def project(name: str, x: Any) -> jax.Array:
             return layers[name](x, getattr(ps, name), st[name])[0]
@@ -91,7 +106,7 @@ class MultiHeadAttention(Container):
             _split_heads(project(name, part), self.heads)
             for name, part in (("q_proj", q), ("k_proj", k), ("v_proj", v))
         )
-        q, k, v = in_common_dtype(q, k, v)
+        q, k, v = map(as_floating, in_common_dtype(q, k, v))
         keep = _kept(mask, self.causal, (*q.shape[:-3], self.heads, q.shape[-3], k.shape[-3]))
         if _is_written_out(q, v, self.dropout > 0 and st.dropout.training):
             y, dropout = _attend(q, k, v, keep, layers["dropout"], ps.dropout, st.dropout)
@@ -132,6 +147,7 @@ def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"expected a mask of bools, found {mask.dtype}")
+    _check_axes(mask.shape, len(shape) - 3)
     if not broadcasts_to(mask.shape, shape):
         raise ValueError(
             f"expected a mask that broadcasts to (*batch, heads, queries, keys) = {shape}, "
@@ -139,6 +155,19 @@ def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
         )
     mask = jnp.broadcast_to(mask, shape)
     return mask if triangle is None else mask & triangle
+
+
+def _check_axes(shape: tuple[int, ...], batch: int) -> None:
+    """Raise for a mask whose axes could be others than broadcasting takes them for."""
+    full, fewer = batch + 3, not batch and len(shape) == 2
+    if len(shape) < full and shape and not fewer:
+        new = ", ".join(["None"] * (full - 2))
+        raise ValueError(
+            "expected a mask with all axes of (*batch, heads, queries, keys), of size 1 where it is the "
+            f"same, found shape {shape} with {batch} batch {'axis' if batch == 1 else 'axes'}; a mask of "
+            f"(queries, keys) for the whole batch is `mask[{new}, :, :]`, one of (*batch, keys) for all "
+            "queries `mask[..., None, None, :]`"
+        )
 
 
 def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Count, Size
 from ..core.layer import Layer, Param
 from ..initializers import glorot_uniform
+from .fields import Initial
 from .shapes import check_trailing, floating
 
 
@@ -20,11 +22,7 @@ class Basis(Layer):
     **Inputs:** `x` of shape `(...)`. **Returns:** `(y, st)` with `y` of shape `(..., n)`.
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        if operator.index(self.n) < 1:
-            raise ValueError(f"expected a basis of 1 function or more, found {self.n}")
+    n: Size
 
     def terms(self, x: jax.Array) -> list[jax.Array]:
         """The `n` functions at `x`."""
@@ -184,14 +182,17 @@ class TensorProductLayer(Layer):
     """
 
     bases: tuple[Basis, ...]
-    out_dims: int
+    out_dims: Count
     _: KW_ONLY
-    init_weight: Callable[..., Any] = glorot_uniform
+    init_weight: Initial = glorot_uniform
 
     def __post_init__(self) -> None:
         bases = self.bases if isinstance(self.bases, tuple | list) else ()
         if not bases or not all(isinstance(basis, Basis) for basis in bases):
-            raise TypeError(f"expected a tuple of bases such as (Chebyshev(4),), found {self.bases!r}")
+            raise TypeError(
+                "TensorProductLayer.bases: expected a tuple of bases such as (Chebyshev(4),), "
+                f"found {self.bases!r}"
+            )
 
     def parameters(self) -> dict[str, Param]:
         products = functools.reduce(operator.mul, (basis.n for basis in self.bases))

@@ -2,23 +2,46 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
+import numpy as np
 
+from ..core.fields import Check, Count, checked
 from ..core.frozen_dict import FrozenDict
-from ..core.layer import Container, Layer, as_layer, value_text
+from ..core.layer import Container, Layer, value_text
 from ..core.names import UnknownNameError, unknown_name
-from .shapes import check_count
+from .fields import AnyLayer, Text
+from .shapes import as_real, check_count
 
 
-Connection = Callable[..., Any] | Layer | None
+def _callable(value: Any) -> Any:
+    if not callable(value) or isinstance(value, type):
+        raise TypeError
+    return value
+
+
+Connection = Annotated[Callable[..., Any], Check("a function or a layer", _callable)]
+
+
+def child_named(layer: Container, layers: Mapping[str, Layer], name: str) -> Layer:
+    """The child of a name, which a container has as an attribute.
+
+    **Raises:** `AttributeError` with the nearest names. Also for those that Python, JAX and others ask every
+    object for: no child begins with an underscore.
+    """
+    if name.startswith("_"):
+        raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
+    if name not in layers:
+        raise AttributeError(f"{type(layer).__name__}: {unknown_name(name, layers)}")
+    return layers[name]
 
 
 class NamedLayers(Container):
     """The base of containers whose children are arguments: `layer_0`, `layer_1`, ... or keywords.
 
-    The children stand directly under the container, and so does the connection if it is a layer.
+    The children stand directly under the container, and so does the connection if it is a layer. Each is an
+    attribute of the container, too, if its name is not that of another: `chain.layer_1`, `chain.encoder`.
     """
 
     layers: FrozenDict
@@ -29,15 +52,18 @@ class NamedLayers(Container):
             named = {**named.pop("layers"), **named}
         if both := numbered.keys() & named.keys():
             raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
-        self.layers = FrozenDict({name: as_layer(layer) for name, layer in (numbered | named).items()})
+        where = type(self).__name__
+        self.layers = FrozenDict(
+            {n: checked(AnyLayer, f"{where}.{n}", layer) for n, layer in (numbered | named).items()}
+        )
 
-    def check_fields(self) -> None:
-        super().check_fields()
-        for name, connection in self.connections().items():
-            if connection is not None:
-                check_connection(name, connection)
+    def __getattr__(self, name: str) -> Layer:
+        return child_named(self, self.__dict__.get("layers", {}), name)
 
-    def connections(self) -> Mapping[str, Connection]:
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.layers]
+
+    def connections(self) -> Mapping[str, Connection | None]:
         """What joins the outputs, by the name of its field."""
         return {}
 
@@ -71,8 +97,8 @@ class NamedLayers(Container):
 class Chain(NamedLayers):
     """Layers one after another: `y = layer_n(... layer_0(x))`.
 
-    `chain[0]`, `chain["name"]` and negative indices give a layer, `chain[1:]` a chain whose layers
-    keep their names, so that the whole's `ps` serves the part. `Chain()` is the identity.
+    `chain[0]`, `chain["head"]`, `chain.head` and negative indices give a layer, `chain[1:]` a chain whose
+    layers keep their names, so that the whole's `ps` serves the part. `Chain()` is the identity.
 
     **Arguments:**
 
@@ -95,9 +121,11 @@ class Chain(NamedLayers):
     (5, 1)
     >>> model[1:]
     Chain(head=Dense(16, 1))
+    >>> model.head
+    Dense(16, 1)
     """
 
-    name: str | None
+    name: Text | None
 
     def __init__(self, *layers: Any, name: str | None = None, **named: Any):
         super().__init__(*layers, **named)
@@ -159,13 +187,13 @@ class Parallel(NamedLayers):
     10.0
     """
 
-    connection: Connection
+    connection: Connection | None
 
-    def __init__(self, connection: Connection, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection | None, *layers: Any, **named: Any):
         super().__init__(*layers, **named)
         self.connection = connection
 
-    def connections(self) -> Mapping[str, Connection]:
+    def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -205,13 +233,13 @@ class BranchLayer(NamedLayers):
     1.000
     """
 
-    fusion: Connection
+    fusion: Connection | None
 
-    def __init__(self, *layers: Any, fusion: Connection = None, **named: Any):
+    def __init__(self, *layers: Any, fusion: Connection | None = None, **named: Any):
         super().__init__(*layers, **named)
         self.fusion = fusion
 
-    def connections(self) -> Mapping[str, Connection]:
+    def connections(self) -> Mapping[str, Connection | None]:
         return {"fusion": self.fusion}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -254,13 +282,11 @@ class PairwiseFusion(NamedLayers):
 
     connection: Connection
 
-    def __init__(self, connection: Callable[..., Any] | Layer, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection, *layers: Any, **named: Any):
         super().__init__(*layers, **named)
-        if not callable(connection):
-            raise TypeError(f"expected a function or a layer as connection, found {connection!r}")
         self.connection = connection
 
-    def connections(self) -> Mapping[str, Connection]:
+    def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -291,7 +317,8 @@ class Maxout(NamedLayers):
 
     **Parameters and states:** those of each layer under its name.
 
-    **Raises:** `ValueError` for no layer and for outputs of different shapes.
+    **Raises:** `ValueError` for no layer and for outputs of different shapes; `TypeError` for complex
+    outputs.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -305,21 +332,27 @@ class Maxout(NamedLayers):
     """
 
     def __init__(self, *layers: Any, **named: Any):
-        if len(layers) == 2 and isinstance(layers[1], int) and not isinstance(layers[0], Layer):
-            make_layer, n = layers
+        if len(layers) == 2 and _is_number(layers[1]) and not isinstance(layers[0], Layer):
+            make_layer, n = layers[0], checked(Count, "Maxout.n", layers[1])
+            if not callable(make_layer):
+                raise TypeError(f"Maxout: expected a function that makes a layer, found {make_layer!r}")
             layers = tuple(make_layer() for _ in range(n))
         super().__init__(*layers, **named)
         if not self.layers:
-            raise ValueError("expected one layer or more, found none")
+            raise ValueError("Maxout: expected one layer or more, found none")
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         ys = []
         for name in self.layers:
             y, st = self.call_layer(name, x, ps, st)
-            ys.append(jnp.asarray(y))
+            ys.append(as_real(y))
         if len({y.shape for y in ys}) > 1:
             raise ValueError(f"expected outputs of one shape, found {[y.shape for y in ys]}")
         return functools.reduce(jnp.maximum, ys), st
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
 
 
 class SkipConnection(Container):
@@ -344,12 +377,8 @@ class SkipConnection(Container):
     Array([0., 1.], dtype=float32)
     """
 
-    layer: Layer
-    connection: Callable[..., Any] | Layer
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", as_layer(self.layer))
-        check_connection("connection", self.connection)
+    layer: AnyLayer
+    connection: Connection
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         y, new = self.layer(x, ps.layer, st.layer)
@@ -358,9 +387,3 @@ class SkipConnection(Container):
             return self.connection(y, x), st
         y, new = self.connection((y, x), ps.connection, st.connection)
         return y, st.replace(connection=new)
-
-
-def check_connection(name: str, connection: Any) -> None:
-    """Raise unless a connection can be called."""
-    if isinstance(connection, type) or not (isinstance(connection, Layer) or callable(connection)):
-        raise TypeError(f"expected a function or a layer as {name}, found {connection!r}")

@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Count, Flag, Size
 from ..core.layer import Layer, Param
 from ..initializers import glorot_uniform, zeros
+from .fields import Activation, Initial, Sizes
 from .shapes import along_last, in_common_dtype, per_axis
 
 
@@ -28,8 +30,8 @@ class SamePad:
     """
 
 
-Sizes = int | tuple[int, ...]
-Pad = int | tuple[int, ...] | SamePad
+Counts = Count | tuple[Count, ...]
+Pad = Count | tuple[Count, ...] | SamePad
 
 
 class Windows(NamedTuple):
@@ -54,57 +56,60 @@ class Windows(NamedTuple):
             )
 
 
-def windows(what: str, size: Any, stride: Any, pad: Any, dilation: Any) -> Windows:
-    """The windows of a layer. **Raises:** `TypeError`, `ValueError` for arguments that are none."""
-    if not isinstance(size, tuple | list):
-        raise TypeError(f"expected {what} to be a tuple of sizes, found {size!r}")
-    size = per_axis(size, max(len(size), 1), what, least=1)
-    stride = per_axis(stride, len(size), "stride", least=1)
-    dilation = per_axis(dilation, len(size), "dilation", least=1)
+def windows_of(layer: Any, field: str) -> Windows:
+    """The windows of a layer whose sizes are in a field, with its `stride`, `pad` and `dilation`.
+
+    **Raises:** `ValueError` for other numbers of sizes.
+    """
+    name, size = type(layer).__name__, getattr(layer, field)
+    if not size:
+        raise ValueError(f"{name}.{field}: expected one size or more, found {size}")
+    stride = per_axis(size if layer.stride is None else layer.stride, len(size), f"{name}.stride")
+    dilation = per_axis(layer.dilation, len(size), f"{name}.dilation")
     same = [span - 1 for span in spans(size, dilation)]
-    return Windows(size, stride, dilation, paddings(pad, same))
+    return Windows(size, stride, dilation, paddings(layer.pad, same, f"{name}.pad"))
 
 
 def spans(size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     return tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
 
 
-def paddings(pad: Any, same: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def paddings(pad: Pad, same: Sequence[int], where: str) -> tuple[tuple[int, int], ...]:
     """`pad` as `(low, high)` for each axis; `same` is what `SamePad` adds to each in total."""
     if isinstance(pad, SamePad):
         return tuple((total - total // 2, total // 2) for total in same)
     rank = len(same)
-    if isinstance(pad, tuple | list) and len(pad) == 2 * rank:
-        ends = per_axis(pad, 2 * rank, "pad")
-        return tuple(zip(ends[::2], ends[1::2], strict=True))
-    if isinstance(pad, tuple | list) and len(pad) != rank:
-        raise ValueError(f"expected pad to be an integer, or {rank} or {2 * rank} of them, found {pad!r}")
-    return tuple((n, n) for n in per_axis(pad, rank, "pad"))
+    if isinstance(pad, tuple) and len(pad) == 2 * rank:
+        return tuple(zip(pad[::2], pad[1::2], strict=True))
+    if isinstance(pad, tuple) and len(pad) != rank:
+        raise ValueError(f"{where}: expected an integer, or {rank} or {2 * rank} of them, found {pad}")
+    return tuple((n, n) for n in per_axis(pad, rank, where))
 
 
 class AbstractConv(Layer):
     """What the convolutions share: the fields, the parameters, and the bias and the activation."""
 
-    kernel: tuple[int, ...]
-    in_channels: int
-    out_channels: int
-    activation: Callable[[Any], Any] | None = None
+    kernel: tuple[Size, ...]
+    in_channels: Size
+    out_channels: Size
+    activation: Activation | None = None
     _: KW_ONLY
     stride: Sizes = 1
     pad: Pad = 0
     dilation: Sizes = 1
-    use_bias: bool = True
-    init_weight: Callable[..., Any] = glorot_uniform
-    init_bias: Callable[..., Any] = zeros
+    use_bias: Flag = True
+    init_weight: Initial = glorot_uniform
+    init_bias: Initial = zeros
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.windows.size) <= 3:
-            raise ValueError(f"expected a kernel of 1, 2 or 3 sizes, found {self.kernel}")
+            name = type(self).__name__
+            raise ValueError(f"{name}.kernel: expected a kernel of 1, 2 or 3 sizes, found {self.kernel}")
         self.parameters()
 
     @property
     def windows(self) -> Windows:
-        return windows("kernel", self.kernel, self.stride, self.pad, self.dilation)
+        return windows_of(self, "kernel")
 
     def declare(self, weight_shape: tuple[int, ...], groups: int, **options: Any) -> dict[str, Param]:
         size = math.prod(self.kernel)
@@ -114,13 +119,11 @@ class AbstractConv(Layer):
             return {"weight": weight}
         return {"weight": weight, "bias": Param((self.out_channels,), self.init_bias)}
 
-    def check_groups(self, groups: Any) -> None:
-        if not isinstance(groups, int):
-            raise TypeError(f"expected groups to be an integer, found {groups!r}")
-        if groups < 1 or self.in_channels % groups or self.out_channels % groups:
+    def check_groups(self, groups: int) -> None:
+        if self.in_channels % groups or self.out_channels % groups:
             raise ValueError(
-                f"expected groups that divide the {self.in_channels} input and {self.out_channels} output "
-                f"channels, found {groups}"
+                f"{type(self).__name__}: expected groups that divide the {self.in_channels} input and "
+                f"{self.out_channels} output channels, found {groups}"
             )
 
     def conv_parameters(self, groups: int) -> dict[str, Param]:
@@ -199,8 +202,8 @@ class Conv(AbstractConv):
     """
 
     _: KW_ONLY
-    groups: int = 1
-    cross_correlation: bool = False
+    groups: Size = 1
+    cross_correlation: Flag = False
 
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.groups)
@@ -235,7 +238,7 @@ class CrossCor(AbstractConv):
     """
 
     _: KW_ONLY
-    groups: int = 1
+    groups: Size = 1
 
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.groups)
@@ -265,7 +268,7 @@ class DepthwiseConv(AbstractConv):
     """
 
     _: KW_ONLY
-    cross_correlation: bool = False
+    cross_correlation: Flag = False
 
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.in_channels)
@@ -307,22 +310,28 @@ class ConvTranspose(AbstractConv):
     """
 
     _: KW_ONLY
-    groups: int = 1
-    cross_correlation: bool = False
-    output_pad: Sizes = 0
+    groups: Size = 1
+    cross_correlation: Flag = False
+    output_pad: Counts = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         stride = self.windows.stride
-        extra = per_axis(self.output_pad, len(stride), "output_pad")
+        extra = self.extra(len(stride))
         if any(n >= step for n, step in zip(extra, stride, strict=True)):
-            raise ValueError(f"expected an output_pad under the stride {stride}, found {self.output_pad}")
+            raise ValueError(
+                f"ConvTranspose: expected an output_pad under the stride {stride}, found {self.output_pad}"
+            )
 
     @property
     def windows(self) -> Windows:
         found = super().windows
         same = [span - step for span, step in zip(found.span, found.stride, strict=True)]
-        return found._replace(pads=paddings(self.pad, same))
+        return found._replace(pads=paddings(self.pad, same, "ConvTranspose.pad"))
+
+    def extra(self, rank: int) -> tuple[int, ...]:
+        """By how much the result is longer, for each spatial axis."""
+        return per_axis(self.output_pad, rank, "ConvTranspose.output_pad")
 
     def parameters(self) -> dict[str, Param]:
         self.check_groups(self.groups)
@@ -347,8 +356,7 @@ class ConvTranspose(AbstractConv):
     def transposed_pads(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
         """What is put around `x`, with zeros between its entries, to give the result its sizes."""
         where = self.windows
-        extra = per_axis(self.output_pad, len(sizes), "output_pad")
-        ends = zip(where.span, where.pads, extra, strict=True)
+        ends = zip(where.span, where.pads, self.extra(len(sizes)), strict=True)
         pads = [(span - 1 - low, span - 1 - high + more) for span, (low, high), more in ends]
         result = [
             (n - 1) * step + sum(ends) + 2 - span

@@ -1,13 +1,14 @@
 """Layers that multiply by a weight."""
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.fields import Count, Flag
 from ..core.layer import Layer, Param
 from ..initializers import glorot_uniform, ones, zeros
+from .fields import Activation, Initial
 from .shapes import along_last, as_dims, check_count, check_trailing
 
 
@@ -37,13 +38,13 @@ class Dense(Layer):
     (5, 2)
     """
 
-    in_dims: int
-    out_dims: int
-    activation: Callable[[Any], Any] | None = None
+    in_dims: Count
+    out_dims: Count
+    activation: Activation | None = None
     _: KW_ONLY
-    use_bias: bool = True
-    init_weight: Callable[..., Any] = glorot_uniform
-    init_bias: Callable[..., Any] = zeros
+    use_bias: Flag = True
+    init_weight: Initial = glorot_uniform
+    init_bias: Initial = zeros
 
     def parameters(self) -> dict[str, Param]:
         weight = Param((self.out_dims, self.in_dims), self.init_weight)
@@ -86,12 +87,12 @@ class Diagonal(Layer):
     Array([0., 1., 2.], dtype=float32)
     """
 
-    dims: int | tuple[int, ...]
-    activation: Callable[[Any], Any] | None = None
+    dims: Count | tuple[Count, ...]
+    activation: Activation | None = None
     _: KW_ONLY
-    use_bias: bool = True
-    init_weight: Callable[..., Any] = ones
-    init_bias: Callable[..., Any] = zeros
+    use_bias: Flag = True
+    init_weight: Initial = ones
+    init_bias: Initial = zeros
 
     def parameters(self) -> dict[str, Param]:
         weight = Param(as_dims(self.dims), self.init_weight)
@@ -136,14 +137,14 @@ class Bilinear(Layer):
     (5, 2)
     """
 
-    in1_dims: int
-    in2_dims: int
-    out_dims: int
-    activation: Callable[[Any], Any] | None = None
+    in1_dims: Count
+    in2_dims: Count
+    out_dims: Count
+    activation: Activation | None = None
     _: KW_ONLY
-    use_bias: bool = True
-    init_weight: Callable[..., Any] = glorot_uniform
-    init_bias: Callable[..., Any] = zeros
+    use_bias: Flag = True
+    init_weight: Initial = glorot_uniform
+    init_bias: Initial = zeros
 
     def parameters(self) -> dict[str, Param]:
         shape = (self.out_dims, self.in1_dims, self.in2_dims)

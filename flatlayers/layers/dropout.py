@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import checked
 from ..core.layer import Layer
-from .shapes import as_dims, at_least_float32
+from .fields import Axes, Probability
+from .shapes import as_dims, as_floating, as_inexact, at_least_float32, real_dtype
 
 
 # What SELU tends to for large negative numbers: -lambda * alpha.
@@ -27,12 +29,13 @@ class Dropout(Layer):
     - `axis`: the axis or axes along which the mask varies; along the others it is the same. `None`
         means all.
 
-    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape.
+    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape; a NaN stays one.
 
     **Parameters:** none. **States:** `key`, split at each use in training, and the flag `training`;
     none if `p` is 0.
 
-    **Raises:** `ValueError` for a `p` that is no probability or an axis that `x` does not have.
+    **Raises:** `ValueError` for a `p` that is no probability or an axis that `x` does not have;
+    `TypeError` for an `x` of integers, in training.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -45,12 +48,9 @@ class Dropout(Layer):
     100.0
     """
 
-    p: float
+    p: Probability
     _: KW_ONLY
-    axis: int | tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
+    axis: Axes | None = None
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         return {"key": key, "training": True} if self.p else {}
@@ -73,7 +73,7 @@ class AlphaDropout(Layer):
 
     - `p`: the probability; 0 is the identity, 1 gives zeros.
 
-    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape.
+    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape; a NaN stays one.
 
     **Parameters:** none. **States:** `key`, split at each use in training, and the flag `training`;
     none if `p` is 0.
@@ -91,10 +91,7 @@ class AlphaDropout(Layer):
     (True, True)
     """
 
-    p: float
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
+    p: Probability
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         return {"key": key, "training": True} if self.p else {}
@@ -103,10 +100,11 @@ class AlphaDropout(Layer):
         if self.p == 0 or not st.training:
             return x, st
         key, mask_key = jax.random.split(st.key)
-        x, keep = jnp.asarray(x), 1 - self.p
+        x, keep = as_floating(x), 1 - self.p
         a = 1 / math.sqrt(keep * (1 + self.p * SELU_LIMIT**2)) if keep else 0.0
-        dropped = jnp.full_like(x, SELU_LIMIT)
-        y = a * jnp.where(draw_mask(mask_key, x, self.p), x, dropped) - a * self.p * SELU_LIMIT
+        kept = draw_mask(mask_key, x, self.p).astype(x.dtype)
+        # As a product: a NaN stays one.
+        y = a * (kept * x + (1 - kept) * SELU_LIMIT) - a * self.p * SELU_LIMIT
         return y, st.replace(key=key)
 
 
@@ -123,7 +121,7 @@ class VariationalHiddenDropout(Layer):
     - `axis`: the axis or axes along which the mask varies; along the others it is the same. `None`
         means all.
 
-    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape.
+    **Inputs:** `x`, a floating array. **Returns:** `(y, st)` with `y` of the same shape; a NaN stays one.
 
     **Parameters:** none. **States:** `key`, split when a mask is drawn; the flags `training` and
     `update_mask`; and `mask`, which is `None` until the first call in training and then a boolean array: the
@@ -146,12 +144,9 @@ class VariationalHiddenDropout(Layer):
 
     keeps_state_type: ClassVar[bool] = False
 
-    p: float
+    p: Probability
     _: KW_ONLY
-    axis: int | tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
+    axis: Axes | None = None
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         return {"key": key, "training": True, "update_mask": True, "mask": None} if self.p else {}
@@ -159,7 +154,7 @@ class VariationalHiddenDropout(Layer):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         if self.p == 0 or not st.training:
             return x, st
-        x = jnp.asarray(x)
+        x = as_inexact(x)
         if st.update_mask or st.mask is None:
             key, mask_key = jax.random.split(st.key)
             st = st.replace(key=key, mask=draw_mask(mask_key, x, self.p, self.axis), update_mask=False)
@@ -187,7 +182,8 @@ def dropout(
 
     **Returns:** an array of the same shape and dtype.
 
-    **Raises:** `ValueError` for a `p` that is no probability or an axis that `x` does not have.
+    **Raises:** `ValueError` for a `p` that is no probability or an axis that `x` does not have;
+    `TypeError` for an `x` of integers, in training.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -195,24 +191,21 @@ def dropout(
     >>> sorted(set(fl.dropout(jax.random.key(0), jnp.ones(100), 0.5).tolist()))
     [0.0, 2.0]
     """
-    check_probability(p)
-    x = jnp.asarray(x)
-    return scale_kept(x, draw_mask(key, x, p, axis), p) if training and p else x
+    p = checked(Probability, "dropout: p", p)
+    if not (training and p):
+        return jnp.asarray(x)
+    x = as_inexact(x)
+    return scale_kept(x, draw_mask(key, x, p, axis), p)
 
 
 def draw_mask(key: jax.Array, x: jax.Array, p: float, axis: int | Sequence[int] | None = None) -> jax.Array:
     """What is kept. It is drawn in float32 at least: a half precision cannot tell small probabilities."""
-    return jax.random.uniform(key, mask_shape(x.shape, axis), at_least_float32(x.dtype)) >= p
+    return jax.random.uniform(key, mask_shape(x.shape, axis), at_least_float32(real_dtype(x.dtype))) >= p
 
 
 def scale_kept(x: jax.Array, keep: jax.Array, p: float) -> jax.Array:
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return jnp.where(keep, scale * x, jnp.zeros_like(x))
-
-
-def check_probability(p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"expected a probability p from 0 to 1, found {p}")
+    # As a product: a NaN stays one where it is dropped, too.
+    return x * (keep.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
 
 
 def mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """Layers that turn indices, angles and images into features."""
 
 import math
-from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any
 
@@ -10,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..core.fields import Flag, Integer, Positive, Size
 from ..core.layer import Layer, Param
 from ..core.names import describe
 from ..initializers import glorot_uniform, normal, zeros
+from .fields import Initial, Sizes, as_tuple_of
 from .shapes import along_last, as_dims, check_count, check_trailing, floating
 
 
@@ -32,7 +33,7 @@ class Embedding(Layer):
     **Parameters:** `weight (vocab, dims)`, or `(*vocab, dims)`. **States:** none.
 
     **Raises:** `ValueError` for indices outside of 0 to `vocab - 1` where the values are known; under
-    `jax.jit` they are not, and the nearest index is taken. `ValueError` too for one-hot rows of another
+    `jax.jit` they are not, and the row is of NaN. `ValueError` too for one-hot rows of another
     length and for a tuple of another length or of arrays with different shapes; `TypeError` for an input
     of another kind.
 
@@ -45,10 +46,10 @@ class Embedding(Layer):
     (1, 3, 4)
     """
 
-    vocab: int | tuple[int, ...]
-    dims: int
+    vocab: Sizes
+    dims: Size
     _: KW_ONLY
-    init_weight: Callable[..., Any] = normal
+    init_weight: Initial = normal
 
     def parameters(self) -> dict[str, Param]:
         return {"weight": Param((*as_dims(self.vocab), self.dims), self.init_weight)}
@@ -59,7 +60,8 @@ class Embedding(Layer):
             if jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == bool:
                 return self._rows(x, ps.weight), st
         indices = self._indices(x)
-        return ps.weight.at[indices].get(mode="clip", wrap_negative_indices=False), st
+        # NaN for an index outside: no row is right there.
+        return ps.weight.at[indices].get(mode="fill", wrap_negative_indices=False), st
 
     def _rows(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         check_trailing(x, as_dims(self.vocab))
@@ -120,12 +122,14 @@ class PeriodicEmbedding(Layer):
     periods: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "indices", tuple(int(i) for i in self.indices))
-        object.__setattr__(self, "periods", tuple(float(p) for p in self.periods))
+        for name, kind in (("indices", Integer), ("periods", Positive)):
+            values = as_tuple_of(kind, f"PeriodicEmbedding.{name}", getattr(self, name))
+            object.__setattr__(self, name, values)
         if len(self.periods) != len(self.indices):
-            raise ValueError(f"expected {len(self.indices)} periods, one an index, found {len(self.periods)}")
-        if any(not period > 0 for period in self.periods):
-            raise ValueError(f"expected positive periods, found {self.periods}")
+            raise ValueError(
+                f"PeriodicEmbedding.periods: expected {len(self.indices)} periods, one an index, "
+                f"found {len(self.periods)}"
+            )
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = floating(x)
@@ -170,19 +174,17 @@ class PatchEmbedding(Layer):
     (5, 6, 16)
     """
 
-    patch: int | tuple[int, int]
-    in_channels: int
-    dims: int
+    patch: Size | tuple[Size, Size]
+    in_channels: Size
+    dims: Size
     _: KW_ONLY
-    use_bias: bool = True
-    init_weight: Callable[..., Any] = glorot_uniform
-    init_bias: Callable[..., Any] = zeros
+    use_bias: Flag = True
+    init_weight: Initial = glorot_uniform
+    init_bias: Initial = zeros
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.patch) if isinstance(self.patch, tuple | list) else (self.patch,) * 2
-        if len(sizes) != 2 or any(size < 1 for size in sizes):
-            raise ValueError(f"expected a patch of two positive sizes, found {self.patch}")
-        object.__setattr__(self, "patch", sizes)
+        if not isinstance(self.patch, tuple):
+            object.__setattr__(self, "patch", (self.patch, self.patch))
 
     def parameters(self) -> dict[str, Param]:
         shape = (*as_dims(self.patch), self.in_channels, self.dims)

@@ -1,14 +1,17 @@
 """`MLP`: the small network of scientific models."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.fields import Count
 from ..core.layer import Container, Layer
+from .containers import child_named
 from .dense import Dense
+from .fields import Activation, Sizes
 from .shapes import as_dims
 
 
@@ -42,12 +45,12 @@ class MLP(Container):
     ((16, 16), (5, 1))
     """
 
-    in_dims: int
-    hidden: int | tuple[int, ...]
-    out_dims: int
-    activation: Callable[[Any], Any] | None = jnp.tanh
+    in_dims: Count
+    hidden: Sizes
+    out_dims: Count
+    activation: Activation | None = jnp.tanh
     _: KW_ONLY
-    final_activation: Callable[[Any], Any] | None = None
+    final_activation: Activation | None = None
 
     @functools.cached_property
     def layers(self) -> dict[str, Layer]:
@@ -56,6 +59,9 @@ class MLP(Container):
         activations = [self.activation] * (len(sizes) - 2) + [self.final_activation]
         dense = map(Dense, sizes[:-1], sizes[1:], activations)
         return {f"layer_{i}": layer for i, layer in enumerate(dense)}
+
+    def __getattr__(self, name: str) -> Layer:
+        return child_named(self, self.layers if "_ready" in self.__dict__ else {}, name)
 
     def children(self) -> Mapping[str, Any]:
         return self.layers

@@ -1,16 +1,18 @@
 """Layers that bring numbers to mean 0 and variance 1."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer, Param
 from ..core.record import Record
 from ..initializers import ones, zeros
+from .fields import Activation, Probability, Sizes, Text
 from .shapes import along_last, as_dims, as_floating, at_least_float32, check_trailing
 
 
@@ -58,14 +60,14 @@ class BatchNorm(Layer):
     (2,)
     """
 
-    channels: int
-    activation: Callable[[Any], Any] | None = None
+    channels: Size
+    activation: Activation | None = None
     _: KW_ONLY
-    affine: bool = True
-    track_stats: bool = True
-    epsilon: float = 1e-5
-    momentum: float = 0.1
-    axis_name: str | tuple[str, ...] | None = None
+    affine: Flag = True
+    track_stats: Flag = True
+    epsilon: NonNegative = 1e-5
+    momentum: Probability = 0.1
+    axis_name: Text | tuple[Text, ...] | None = None
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
@@ -76,8 +78,8 @@ class BatchNorm(Layer):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         check_trailing(x, (self.channels,))
         x = as_floating(x)
-        mean, var, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
-        return affine_map(self, x, mean, var, ps), st
+        found, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
+        return affine_map(self, x.dtype, found, ps), st
 
 
 class GroupNorm(Layer):
@@ -112,16 +114,18 @@ class GroupNorm(Layer):
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
 
-    channels: int
-    groups: int
-    activation: Callable[[Any], Any] | None = None
+    channels: Size
+    groups: Size
+    activation: Activation | None = None
     _: KW_ONLY
-    affine: bool = True
-    epsilon: float = 1e-5
+    affine: Flag = True
+    epsilon: NonNegative = 1e-5
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or self.channels % self.groups:
-            raise ValueError(f"expected groups that divide {self.channels} channels, found {self.groups}")
+        if self.channels % self.groups:
+            raise ValueError(
+                f"GroupNorm.groups: expected groups that divide {self.channels} channels, found {self.groups}"
+            )
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
@@ -168,13 +172,13 @@ class InstanceNorm(Layer):
            [-1.,  1.]], dtype=float32)
     """
 
-    channels: int
-    activation: Callable[[Any], Any] | None = None
+    channels: Size
+    activation: Activation | None = None
     _: KW_ONLY
-    affine: bool = False
-    track_stats: bool = False
-    epsilon: float = 1e-5
-    momentum: float = 0.1
+    affine: Flag = False
+    track_stats: Flag = False
+    epsilon: NonNegative = 1e-5
+    momentum: Probability = 0.1
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
@@ -185,8 +189,8 @@ class InstanceNorm(Layer):
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         check_samples(x, self.channels)
         x = as_floating(x)
-        mean, var, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
-        return affine_map(self, x, mean, var, ps), st
+        found, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
+        return affine_map(self, x.dtype, found, ps), st
 
 
 class LayerNorm(Layer):
@@ -218,14 +222,14 @@ class LayerNorm(Layer):
            [-1.,  1.]], dtype=float32)
     """
 
-    shape: int | tuple[int, ...]
-    activation: Callable[[Any], Any] | None = None
+    shape: Sizes
+    activation: Activation | None = None
     _: KW_ONLY
-    affine: bool = True
-    epsilon: float = 1e-5
+    affine: Flag = True
+    epsilon: NonNegative = 1e-5
 
     def __post_init__(self) -> None:
-        check_has_axes(self.shape)
+        check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias(as_dims(self.shape), self.affine)
@@ -263,13 +267,13 @@ class RMSNorm(Layer):
            [-1.,  1.]], dtype=float32)
     """
 
-    shape: int | tuple[int, ...]
+    shape: Sizes
     _: KW_ONLY
-    affine: bool = True
-    epsilon: float = 1e-5
+    affine: Flag = True
+    epsilon: NonNegative = 1e-5
 
     def __post_init__(self) -> None:
-        check_has_axes(self.shape)
+        check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return {"scale": Param(as_dims(self.shape), ones)} if self.affine else {}
@@ -305,30 +309,46 @@ def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) 
     axes = as_dims(axis)
     if any(not -x.ndim <= a < x.ndim for a in axes):
         raise ValueError(f"expected x with the axes {axes}, found shape {x.shape}")
-    return standardise(x, *moments(x, axes), epsilon)
+    found = moments(x, axes)
+    return ((found.shifted - found.rest) * jax.lax.rsqrt(found.var + epsilon)).astype(x.dtype)
 
 
 # Moments
 
 
-def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance with axes of size 1 left in place, in float32 at least."""
+class Moments(NamedTuple):
+    """`shifted = x - shift` for a number near the mean of `x`; the mean `rest` of that; the biased variance.
+
+    The mean is `shift + rest`, which a sum of large numbers does not give exactly: where it is large against
+    the spread, neither `x - mean` nor `mean(x²) - mean²` has a digit left. Of `shifted` both have them all.
+    """
+
+    shifted: jax.Array
+    shift: jax.Array
+    rest: jax.Array
+    var: jax.Array
+
+
+def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Moments:
+    """The moments with axes of size 1 left in place, in float32 at least."""
     x = x.astype(at_least_float32(x.dtype))
-    mean = over_devices(jnp.mean(x, axes, keepdims=True), axis_name)
-    # From the mean, not as mean(x²) - mean², which loses all digits where the mean is large.
-    return mean, over_devices(jnp.mean(jnp.square(x - mean), axes, keepdims=True), axis_name)
+
+    def average(x: jax.Array) -> jax.Array:
+        return over_devices(jnp.mean(x, axes, keepdims=True), axis_name)
+
+    # Which number is subtracted makes no difference, and none to the derivatives.
+    shift = jax.lax.stop_gradient(average(x))
+    shifted = x - shift
+    rest = average(shifted)
+    var = jnp.maximum(average(jnp.square(shifted)) - jnp.square(rest), 0.0)
+    return Moments(shifted, shift, rest, var)
 
 
 def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def standardise(x: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
-    """`(x - mean) / sqrt(var + epsilon)`, computed in the dtype of the moments, in the dtype of `x`."""
-    return ((x.astype(mean.dtype) - mean) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
-
-
-def finish(y: jax.Array, ps: Any, affine: bool, activation: Callable[[Any], Any] | None) -> Any:
+def finish(y: jax.Array, ps: Any, affine: bool, activation: Activation | None) -> Any:
     """The scale, the bias and the activation."""
     if affine:
         y = along_last(ps.scale, y.ndim) * y + along_last(ps.bias, y.ndim)
@@ -346,33 +366,39 @@ def running_values(channels: int) -> dict[str, Any]:
     return {"running_mean": jnp.zeros(channels), "running_var": jnp.ones(channels), "training": True}
 
 
-def tracked(layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None) -> Any:
+def tracked(
+    layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None
+) -> tuple[Moments, Any]:
     """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
         dtype = at_least_float32(x.dtype)
-        values = (along_last(value.astype(dtype), x.ndim) for value in (st.running_mean, st.running_var))
-        return *values, st
+        mean, var = (along_last(value.astype(dtype), x.ndim) for value in (st.running_mean, st.running_var))
+        return Moments(x.astype(dtype) - mean, mean, jnp.zeros_like(mean), var), st
     devices = 1 if axis_name is None else int(jax.lax.psum(1, axis_name))
     count = check_several(devices * math.prod(x.shape[a] for a in axes), x)
-    mean, var = moments(x, axes, axis_name)
-    return mean, var, follow(st, mean, var, count, layer.momentum) if layer.track_stats else st
+    found = moments(x, axes, axis_name)
+    return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: Any, x: jax.Array, mean: jax.Array, var: jax.Array, ps: Any) -> jax.Array:
-    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)` as `activation(slope * x + offset)`.
+def affine_map(layer: Any, dtype: Any, found: Moments, ps: Any) -> jax.Array:
+    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`.
 
-    `slope` and `offset` have a number a channel: one pass over `x`, and one back.
+    It is computed as `activation(slope * shifted + offset)`, where both have a number a
+    channel: one pass over `x`, and one back.
     """
-    slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(mean), x.dtype
+    shifted, _, rest, var = found
+    slope, bias = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest)
     if layer.affine:
-        dtype = jnp.result_type(x, ps.scale)
-        scale, bias = (along_last(p.astype(mean.dtype), x.ndim) for p in (ps.scale, ps.bias))
-        slope = scale * slope
-    y = (x.astype(mean.dtype) * slope + (bias - mean * slope)).astype(dtype)
+        wide = jnp.result_type(shifted, at_least_float32(ps.scale.dtype))
+        scale, bias, slope, rest, shifted = (
+            along_last(part.astype(wide), shifted.ndim) for part in (ps.scale, ps.bias, slope, rest, shifted)
+        )
+        slope, dtype = scale * slope, jnp.result_type(dtype, ps.scale)
+    y = (shifted * slope + (bias - rest * slope)).astype(dtype)
     return y if layer.activation is None else layer.activation(y)
 
 
-def follow(st: Record, mean: jax.Array, var: jax.Array, count: int, momentum: float) -> Record:
+def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
     """The state with the running values moved towards the moments of `count` numbers a channel."""
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -380,8 +406,11 @@ def follow(st: Record, mean: jax.Array, var: jax.Array, count: int, momentum: fl
         batch = jax.lax.stop_gradient(jnp.mean(new, tuple(range(new.ndim - 1)))).astype(old.dtype)
         return (1 - momentum) * old + momentum * batch
 
-    unbiased = count / (count - 1) * var
-    return st.replace(running_mean=moved(st.running_mean, mean), running_var=moved(st.running_var, unbiased))
+    unbiased = count / (count - 1) * found.var
+    return st.replace(
+        running_mean=moved(st.running_mean, found.shift + found.rest),
+        running_var=moved(st.running_var, unbiased),
+    )
 
 
 # What is checked
@@ -402,9 +431,10 @@ def check_samples(x: Any, channels: int) -> None:
         raise ValueError(f"expected x of shape (batch, ..., {channels}), found shape {shape}")
 
 
-def check_has_axes(shape: int | tuple[int, ...]) -> None:
-    if not as_dims(shape):
-        raise ValueError(f"expected a shape with at least one axis, found {shape}")
+def check_has_axes(layer: LayerNorm | RMSNorm) -> None:
+    if not as_dims(layer.shape):
+        where = f"{type(layer).__name__}.shape"
+        raise ValueError(f"{where}: expected a shape with at least one axis, found {layer.shape}")
 
 
 def last_axes(shape: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Size
 from ..core.layer import Layer
-from .convolution import Pad, Sizes, Windows, windows
-from .shapes import as_floating, at_least_float32, per_axis
+from .convolution import Pad, Windows, windows_of
+from .fields import Exponent, Sizes
+from .shapes import as_floating, as_real, at_least_float32
 
 
 class AbstractPool(Layer):
     """What the pools over windows of a given size share: their fields."""
 
-    window: tuple[int, ...]
+    window: tuple[Size, ...]
     _: KW_ONLY
     stride: Sizes | None = None
     pad: Pad = 0
@@ -28,8 +30,7 @@ class AbstractPool(Layer):
 
     @property
     def windows(self) -> Windows:
-        stride = self.window if self.stride is None else self.stride
-        return windows("window", self.window, stride, self.pad, self.dilation)
+        return windows_of(self, "window")
 
 
 class MaxPool(AbstractPool):
@@ -49,7 +50,8 @@ class MaxPool(AbstractPool):
 
     **Parameters and states:** none.
 
-    **Raises:** `ValueError` for a window longer than the padded input.
+    **Raises:** `ValueError` for a window longer than the padded input, `TypeError` for bools and complex
+    numbers.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -108,11 +110,7 @@ class LPPool(AbstractPool):
     """
 
     _: KW_ONLY
-    p: float = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_exponent(self.p)
+    p: Exponent = 2
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         return norm_over(x, self.windows, self.p), st
@@ -126,7 +124,8 @@ class GlobalMaxPool(Layer):
 
     **Parameters and states:** none.
 
-    **Raises:** `ValueError` if there are no spatial axes, or nothing on them.
+    **Raises:** `ValueError` if there are no spatial axes, or nothing on them; `TypeError` for bools and
+    complex numbers.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -135,7 +134,7 @@ class GlobalMaxPool(Layer):
     """
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        return over_spatial(jnp.max, jnp.asarray(x)), st
+        return over_spatial(jnp.max, as_real(x)), st
 
 
 class GlobalMeanPool(Layer):
@@ -181,10 +180,7 @@ class GlobalLPPool(Layer):
     """
 
     _: KW_ONLY
-    p: float = 2
-
-    def __post_init__(self) -> None:
-        check_exponent(self.p)
+    p: Exponent = 2
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         total = over_spatial(jnp.sum, to_the_power(x, self.p))
@@ -194,12 +190,11 @@ class GlobalLPPool(Layer):
 class AbstractAdaptivePool(Layer):
     """What the pools to a given size share."""
 
-    out: tuple[int, ...]
+    out: tuple[Size, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.out, tuple | list):
-            raise TypeError(f"expected out to be a tuple of sizes, found {self.out!r}")
-        per_axis(self.out, max(len(self.out), 1), "out", least=1)
+        if not self.out:
+            raise ValueError(f"{type(self).__name__}.out: expected one size or more, found {self.out}")
 
     def windows(self, x: Any) -> Windows:
         """Stride `in // out` and window `in - (out - 1) * stride`, for each spatial axis."""
@@ -285,11 +280,7 @@ class AdaptiveLPPool(AbstractAdaptivePool):
     """
 
     _: KW_ONLY
-    p: float = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_exponent(self.p)
+    p: Exponent = 2
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         return norm_over(x, self.windows(x), self.p), st
@@ -299,7 +290,7 @@ class AdaptiveLPPool(AbstractAdaptivePool):
 
 
 def max_over(x: Any, where: Windows) -> jax.Array:
-    x = jnp.asarray(x)
+    x = as_real(x)
     check_spatial(x, where)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     if any(d > 1 for d in where.dilation):
@@ -369,17 +360,14 @@ def over_spatial(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 # Norms
 
 
-def check_exponent(p: float) -> None:
-    if not 1 <= p < float("inf"):
-        raise ValueError(f"expected a finite exponent p of at least 1, found {p}")
-
-
 def to_the_power(x: Any, p: float) -> jax.Array:
     x = as_floating(x)
-    return jnp.abs(x.astype(at_least_float32(x.dtype))) ** p
+    # An integer power is products.
+    return jnp.abs(x.astype(at_least_float32(x.dtype))) ** (int(p) if p == int(p) else p)
 
 
 def root(total: jax.Array, p: float) -> jax.Array:
     """`total^(1/p)`, with the derivative 0 at 0, where it has none."""
-    positive = total > 0
-    return jnp.where(positive, jnp.where(positive, total, 1.0) ** (1 / p), 0.0)
+    # Asked so that a NaN stays one.
+    zero = total == 0
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, total) ** (1 / p))

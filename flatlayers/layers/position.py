@@ -2,13 +2,24 @@
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Check, Finite, Positive, integer
 from ..core.layer import Layer
 from .shapes import along_last, at_least_float32, broadcasts_to, check_trailing, floating
+
+
+def _even(value: Any) -> int:
+    number = integer(2).accept(value)
+    if number % 2:
+        raise ValueError
+    return number
+
+
+Even = Annotated[int, Check("an even number of features", _even)]
 
 
 class SinusoidalPositionalEmbedding(Layer):
@@ -37,16 +48,11 @@ class SinusoidalPositionalEmbedding(Layer):
     (10, 8)
     """
 
-    dims: int
+    dims: Even
     _: KW_ONLY
-    min_freq: float = 1e-4
-    max_freq: float = 1.0
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_even(self.dims)
-        if not (self.min_freq > 0 and self.max_freq > 0):
-            raise ValueError(f"expected positive frequencies, found {self.min_freq} and {self.max_freq}")
+    min_freq: Positive = 1e-4
+    max_freq: Positive = 1.0
+    scale: Finite | None = None
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = floating(x)
@@ -85,19 +91,14 @@ class RotaryPositionalEmbedding(Layer):
     Array([[[-0.,  1.]]], dtype=float32)
     """
 
-    dims: int
+    dims: Even
     _: KW_ONLY
-    base: float = 10_000
-
-    def __post_init__(self) -> None:
-        _check_even(self.dims)
-        if self.base <= 0:
-            raise ValueError(f"expected a positive base, found {self.base}")
+    base: Positive = 10_000
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x, positions = _input_and_positions(x, self.dims)
         dtype = at_least_float32(x.dtype)
-        frequencies = jnp.asarray(float(self.base) ** -(np.arange(0, self.dims, 2) / self.dims), dtype)
+        frequencies = jnp.asarray(self.base ** -(np.arange(0, self.dims, 2) / self.dims), dtype)
         positions = along_last(positions.astype(dtype), x.ndim - 2)
         angles = positions[..., None, None] * along_last(frequencies, x.ndim)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -121,8 +122,3 @@ def _input_and_positions(x: Any, dims: int) -> tuple[Any, Any]:
             f"expected positions that broadcast to shape {x.shape[:-2]}, found shape {positions.shape}"
         )
     return x, positions
-
-
-def _check_even(dims: int) -> None:
-    if dims < 2 or dims % 2:
-        raise ValueError(f"expected an even number of features, found {dims}")

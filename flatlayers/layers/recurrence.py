@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Check, Flag, Integer
 from ..core.layer import Container, Layer, Wrapper
 from ..core.names import describe
 from ..core.record import Record
+from .fields import AnyLayer, a_function
 from .recurrent import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
+
+
+Merge = Annotated[Callable[[Any, Any], Any], Check("a function of two sequences", a_function)]
 
 
 class Recurrence(Wrapper):
@@ -42,11 +47,11 @@ class Recurrence(Wrapper):
     (5, 10, 2)
     """
 
-    cell: Layer
+    cell: AnyLayer
     _: KW_ONLY
-    return_sequence: bool = False
-    time_axis: int = -2
-    reverse: bool = False
+    return_sequence: Flag = False
+    time_axis: Integer = -2
+    reverse: Flag = False
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x, carry = input_and_carry(x)
@@ -83,7 +88,7 @@ class StatefulRecurrentCell(Wrapper):
     True
     """
 
-    cell: Layer
+    cell: AnyLayer
 
     keeps_state_type: ClassVar[bool] = False
 
@@ -130,14 +135,10 @@ class BidirectionalRNN(Container):
     (5, 10, 4)
     """
 
-    cell: Layer
-    backward_cell: Layer | None = None
+    cell: AnyLayer
+    backward_cell: AnyLayer | None = None
     _: KW_ONLY
-    merge: Callable[[Any, Any], Any] | None = concatenate
-
-    def __post_init__(self) -> None:
-        if self.merge is not None and (isinstance(self.merge, Layer) or not callable(self.merge)):
-            raise TypeError(f"expected a function of two sequences or None as merge, found {self.merge!r}")
+    merge: Merge | None = concatenate
 
     def children(self) -> dict[str, Layer]:
         backward = self.cell if self.backward_cell is None else self.backward_cell

@@ -2,16 +2,17 @@
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Count, Flag, Size
 from ..core.layer import Layer, Param
 from ..core.names import describe
 from ..initializers import uniform, zeros
+from .fields import Activation, Initial
 from .shapes import along_last, check_trailing
 
 
@@ -22,13 +23,13 @@ Kernels = tuple[tuple[Any, Any], ...]
 class RecurrentCell(Layer):
     """The base of the cells: their parameters, where a step starts, and its two products."""
 
-    in_dims: int
-    hidden_dims: int
+    in_dims: Count
+    hidden_dims: Size
     _: KW_ONLY
-    use_bias: bool = True
-    learn_initial_state: bool = False
-    init_weight: Callable[..., Any] | None = None
-    init_bias: Callable[..., Any] | None = None
+    use_bias: Flag = True
+    learn_initial_state: Flag = False
+    init_weight: Initial | None = None
+    init_bias: Initial | None = None
 
     gates: ClassVar[int] = 1
     initial_names: ClassVar[tuple[str, ...]] = ("initial_hidden",)
@@ -111,7 +112,7 @@ class RNNCell(RecurrentCell):
     """
 
     _: KW_ONLY
-    activation: Callable[[Any], Any] | None = jnp.tanh
+    activation: Activation | None = jnp.tanh
 
     def advance(self, x: jax.Array, carry: tuple[jax.Array, ...], kernels: Kernels) -> tuple[jax.Array, ...]:
         h = operator.add(*products(x, carry[0], kernels))

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Container, Layer, Stacked, as_layer, states_of
+from ..core.fields import Flag, Size
+from ..core.layer import Container, Stacked, states_of
 from ..core.names import describe
 from ..core.vector import ComponentVector
+from .fields import AnyLayer
 
 
 class Repeated(Container):
@@ -47,16 +49,11 @@ class Repeated(Container):
     7.0
     """
 
-    layer: Layer
-    n: int
+    layer: AnyLayer
+    n: Size
     _: KW_ONLY
-    shared: bool = False
-    input_injection: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", as_layer(self.layer))
-        if self.n < 1:
-            raise ValueError(f"expected a number of applications of 1 or more, found {self.n}")
+    shared: Flag = False
+    input_injection: Flag = False
 
     def parameters(self) -> dict[str, Any]:
         return {"layer": self.layer if self.shared else Stacked(self.layer, self.n)}

@@ -1,13 +1,18 @@
 """Layers that change the shape and nothing else."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Check, Count, Integer, checked, integer
 from ..core.layer import Layer
 from .shapes import as_dims
+
+
+# -1 stands for what is left.
+SampleSize = Annotated[int, Check("a size (or -1 once)", integer(-1).accept)]
 
 
 class NoOpLayer(Layer):
@@ -34,7 +39,7 @@ class ReshapeLayer(Layer):
     **Inputs:** `x` of shape `(batch, ...)`. **Returns:** `(y, st)` with `y` of shape `(batch, *shape)`.
     **Parameters and states:** none.
 
-    **Raises:** `ValueError` if the numbers of a sample do not fit.
+    **Raises:** `ValueError` for two sizes of -1 and, in the call, if the numbers of a sample do not fit.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -42,20 +47,24 @@ class ReshapeLayer(Layer):
     (5, 2, 3)
     """
 
-    shape: tuple[int, ...]
+    shape: SampleSize | tuple[SampleSize, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", as_dims(self.shape))
+        sizes = as_dims(self.shape)
+        if sizes.count(-1) > 1:
+            raise ValueError(f"ReshapeLayer.shape: expected one size of -1 at most, found {sizes}")
+        object.__setattr__(self, "shape", sizes)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)
-        size, known = math.prod(x.shape[1:]), math.prod(n for n in self.shape if n != -1)
-        fits = size == known if -1 not in self.shape else known > 0 and size % known == 0
+        sizes = as_dims(self.shape)
+        size, known = math.prod(x.shape[1:]), math.prod(n for n in sizes if n != -1)
+        fits = size == known if -1 not in sizes else known > 0 and size % known == 0
         if x.ndim == 0 or not fits:
             raise ValueError(
                 f"expected x of shape (batch, ...) with samples that fit {self.shape}, found shape {x.shape}"
             )
-        return x.reshape(x.shape[0], *self.shape), st
+        return x.reshape(x.shape[0], *sizes), st
 
 
 class FlattenLayer(Layer):
@@ -76,11 +85,7 @@ class FlattenLayer(Layer):
     (5, 6)
     """
 
-    keep: int = 1
-
-    def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ValueError(f"expected a number of axes to keep of 0 or more, found {self.keep}")
+    keep: Count = 1
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         return flatten(x, keep=self.keep), st
@@ -103,7 +108,7 @@ def flatten(x: Any, *, keep: int = 1) -> jax.Array:
     >>> fl.flatten(jnp.ones((5, 2, 3))).shape
     (5, 6)
     """
-    x = jnp.asarray(x)
+    x, keep = jnp.asarray(x), checked(Count, "flatten: keep", keep)
     if x.ndim < keep:
         raise ValueError(f"expected x with at least {keep} axes, found shape {x.shape}")
     return x.reshape(*x.shape[:keep], math.prod(x.shape[keep:]))
@@ -128,8 +133,8 @@ class SelectDim(Layer):
     (5,)
     """
 
-    axis: int
-    index: int
+    axis: Integer
+    index: Integer
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)
@@ -161,7 +166,7 @@ class ReverseSequence(Layer):
     Array([2., 1., 0.], dtype=float32)
     """
 
-    axis: int = -2
+    axis: Integer = -2
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)

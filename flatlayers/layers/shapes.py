@@ -38,18 +38,16 @@ def as_dims(dims: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(map(operator.index, dims if isinstance(dims, Sequence) else (dims,)))
 
 
-def per_axis(value: Any, rank: int, name: str, least: int = 0) -> tuple[int, ...]:
+def per_axis(sizes: int | tuple[int, ...], rank: int, where: str) -> tuple[int, ...]:
     """A size for each spatial axis: an integer serves all of them.
 
-    **Raises:** `TypeError` for other kinds, `ValueError` for another number of sizes or one under `least`.
+    **Raises:** `ValueError` for another number of sizes, which says `where` they are from.
     """
-    sizes = (value,) * rank if isinstance(value, int) else value
-    if not isinstance(sizes, tuple | list) or not all(isinstance(size, int) for size in sizes):
-        raise TypeError(f"expected {name} to be an integer or a tuple of integers, found {value!r}")
-    if len(sizes) != rank or min(sizes, default=least) < least:
-        count = f"an integer or {rank} of them" if rank != 1 else "one integer"
-        raise ValueError(f"expected {name} to be {count}, at least {least}, found {value!r}")
-    return tuple(sizes)
+    if not isinstance(sizes, tuple):
+        return (sizes,) * rank
+    if len(sizes) != rank:
+        raise ValueError(f"{where}: expected an integer or {rank} of them, found {sizes}")
+    return sizes
 
 
 def in_common_dtype(*arrays: Any) -> tuple[jax.Array, ...]:
@@ -66,9 +64,30 @@ def as_floating(x: Any) -> jax.Array:
     return x
 
 
+def as_inexact(x: Any) -> jax.Array:
+    """`x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
+    return x
+
+
+def as_real(x: Any) -> jax.Array:
+    """`x` as an array of numbers with an order. **Raises:** `TypeError` for bools and complex numbers."""
+    x = jnp.asarray(x)
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise TypeError(f"expected floating x or integers, found {x.dtype}{list(x.shape)}")
+    return x
+
+
 def at_least_float32(dtype: Any) -> Any:
     """The dtype to compute in: float32 for half precisions, else the dtype itself."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the real part: of a real dtype the dtype itself."""
+    return jnp.finfo(dtype).dtype
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:

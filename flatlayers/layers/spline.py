@@ -1,16 +1,19 @@
 """`SplineLayer`: a learned curve."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import Count, Finite, Flag
 from ..core.layer import Layer, Param
 from ..initializers import from_array, normal
-from .shapes import as_dims, floating, in_common_dtype
+from .fields import Initial, as_tuple_of
+from .shapes import as_dims, at_least_float32, floating, real_dtype
 
 
 class SplineLayer(Layer):
@@ -33,7 +36,8 @@ class SplineLayer(Layer):
     **Parameters:** `points (len(grid), *dims)`, and `grid (len(grid),)` with `learn_grid`, starting at the
     given one. **States:** none.
 
-    **Raises:** `ValueError` for a grid that is too short or not increasing, and for another kind.
+    **Raises:** `ValueError` for a grid that is too short or not increasing, and for another kind; `TypeError`
+    for a complex `x` or a learned grid that is complex.
 
     >>> import flatlayers as fl
     >>> layer = fl.SplineLayer((0.0, 1.0, 3.0), ())
@@ -42,19 +46,18 @@ class SplineLayer(Layer):
     """
 
     grid: Sequence[float]
-    dims: int | tuple[int, ...]
+    dims: Count | tuple[Count, ...]
     _: KW_ONLY
     kind: Literal["linear", "cubic"] = "linear"
-    learn_grid: bool = False
-    init_points: Callable[..., Any] = normal
+    learn_grid: Flag = False
+    init_points: Initial = normal
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(float(place) for place in self.grid))
-        if self.kind not in ("linear", "cubic"):
-            raise ValueError(f"expected the kind 'linear' or 'cubic', found {self.kind!r}")
-        steps = [b - a for a, b in zip(self.grid[:-1], self.grid[1:], strict=True)]
-        if not steps or not all(0 < step < math.inf for step in steps):
-            raise ValueError(f"expected a grid of 2 or more increasing numbers, found {self.grid}")
+        object.__setattr__(self, "grid", as_tuple_of(Finite, "SplineLayer.grid", self.grid))
+        if len(self.grid) < 2 or any(b <= a for a, b in itertools.pairwise(self.grid)):
+            raise ValueError(
+                f"SplineLayer.grid: expected a grid of 2 or more increasing numbers, found {self.grid}"
+            )
 
     def parameters(self) -> dict[str, Param]:
         n = len(self.grid)
@@ -62,13 +65,23 @@ class SplineLayer(Layer):
         return parameters | ({"grid": Param((n,), from_array(self.grid))} if self.learn_grid else {})
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        points = floating(ps.points).reshape(len(self.grid), math.prod(as_dims(self.dims)))
-        grid = ps.grid if self.learn_grid else jnp.asarray(self.grid, points.dtype)
-        x, grid, points = in_common_dtype(floating(x), grid, points)
-        return _evaluate(x, grid, points, self.kind == "cubic").reshape(*x.shape, *as_dims(self.dims)), st
+        x, points = floating(x), floating(ps.points)
+        learned = (floating(ps.grid),) if self.learn_grid else ()
+        for part in (x, *learned):
+            if jnp.issubdtype(part.dtype, jnp.complexfloating):
+                raise TypeError(f"expected a real x and a real grid, found {part.dtype}{list(part.shape)}")
+        dtype = jnp.result_type(x, points, *learned)
+        # Half precisions compute in float32: in theirs points of the grid would fall together.
+        wide = at_least_float32(dtype)
+        grid = jnp.asarray(learned[0] if learned else self.grid, real_dtype(wide))
+        points = points.astype(wide).reshape(len(self.grid), math.prod(as_dims(self.dims)))
+        y = _evaluate(x.astype(grid.dtype), grid, points, self.kind == "cubic")
+        return y.astype(dtype).reshape(*x.shape, *as_dims(self.dims)), st
 
 
 def _evaluate(x: jax.Array, grid: jax.Array, points: jax.Array, cubic: bool) -> jax.Array:
+    if jnp.iscomplexobj(points):
+        return jax.lax.complex(*(_evaluate(x, grid, part, cubic) for part in (points.real, points.imag)))
     # Not `clip`, whose derivative at the ends is a half.
     x = jnp.where(x < grid[0], grid[0], jnp.where(x > grid[-1], grid[-1], x))
     i = jnp.clip(jnp.searchsorted(grid, x, side="right") - 1, 0, grid.size - 2)

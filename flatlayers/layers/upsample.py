@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Flag, Positive, Size
 from ..core.layer import Layer
+from .fields import Sizes
 from .shapes import as_floating, per_axis
-
-
-MODES = ("nearest", "bilinear", "trilinear")
 
 
 class PixelShuffle(Layer):
@@ -42,13 +41,7 @@ class PixelShuffle(Layer):
            [2., 3.]], dtype=float32)
     """
 
-    factor: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.factor, int):
-            raise TypeError(f"expected factor to be an integer, found {self.factor!r}")
-        if self.factor < 1:
-            raise ValueError(f"expected a factor of at least 1, found {self.factor}")
+    factor: Size
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x, r = jnp.asarray(x), self.factor
@@ -101,27 +94,23 @@ class Upsample(Layer):
     Array([0., 1., 2., 3., 4.], dtype=float32)
     """
 
-    mode: str = "nearest"
+    mode: Literal["nearest", "bilinear", "trilinear"] = "nearest"
     _: KW_ONLY
-    scale: float | tuple[float, ...] | None = None
-    size: int | tuple[int, ...] | None = None
-    align_corners: bool = False
+    scale: Positive | tuple[Positive, ...] | None = None
+    size: Sizes | None = None
+    align_corners: Flag = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"expected a mode among {', '.join(MODES)}, found {self.mode!r}")
         if (self.scale is None) == (self.size is None):
             found = "neither" if self.scale is None else f"scale={self.scale} and size={self.size}"
-            raise ValueError(f"expected one of scale and size, found {found}")
+            raise ValueError(f"Upsample: expected one of scale and size, found {found}")
         if self.align_corners and self.mode == "nearest":
-            raise ValueError("expected align_corners with the mode bilinear or trilinear, found nearest")
-        if self.size is not None:
-            count = len(self.size) if isinstance(self.size, tuple | list) else 1
-            per_axis(self.size, count, "size", least=1)
-        elif not all(isinstance(scale, int | float) for scale in as_tuple(self.scale)):
-            raise TypeError(f"expected scale to be a number or a tuple of numbers, found {self.scale!r}")
-        elif not all(scale > 0 for scale in as_tuple(self.scale)):
-            raise ValueError(f"expected a positive scale, found {self.scale}")
+            raise ValueError(
+                "Upsample: expected align_corners with the mode bilinear or trilinear, found nearest"
+            )
+        for name in ("scale", "size"):
+            if getattr(self, name) == ():
+                raise ValueError(f"Upsample.{name}: expected one number or more, found ()")
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x) if self.mode == "nearest" else as_floating(x)
@@ -135,24 +124,20 @@ class Upsample(Layer):
 
     def new_sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         rank = len(shape) - 2
-        given = self.size if self.scale is None else self.scale
+        given: Any = self.scale or self.size
         if rank < 1 or 0 in shape[1:-1] or (isinstance(given, tuple) and len(given) != rank):
             axes = f"{len(given)} spatial axes" if isinstance(given, tuple) else "spatial axes"
             raise ValueError(
                 f"expected x of shape (batch, *spatial, channels) with {axes}, found shape {shape}"
             )
+        numbers = per_axis(given, rank, "Upsample")
         if self.scale is None:
-            return per_axis(self.size, rank, "size", least=1)
-        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,) * rank
+            return numbers
         # Rounded so that 10 times 2.3, which is 22.999999999999996, counts as 23.
-        sizes = tuple(math.floor(round(scale * n, 9)) for scale, n in zip(scales, shape[1:-1], strict=True))
+        sizes = tuple(math.floor(round(scale * n, 9)) for scale, n in zip(numbers, shape[1:-1], strict=True))
         if min(sizes) < 1:
             raise ValueError(f"expected spatial sizes that scale={self.scale} leaves, found shape {shape}")
         return sizes
-
-
-def as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def interpolate(x: jax.Array, axis: int, size: int, align_corners: bool) -> jax.Array:

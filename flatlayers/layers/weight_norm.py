@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from ..core.declaration import Param, Tied
-from ..core.layer import Layer, Wrapper, fold_in_name
+from ..core.fields import Integer, Size
+from ..core.layer import Wrapper, fold_in_name
 from ..core.names import UnknownNameError, describe, unknown_name
 from ..core.record import Record
+from .fields import AnyLayer, Text
 from .shapes import at_least_float32
 
 
@@ -50,17 +52,17 @@ class WeightNorm(Wrapper):
     True
     """
 
-    layer: Layer
-    names: str | tuple[str, ...]
+    layer: AnyLayer
+    names: Text | tuple[Text, ...]
     _: KW_ONLY
-    axis: int | None = None
+    axis: Integer | None = None
 
     def check_fields(self) -> None:
         super().check_fields()
-        _axes_of(self.layer, self.names, self.axis)
+        _axes_of(self)
 
     def parameters(self) -> Mapping[str, Any]:
-        declared, axes = {}, _axes_of(self.layer, self.names, self.axis)
+        declared, axes = {}, _axes_of(self)
         parts = self.layer.parameters()
         for name, part in parts.items():
             if name in axes:
@@ -73,7 +75,7 @@ class WeightNorm(Wrapper):
         return Tied(declared, parts.ties) if isinstance(parts, Tied) else declared
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        axes = _axes_of(self.layer, self.names, self.axis)
+        axes = _axes_of(self)
         inner = {name: getattr(ps, name) for name in self.layer.parameters() if name not in axes}
         for name, axis in axes.items():
             g, v = getattr(ps, f"{name}_g"), getattr(ps, f"{name}_v")
@@ -104,7 +106,8 @@ class SpectralNorm(Wrapper):
     `weight`, and the flag `training`.
 
     **Raises:** `KeyError` for a name that is no parameter of the layer, `ValueError` for an axis that it does
-    not have, for less than one iteration, and for a weight that is zero, where numbers are known.
+    not have, for less than one iteration, and for a weight that is zero, where numbers are known; `TypeError`
+    for a complex weight.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -116,17 +119,15 @@ class SpectralNorm(Wrapper):
     Array(1., dtype=float32)
     """
 
-    layer: Layer
-    names: str | tuple[str, ...]
+    layer: AnyLayer
+    names: Text | tuple[Text, ...]
     _: KW_ONLY
-    iterations: int = 1
-    axis: int | None = None
+    iterations: Size = 1
+    axis: Integer | None = None
 
     def check_fields(self) -> None:
         super().check_fields()
-        _axes_of(self.layer, self.names, self.axis)
-        if self.iterations < 1:
-            raise ValueError(f"expected at least one iteration, found {self.iterations}")
+        _axes_of(self)
 
     def states(self, key: jax.Array) -> Mapping[str, Any]:
         declared = self.layer.parameters()
@@ -134,13 +135,15 @@ class SpectralNorm(Wrapper):
             f"{name}_u": unit(
                 jax.random.normal(fold_in_name(key, f"{name}_u"), declared[name].shape[axis], jnp.float32)
             )
-            for name, axis in _axes_of(self.layer, self.names, self.axis).items()
+            for name, axis in _axes_of(self).items()
         }
         return {**super().states(key), **vectors, "training": True}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         inner, vectors = {name: getattr(ps, name) for name in self.layer.parameters()}, {}
-        for name, axis in _axes_of(self.layer, self.names, self.axis).items():
+        for name, axis in _axes_of(self).items():
+            if jnp.iscomplexobj(inner[name]):
+                raise TypeError(f"expected a real {name!r}, found {describe(inner[name])}")
             weight = inner[name].astype(at_least_float32(inner[name].dtype))
             matrix = jnp.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
             old = st[f"{name}_u"]
@@ -171,7 +174,7 @@ class InitialNorm:
 def norm_along(v: jax.Array, axis: int) -> jax.Array:
     """The norm over all axes but one, which stay with size 1."""
     others = tuple(a for a in range(v.ndim) if a != axis % v.ndim)
-    return jnp.sqrt(jnp.sum(v * v, others, keepdims=True))
+    return jnp.sqrt(jnp.sum(jnp.real(v * v.conj()), others, keepdims=True)).astype(v.dtype)
 
 
 def check_not_zero(norm: jax.Array, name: str) -> None:
@@ -199,20 +202,25 @@ def unit(vector: jax.Array) -> jax.Array:
     return vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
 
 
-def _axes_of(layer: Layer, names: str | tuple[str, ...], axis: int | None) -> dict[str, int]:
+def _axes_of(norm: WeightNorm | SpectralNorm) -> dict[str, int]:
     """The output axis of each parameter that is named."""
-    declared, axes = layer.parameters(), {}
-    for name in (names,) if isinstance(names, str) else names:
+    declared, axes, where = norm.layer.parameters(), {}, type(norm).__name__
+    for name in (norm.names,) if isinstance(norm.names, str) else norm.names:
         if name not in declared:
-            raise UnknownNameError(f"{type(layer).__name__}: {unknown_name(name, declared)}")
+            raise UnknownNameError(
+                f"{where}.names: {type(norm.layer).__name__}: {unknown_name(name, declared)}"
+            )
         if not isinstance(declared[name], Param):
             raise TypeError(
-                f"expected {name!r} to be a parameter of the layer, found {describe(declared[name])}"
+                f"{where}.names: expected {name!r} to be a parameter of the layer, "
+                f"found {describe(declared[name])}"
             )
-        axes[name] = output_axis(declared[name]) if axis is None else axis
+        axes[name] = output_axis(declared[name]) if norm.axis is None else norm.axis
         shape = declared[name].shape
         if not -len(shape) <= axes[name] < len(shape):
-            raise ValueError(f"expected {name!r} with an axis {axes[name]}, found shape {shape}")
+            raise ValueError(
+                f"{where}.axis: expected {name!r} with an axis {axes[name]}, found shape {shape}"
+            )
     return axes
 
 

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -15,13 +15,18 @@ from jax.core import Tracer
 from jax.interpreters import ad, batching, mlir
 
 from ..core.calling import display_name
+from ..core.fields import checked as checked_field
 from ..core.layer import Layer, Wrapper
 from ..core.names import join_path
 from ..core.rebuild import shared_names
+from ..layers.fields import AnyLayer, Text
 from .layer_map import children_of, rebuilt
 
 
-def debug(model: Any, *, nan: str = "both") -> Any:
+Direction = Literal["forward", "backward", "both"]
+
+
+def debug(model: Any, *, nan: Direction = "both") -> Any:
     """The same model, which raises at the first NaN or infinity and names the layer it comes from.
 
     It has the same parameters and states and computes the same. Each leaf layer (one that has no others in
@@ -57,9 +62,7 @@ def debug(model: Any, *, nan: str = "both") -> Any:
     ...     print(re.findall("NaN.*", str(error))[-1])
     NaN or infinity in the output of layer 'layer_1' (WrappedFunction(log))
     """
-    if nan not in ("forward", "backward", "both"):
-        raise ValueError(f'expected nan="forward", "backward" or "both", found {nan!r}')
-    return _debugged(model, "", nan)
+    return _debugged(model, "", checked_field(Direction, "debug: nan", nan))
 
 
 class DebugLayer(Wrapper):
@@ -80,10 +83,10 @@ class DebugLayer(Wrapper):
     DebugLayer(Dense(2, 3), 'layer_0')
     """
 
-    layer: Layer
-    path: str
+    layer: AnyLayer
+    path: Text
     _: KW_ONLY
-    nan: str = "both"
+    nan: Direction = "both"
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = self.watched(x, "input", "its own backward pass made it")
@@ -108,7 +111,7 @@ class DebugLayer(Wrapper):
         return getattr(self.layer, name)
 
 
-def _debugged(model: Any, path: str, nan: str) -> Any:
+def _debugged(model: Any, path: str, nan: Direction) -> Any:
     children = children_of(model)
     if isinstance(model, Layer) and not children:
         return DebugLayer(model, path, nan=nan)

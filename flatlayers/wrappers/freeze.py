@@ -13,6 +13,7 @@ from ..core.names import describe, join_path
 from ..core.record import Record, as_record
 from ..core.setup import initial_values
 from ..core.vector import ComponentVector
+from ..layers.fields import AnyLayer, Text, as_tuple_of
 
 
 class FrozenLayer(Wrapper):
@@ -38,8 +39,8 @@ class FrozenLayer(Wrapper):
     (ComponentVector(float32[2], bias=(2,)), (2, 3))
     """
 
-    layer: Layer
-    names: tuple[str, ...]
+    layer: AnyLayer
+    names: tuple[Text, ...]
 
     def check_fields(self) -> None:
         super().check_fields()
@@ -119,7 +120,8 @@ def freeze(layer: Layer, names: str | tuple[str, ...] | None = None, ps: Any = N
     layer = as_layer(layer)
     if names is None:
         names = ("*",) * bool(layer.layout.length)
-    frozen = FrozenLayer(layer, (names,) if isinstance(names, str) else tuple(names))
+    names = (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
+    frozen = FrozenLayer(layer, names)
     if ps is None and st is None:
         return frozen
     _check_state(st)

@@ -1,11 +1,13 @@
 """Floating numbers in another dtype, and a layer that computes in one of its own."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, Wrapper
+from ..core.fields import Check
+from ..core.layer import Wrapper
+from ..layers.fields import AnyLayer
 
 
 def cast(ps: Any, dtype: Any) -> Any:
@@ -88,6 +90,21 @@ def f64(ps: Any) -> Any:
     return cast(ps, jnp.float64)
 
 
+def _floating_dtype(dtype: Any) -> Any:
+    # `float` is JAX's default float, as everywhere in JAX.
+    try:
+        found = jnp.dtype(jnp.result_type(float) if dtype is float else dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"expected a floating dtype, found {dtype!r}")
+    return found
+
+
+# As a class all spellings of a dtype are equal, and it is shown as `float16`.
+FloatingDtype = Annotated[Any, Check("a floating dtype", lambda dtype: _floating_dtype(dtype).type)]
+
+
 class AlternatePrecision(Wrapper):
     """Compute a layer in another dtype: `y = layer(cast(x), cast(ps))`, cast back to the dtype of `x`.
 
@@ -123,13 +140,8 @@ class AlternatePrecision(Wrapper):
     Array(0.33325195, dtype=float32)
     """
 
-    layer: Layer
-    dtype: Any
-
-    def check_fields(self) -> None:
-        # As a class all spellings of a dtype are equal, and it is shown as `float16`.
-        object.__setattr__(self, "dtype", _floating_dtype(self.dtype).type)
-        super().check_fields()
+    layer: AnyLayer
+    dtype: FloatingDtype
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         y, new = self.layer(cast(x, self.dtype), cast(ps, self.dtype), st)
@@ -138,14 +150,6 @@ class AlternatePrecision(Wrapper):
 
 def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating)
-
-
-def _floating_dtype(dtype: Any) -> Any:
-    # `float` is JAX's default float, as everywhere in JAX.
-    found = jnp.dtype(jnp.result_type(float) if dtype is float else dtype)
-    if dtype is None or not jnp.issubdtype(found, jnp.floating):
-        raise TypeError(f"expected a floating dtype, found {dtype}")
-    return found
 
 
 def _available(dtype: Any) -> Any:

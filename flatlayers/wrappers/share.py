@@ -1,12 +1,23 @@
 """`share_parameters`: two names in a model, one place in the vector."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ..core.declaration import Tied
+from ..core.fields import Check
 from ..core.frozen_dict import FrozenDict
 from ..core.layer import Layer, Wrapper
 from ..core.names import as_path
+from ..layers.fields import AnyLayer
+
+
+def _ties(value: Any) -> FrozenDict:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return FrozenDict({as_path(a): as_path(b) for a, b in value.items()})
+
+
+Ties = Annotated[Mapping[str, str], Check("a mapping {name: the one that stays} of dotted paths", _ties)]
 
 
 class SharedParameters(Wrapper):
@@ -28,8 +39,8 @@ class SharedParameters(Wrapper):
     12
     """
 
-    layer: Layer
-    ties: FrozenDict
+    layer: AnyLayer
+    ties: Ties
 
     def check_fields(self) -> None:
         super().check_fields()
@@ -63,4 +74,4 @@ def share_parameters(layer: Layer, ties: Mapping[str, str]) -> SharedParameters:
     >>> ps.size, bool((ps.decoder.weight == ps.encoder.weight).all())
     (24, True)
     """
-    return SharedParameters(layer, FrozenDict({as_path(a): as_path(b) for a, b in ties.items()}))
+    return SharedParameters(layer, ties)

@@ -79,7 +79,9 @@ def test_causal_is_the_explicit_triangle(key, dtype):
     x = jax.random.normal(key, (3, 5, 6), dtype)
     triangle = jnp.tril(jnp.ones((5, 5), bool))
     rtol = 1e-6 if dtype == jnp.float32 else 1e-13
-    assert_close(run(causal, x, ps, st)[0], run(layer, (x, x, x, triangle), ps, st)[0], rtol, rtol)
+    assert_close(
+        run(causal, x, ps, st)[0], run(layer, (x, x, x, triangle[None, None]), ps, st)[0], rtol, rtol
+    )
     # What comes later has no influence on what comes before.
     later = run(causal, x.at[:, 3:].set(7.0), ps, st)[0]
     assert_close(run(causal, x, ps, st)[0][:, :3], later[:, :3], rtol, rtol)
@@ -87,7 +89,7 @@ def test_causal_is_the_explicit_triangle(key, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask_shape", [(3, 2, 4, 5), (3, 1, 1, 5), (4, 1), ()])
+@pytest.mark.parametrize("mask_shape", [(3, 2, 4, 5), (3, 1, 1, 5), (1, 1, 4, 1), (1, 2, 1, 5), ()])
 def test_masks_broadcast_and_intersect(key, dtype, causal, mask_shape):
     layer = fl.MultiHeadAttention(6, heads=2, causal=causal)
     ps, st = fl.setup(key, layer, dtype)
@@ -204,10 +206,14 @@ def test_half_precision(key, dropout):
     ("dims", "options", "message"),
     [
         (6, {"heads": 4}, "number of heads that divides 6, found 4"),
-        (6, {"heads": 0}, "number of heads that divides 6, found 0"),
+        (6, {"heads": 0}, "heads: expected an integer of at least 1, found 0"),
         (6, {"heads": 2, "v_dims": 5}, "number of heads that divides 5, found 2"),
-        ((6, 5), {"heads": 2}, r"three for \(q, k, v\), found \(6, 5\)"),
-        (6, {"heads": 2, "dropout": 1.5}, "from 0 to 1, found 1.5"),
+        ((6, 5), {"heads": 2}, r"dims: expected .* a tuple of 3, .* found \(6, 5\)"),
+        (6, {"heads": 2, "dropout": 1.5}, "MultiHeadAttention.dropout: .* from 0 to 1, found 1.5"),
+        (6, {"heads": 2, "dropout": float("nan")}, "MultiHeadAttention.dropout: .* from 0 to 1, found nan"),
+        (6, {"heads": 2, "qk_dims": 0}, "MultiHeadAttention.qk_dims: expected .* found 0"),
+        (6, {"heads": 2.0}, "MultiHeadAttention.heads: expected an integer of at least 1, found 2.0"),
+        (-6, {"heads": 2}, "MultiHeadAttention.dims: expected an integer of at least 1 .* found -6"),
     ],
 )
 def test_numbers_that_do_not_fit(dims, options, message):
@@ -229,6 +235,65 @@ def test_input_that_does_not_fit(key):
         model((q,) * 5, ps, st)
     with pytest.raises(TypeError, match="a mask of bools, found float64"):
         model((q, kv, kv, jnp.ones((4, 7))), ps, st)
-    for shape in ((7, 4), (2, 3, 2, 4, 7), (3, 4, 7)):
+    for shape in ((3, 2, 7, 4), (2, 3, 2, 4, 7)):
         with pytest.raises(ValueError, match=r"keys\) = \(3, 2, 4, 7\), found shape"):
             model((q, kv, kv, jnp.ones(shape, bool)), ps, st)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (5,), (2,), (2, 3), (5, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_with_all_axes_mean_what_they_say(key, lead, causal):
+    """With as many samples as queries, keys or heads: one with fewer axes could be taken for another."""
+    layer = fl.MultiHeadAttention(6, heads=2, causal=causal)
+    ps, st = fl.setup(key, layer, float)
+    q, kv = (jax.random.normal(key, (*lead, n, 6)) for n in (3, 5))
+    triangle = np.tril(np.ones((3, 5), bool)) if causal else True
+    keys = jax.random.bernoulli(jax.random.key(1), 0.6, (*lead, 5))
+    pairs = jax.random.bernoulli(jax.random.key(2), 0.6, (3, 5))
+    for mask in (
+        keys[..., None, None, :],
+        pairs.reshape((1,) * (len(lead) + 1) + (3, 5)),
+        *[pairs] * (not lead),
+    ):
+        y, _ = run(layer, (q, kv, kv, mask), ps, st)
+        keep = np.broadcast_to(np.asarray(mask), shape(q, kv, 2)) & triangle
+        np.testing.assert_allclose(y, formula(ps, q, kv, kv, 2, keep), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(3,), (5,), (2,), (4,), (2, 3)])
+def test_a_mask_with_fewer_axes_is_refused(key, lead):
+    layer = fl.MultiHeadAttention(6, heads=2)
+    ps, st = fl.setup(key, layer, float)
+    q, kv = (jax.random.normal(key, (*lead, n, 6)) for n in (3, 5))
+    found = [(5,), (3, 5), (3, 1), (*lead, 5), (*lead, 3, 5)]
+    for axes in found:
+        if len(axes) < len(lead) + 3:
+            for call in (layer, run):
+                args = ((q, kv, kv, jnp.ones(axes, bool)), ps, st)
+                with pytest.raises(ValueError, match="expected a mask with all axes of") as info:
+                    call(*args) if call is layer else call(layer, *args)
+                message = str(info.value)
+                assert f"found shape {axes} with {len(lead)} batch" in message
+                assert f"`mask[{'None, ' * (len(lead) + 1)}:, :]`" in message
+                assert "`mask[..., None, None, :]`" in message
+
+
+def test_the_ways_out_of_the_message_are_right(key):
+    """What it says of `(queries, keys)` and `(batch, keys)` is what these mean, with 4 of everything."""
+    layer = fl.MultiHeadAttention(4, heads=4)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (4, 4, 4))
+    mask = jnp.arange(4)[None, :] < jnp.array([1, 2, 3, 4])[:, None]
+    one_by_one = [layer((x[i], x[i], x[i], jnp.tile(mask[i], (4, 1))), ps, st)[0] for i in range(4)]
+    assert_close(run(layer, (x, x, x, mask[..., None, None, :]), ps, st)[0], jnp.stack(one_by_one))
+    for_all = [layer((x[i], x[i], x[i], mask), ps, st)[0] for i in range(4)]
+    assert_close(run(layer, (x, x, x, mask[None, None, :, :]), ps, st)[0], jnp.stack(for_all))
+    per_sample = jax.vmap(lambda x, keys: layer((x, x, x, keys[None, :] & mask), ps, st)[0])(x, mask)
+    assert_close(per_sample, run(layer, (x, x, x, mask[:, None, None, :] & mask[None, None]), ps, st)[0])
+
+
+def test_complex_numbers_are_refused(key):
+    layer = fl.MultiHeadAttention(4, heads=2)
+    ps, st = fl.setup(key, layer, complex)
+    with pytest.raises(TypeError, match="expected floating x, found complex128"):
+        layer(jnp.ones((3, 4), complex), ps, st)

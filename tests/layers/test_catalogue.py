@@ -1,13 +1,16 @@
 """What holds for every layer of the catalogue alike."""
 
+import contextlib
+import dataclasses
 import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flatlayers as fl
-from tests.helpers import assert_same
+from tests.helpers import assert_same, central_difference
 
 
 def image(channels):
@@ -130,3 +133,103 @@ def test_embedding(key):
     assert fl.parameter_length(layer) == ps.size == 21
     assert eval(repr(layer), vars(fl)) == layer
     assert_same(layer(indices, ps, st)[0], ps.weight[indices])
+
+
+@everywhere
+@pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.float64), (jnp.float64, jnp.float32)])
+def test_the_result_has_the_promoted_dtype(key, layer, shapes, dtypes):
+    ps, st = fl.setup(key, layer, dtypes[1])
+    with jax.numpy_dtype_promotion("standard"):
+        y, _ = jax.eval_shape(layer, inputs(shapes, dtypes[0]), ps, st)
+    expected = jnp.float64 if ps.size else dtypes[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(y)} == {jnp.dtype(expected)}
+
+
+# Layers that need an order of numbers or a square that is not negative.
+REAL = (
+    *(fl.BatchNorm, fl.GroupNorm, fl.InstanceNorm, fl.LayerNorm, fl.RMSNorm, fl.SpectralNorm),
+    *(fl.MaxPool, fl.MeanPool, fl.LPPool, fl.GlobalMaxPool, fl.GlobalMeanPool, fl.GlobalLPPool),
+    *(fl.AdaptiveMaxPool, fl.AdaptiveMeanPool, fl.AdaptiveLPPool, fl.Upsample),
+    *(fl.AlphaDropout, fl.MultiHeadAttention, fl.SplineLayer, fl.Maxout),
+)
+
+
+@everywhere
+def test_complex_numbers_are_computed_with_or_refused(key, layer, shapes):
+    ps, st = fl.setup(key, layer, complex)
+    assert ps.dtype == complex
+    x = jax.tree.map(lambda a: jax.lax.complex(a, 0.1 * a[..., ::-1]), inputs(shapes, float))
+    if isinstance(layer, REAL) or getattr(layer, "activation", None) is jax.nn.relu:
+        with pytest.raises((TypeError, ValueError)) if isinstance(layer, REAL) else contextlib.nullcontext():
+            layer(x, ps, st)
+        return
+
+    def loss(ps):
+        return sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(layer(x, ps, st)[0]))
+
+    assert all(leaf.dtype == complex for leaf in jax.tree.leaves(layer(x, ps, st)[0]))
+    if ps.size:
+        direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape, complex))
+        slope = jnp.real(jnp.sum(jax.grad(loss)(ps).data * direction.data))
+        assert jnp.allclose(slope, central_difference(loss, ps, direction), rtol=1e-5)
+
+
+@everywhere
+def test_nan_in_the_input_is_nan_in_what_depends_on_it(key, layer, shapes):
+    """Never a number: a gradient tells what depends on it."""
+    ps, st = fl.setup(key, layer, float)
+    x, structure = jax.tree.flatten(inputs(shapes, float))
+    unit = jnp.zeros(x[0].size).at[x[0].size // 2].set(1.0).reshape(x[0].shape)
+
+    def output(part):
+        y, _ = layer(jax.tree.unflatten(structure, [part, *x[1:]]), ps, st)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(y)])
+
+    y, tangent = jax.jvp(output, (x[0],), (unit,))
+    assert not jnp.isnan(y).any()
+    bad = output(jnp.where(unit == 1, jnp.nan, x[0]))
+    assert jnp.isnan(bad)[tangent != 0].all()
+
+
+@pytest.mark.parametrize("layer", [fl.Dropout(0.7), fl.AlphaDropout(0.7), fl.VariationalHiddenDropout(0.7)])
+def test_dropout_drops_no_nan(key, layer):
+    ps, st = fl.setup(key, layer, float)
+    y, _ = layer(jnp.full(100, jnp.nan), ps, st)
+    assert jnp.isnan(y).all()
+
+
+@everywhere
+def test_a_class_or_an_array_is_no_option(layer, shapes):
+    """Refused by the constructor, which names the class and the field."""
+    for field in dataclasses.fields(layer):
+        if isinstance(layer, fl.WrappedFunction):
+            continue
+        for bad in (fl.Dense, object(), jnp.ones((2, 2))):
+            where = f"{type(layer).__name__}.{field.name}"
+            if field.name in ("layers", "bases"):
+                where = type(layer).__name__
+            with pytest.raises((TypeError, ValueError), match=where):
+                dataclasses.replace(layer, **{field.name: bad})
+
+
+@everywhere
+def test_a_number_that_is_out_of_range_is_no_option(layer, shapes):
+    for field in dataclasses.fields(layer):
+        value = getattr(layer, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            for bad in (
+                float("nan"),
+                float("inf"),
+                -float("inf"),
+                True,
+                "1",
+                *[2.5] * isinstance(value, int),
+            ):
+                with pytest.raises(
+                    (TypeError, ValueError), match=f"{type(layer).__name__}.{field.name}: .*found"
+                ):
+                    dataclasses.replace(layer, **{field.name: bad})
+            if isinstance(value, int):
+                again = dataclasses.replace(layer, **{field.name: np.int64(value)})
+                assert again == layer
+                assert type(getattr(again, field.name)) is int

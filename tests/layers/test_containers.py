@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,5 +217,136 @@ def test_in_transformations(key, model):
     ],
 )
 def test_what_is_no_connection(make):
-    with pytest.raises(TypeError, match="expected a function or a layer as (connection|fusion), found '[+]'"):
+    with pytest.raises(
+        TypeError, match="[.](connection|fusion): expected a function or a layer.*, found '[+]'"
+    ):
         make("+")
+
+
+# Children as attributes
+
+
+CONTAINERS = [
+    fl.Chain(fl.Dense(2, 3), jnp.tanh, head=fl.Dense(3, 1)),
+    fl.Parallel(jnp.add, fl.Dense(2, 3), jnp.tanh, head=fl.Dense(2, 3)),
+    fl.BranchLayer(fl.Dense(2, 3), jnp.tanh, head=fl.Dense(2, 3), fusion=fl.NoOpLayer()),
+    fl.PairwiseFusion(jnp.add, fl.Dense(2, 2), jnp.tanh, head=fl.Dense(2, 2)),
+    fl.Maxout(fl.Dense(2, 2), jnp.tanh, head=fl.Dense(2, 2)),
+]
+containers = pytest.mark.parametrize("model", CONTAINERS, ids=lambda model: type(model).__name__)
+
+
+@containers
+def test_children_are_attributes(model):
+    assert model.layer_0 is model.layers["layer_0"]
+    assert model.layer_1 is model.layers["layer_1"]
+    assert model.head is model.layers["head"]
+    assert hasattr(model, "head")
+    assert not hasattr(model, "layer_2")
+    assert {"layer_0", "layer_1", "head", "layers", "forward"} <= set(dir(model))
+    with pytest.raises(AttributeError, match=f"{type(model).__name__}: no name 'haed'; the nearest: head"):
+        _ = model.haed
+    with pytest.raises(AttributeError, match="_head"):
+        _ = model._head
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign 'head'"):
+        model.head = fl.Dense(3, 1)
+
+
+@containers
+def test_attributes_do_not_disturb_what_python_and_jax_ask_for(key, model):
+    # Without functions of JAX, which cannot be pickled.
+    connection = {"connection": fl.NoOpLayer()} if hasattr(model, "connection") else {}
+    named = dataclasses.replace(
+        model, layers={"layer_0": fl.Dense(2, 2), "head": fl.NoOpLayer()}, **connection
+    )
+    again = pickle.loads(pickle.dumps(named))
+    assert again == named
+    assert again.head == fl.NoOpLayer()
+    assert copy.deepcopy(model) == copy.copy(model) == model
+    assert hash(copy.deepcopy(model)) == hash(model)
+    assert next(field.name for field in dataclasses.fields(model)) == "layers"
+    for name in (
+        "__wrapped__",
+        "__jax_array__",
+        "__array__",
+        "_repr_html_never",
+        "__pdoc__",
+        "_fields",
+        "shape",
+    ):
+        assert not hasattr(model, name)
+    with pytest.raises(AttributeError):
+        object.__new__(type(model)).head  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name", ["trace", "lower", "eval_shape", "clear_cache", "name", "connection", "compile"]
+)
+def test_a_child_may_have_the_name_of_what_jax_gives_a_compiled_function(key, name):
+    """`jax.jit` copies the attributes of a callable to the function that it makes of it."""
+    for make in (fl.BranchLayer, lambda **layers: fl.Parallel(None, **layers)):
+        if name == "connection" and make is not fl.BranchLayer:
+            continue
+        model = make(**{name: fl.Dense(2, 3), "other": fl.Dense(2, 1)})
+        ps, st = fl.setup(key, model, float)
+        x = jnp.ones((4, 2))
+        compiled = jax.jit(model)
+        assert_close(compiled(x, ps, st)[0], model(x, ps, st)[0])
+        assert compiled.lower(x, ps, st).compile()(x, ps, st)[0][0].shape == (4, 3)
+        assert jax.eval_shape(jax.vmap(model, (0, None, None)), x, ps, st)[0][1].shape == (4, 1)
+        assert fl.display_name(model) == type(model).__name__
+        assert getattr(model, name) is model.layers[name]
+
+
+def test_an_attribute_of_the_class_comes_first():
+    model = fl.Chain(forward=fl.Dense(2, 3), states=fl.Dense(3, 1))
+    assert callable(model.forward)
+    assert model["forward"] == fl.Dense(2, 3)
+    assert model.layers["states"] == fl.Dense(3, 1)
+
+
+def test_a_part_of_a_chain_and_a_chain_in_a_chain():
+    model = fl.Chain(fl.Chain(a=fl.Dense(2, 3), b=fl.Dense(3, 4)), body=fl.Dense(4, 5), end=jnp.tanh)
+    assert model.layer_0.b == fl.Dense(3, 4)
+    assert model[1:].body == fl.Dense(4, 5)
+    with pytest.raises(AttributeError, match="no name 'layer_0'; there are: body, end"):
+        _ = model[1:].layer_0
+    assert fl.MLP(2, (3, 4), 1).layer_1 == fl.Dense(3, 4, jnp.tanh)
+    with pytest.raises(AttributeError, match="MLP: no name 'layer_9'; the nearest: layer_"):
+        _ = fl.MLP(2, (3, 4), 1).layer_9
+    assert pickle.loads(pickle.dumps(fl.MLP(2, (3,), 1, None))).layer_1 == fl.Dense(3, 1)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("bad", [3, 2.5, "a", None, True, fl.Dense, jnp.ones(2)])
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda bad: fl.Chain(fl.Dense(2, 3), bad), "Chain.layer_1"),
+        (lambda bad: fl.Chain(head=bad), "Chain.head"),
+        (lambda bad: fl.Parallel(None, bad), "Parallel.layer_0"),
+        (lambda bad: fl.BranchLayer(body=bad), "BranchLayer.body"),
+        (lambda bad: fl.PairwiseFusion(jnp.add, bad), "PairwiseFusion.layer_0"),
+        (lambda bad: fl.Maxout(bad), "Maxout.layer_0"),
+        (lambda bad: fl.SkipConnection(bad, jnp.add), "SkipConnection.layer"),
+    ],
+)
+def test_what_is_no_layer(make, where, bad):
+    with pytest.raises(TypeError, match=f"{where}: expected a layer or a function, found "):
+        make(bad)
+
+
+@pytest.mark.parametrize("n", [-1, 2.5, float("nan"), True])
+def test_how_many_layers_maxout_makes(n):
+    with pytest.raises((TypeError, ValueError), match="Maxout.n: expected an integer of at least 0, found"):
+        fl.Maxout(fl.NoOpLayer, n)
+    assert len(fl.Maxout(fl.NoOpLayer, np.int64(3)).layers) == 3
+    with pytest.raises(TypeError, match="Maxout: expected a function that makes a layer, found 'a'"):
+        fl.Maxout("a", 3)
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(TypeError, match="Chain.name: expected a string or None, found 3"):
+        fl.Chain(name=3)

@@ -392,7 +392,7 @@ def test_an_error_names_the_place(key):
 
 
 @pytest.mark.parametrize("kind", [fl.Conv, fl.CrossCor, fl.ConvTranspose])
-@pytest.mark.parametrize(("ins", "outs", "groups"), [(3, 4, 2), (4, 3, 2), (4, 4, 0), (4, 4, -2)])
+@pytest.mark.parametrize(("ins", "outs", "groups"), [(3, 4, 2), (4, 3, 2), (4, 6, 3)])
 def test_groups_that_do_not_divide(kind, ins, outs, groups):
     message = f"groups that divide the {ins} input and {outs} output channels, found {groups}"
     with pytest.raises(ValueError, match=message):
@@ -408,23 +408,45 @@ def test_depthwise_channels_that_are_no_multiple():
 @pytest.mark.parametrize(
     ("kernel", "options", "error", "message"),
     [
-        (3, {}, TypeError, "expected kernel to be a tuple of sizes, found 3"),
-        ((3.0,), {}, TypeError, "expected kernel to be an integer or a tuple of integers"),
-        ((), {}, ValueError, "expected kernel"),
-        ((0,), {}, ValueError, r"expected kernel to be one integer, at least 1, found \(0,\)"),
-        ((1, 1, 1, 1), {}, ValueError, r"a kernel of 1, 2 or 3 sizes, found \(1, 1, 1, 1\)"),
-        ((3,), {"stride": 0}, ValueError, "expected stride to be one integer, at least 1, found 0"),
-        ((3,), {"stride": (1, 2)}, ValueError, r"expected stride .*found \(1, 2\)"),
-        ((3,), {"stride": 1.5}, TypeError, r"expected stride .*found 1.5"),
-        ((3, 3), {"dilation": (1,)}, ValueError, r"expected dilation .* 2 of them, at least 1, found \(1,\)"),
-        ((3,), {"pad": -1}, ValueError, "expected pad to be one integer, at least 0, found -1"),
-        ((3, 3), {"pad": (1, 2, 3)}, ValueError, r"expected pad .*2 or 4 of them, found \(1, 2, 3\)"),
-        ((3,), {"pad": "same"}, TypeError, "expected pad .*found 'same'"),
+        (3, {}, TypeError, "kernel: expected a tuple, each part an integer of at least 1, found 3"),
+        ((3.0,), {}, ValueError, r"kernel: expected a tuple, .* integer of at least 1, found \(3.0,\)"),
+        ((True,), {}, TypeError, r"kernel: expected a tuple, .* integer of at least 1, found \(True,\)"),
+        ((), {}, ValueError, r"kernel: expected one size or more, found \(\)"),
+        ((0,), {}, ValueError, r"kernel: expected a tuple, .* integer of at least 1, found \(0,\)"),
+        ((1, 1, 1, 1), {}, ValueError, r"kernel: expected a kernel of 1, 2 or 3 sizes, found \(1, 1, 1, 1\)"),
+        ((3,), {"stride": 0}, ValueError, "stride: expected an integer of at least 1 or a tuple.*, found 0"),
+        ((3,), {"stride": (1, 2)}, ValueError, r"stride: expected an integer or 1 of them, found \(1, 2\)"),
+        ((3,), {"stride": 1.5}, ValueError, "stride: expected an integer of at least 1 .*found 1.5"),
+        ((3, 3), {"dilation": (1,)}, ValueError, r"dilation: expected .* 2 of them, found \(1,\)"),
+        ((3,), {"pad": -1}, ValueError, "pad: expected an integer of at least 0 .* or a SamePad, found -1"),
+        ((3, 3), {"pad": (1, 2, 3)}, ValueError, r"pad: expected .*2 or 4 of them, found \(1, 2, 3\)"),
+        ((3,), {"pad": "same"}, TypeError, "pad: expected .* or a SamePad, found 'same'"),
+        ((3,), {"groups": 0}, ValueError, "groups: expected an integer of at least 1, found 0"),
+        ((3,), {"groups": -2}, ValueError, "groups: expected an integer of at least 1, found -2"),
+        ((3,), {"activation": fl.Dense}, TypeError, "activation: expected an elementwise function or None"),
+        ((3,), {"init_weight": 0.0}, TypeError, "init_weight: expected an initializer .*, found 0.0"),
+        ((3,), {"use_bias": 1}, TypeError, "use_bias: expected True or False, found 1"),
     ],
 )
 def test_arguments_that_are_none(kind, kernel, options, error, message):
-    with pytest.raises(error, match=message):
-        kind(kernel, 1, 1, **options)
+    if options.keys() <= kind.__dataclass_fields__.keys():
+        with pytest.raises(error, match=f"{kind.__name__}.{message}"):
+            kind(kernel, 1, 1, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_integers_are_integers(kind):
+    two = np.int64(2)
+    layer = kind(
+        (np.int32(3), np.uint8(1)), two, np.int8(4), stride=two, pad=(np.int16(0), two), dilation=two
+    )
+    assert layer == kind((3, 1), 2, 4, stride=2, pad=(0, 2), dilation=2)
+    assert eval(repr(layer), vars(fl)) == layer
+    for size in (0, -1, 2.5, "2", True, None, jnp.ones(2, int)):
+        with pytest.raises(
+            (TypeError, ValueError), match=f"{kind.__name__}.in_channels: expected an integer"
+        ):
+            kind((3,), size, 4)
 
 
 @pytest.mark.parametrize(("output_pad", "stride"), [(1, 1), (2, 2), ((0, 3), (4, 3))])

@@ -72,8 +72,9 @@ def test_embedding_is_drawn_standard_normal(key):
     np.testing.assert_allclose([weight.mean(), weight.std()], [0, 1], atol=0.02)
 
 
-@pytest.mark.parametrize(("index", "nearest"), [(6, 5), (100, 5), (-1, 0), (-100, 0)])
-def test_indices_outside_are_an_error_where_they_are_known(key, index, nearest):
+@pytest.mark.parametrize("index", [6, 100, -1, -100])
+def test_indices_outside_are_an_error_where_they_are_known(key, index):
+    """Where they are not, no row is right: there is NaN, and no gradient."""
     layer = fl.Embedding(6, 3)
     ps, st = fl.setup(key, layer, float)
     x = jnp.array([0, index])
@@ -82,7 +83,27 @@ def test_indices_outside_are_an_error_where_they_are_known(key, index, nearest):
     assert "in the layer words" in error.value.__notes__[0]
     with pytest.raises(ValueError, match="from 0 to 5"):
         jax.jit(lambda ps: layer(x, ps, st))(ps)
-    assert_same(jax.jit(layer)(x, ps, st)[0][1], ps.weight[nearest])
+    y = jax.jit(layer)(x, ps, st)[0]
+    assert_same(y[0], ps.weight[0])
+    assert jnp.isnan(y[1]).all()
+    slope = jax.jit(jax.grad(lambda ps, x: layer(x, ps, st)[0].sum()))(ps, x).weight
+    assert_same(slope, jnp.zeros((6, 3)).at[0].set(1.0))
+
+
+def test_indices_outside_of_a_table_with_several_axes(key):
+    layer = fl.Embedding((4, 6), 3)
+    ps, st = fl.setup(key, layer, float)
+    y = jax.jit(layer)((jnp.array([3, 4, 0, -1]), jnp.array([5, 0, 6, 2])), ps, st)[0]
+    assert_same(y[0], ps.weight[3, 5])
+    assert jnp.isnan(y[1:]).all()
+
+
+def test_a_nan_in_rows_stays_one(key):
+    layer = fl.Embedding(6, 3)
+    ps, st = fl.setup(key, layer, float)
+    assert jnp.isnan(layer(jnp.ones(6).at[2].set(jnp.nan), ps, st)[0]).all()
+    periodic = fl.PeriodicEmbedding((1,), (2.0,))(jnp.array([1.0, jnp.nan]), {}, {})[0]
+    assert jnp.isnan(periodic).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +169,7 @@ def test_periodic_embedding_of_all_of_none_and_of_integers():
 def test_periodic_embedding_of_what_does_not_fit():
     with pytest.raises(ValueError, match="expected 2 periods, one an index, found 1"):
         fl.PeriodicEmbedding((0, 1), (1.0,))
-    with pytest.raises(ValueError, match="positive periods"):
+    with pytest.raises(ValueError, match="PeriodicEmbedding.periods: .* a finite number above 0, found"):
         fl.PeriodicEmbedding((0,), (0.0,))
     for indices, x in (((3,), jnp.ones((5, 3))), ((0, -3), jnp.ones(3)), ((0,), 1.0)):
         with pytest.raises(ValueError, match="expected x with different features .* found shape"):

@@ -329,7 +329,7 @@ def test_one_sample_is_enough_in_test_mode_and_with_space():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="divide 4 channels, found 3"):
         fl.GroupNorm(4, 3)
-    with pytest.raises(ValueError, match="divide 4 channels, found 0"):
+    with pytest.raises(ValueError, match=r"GroupNorm.groups: expected an integer of at least 1, found 0"):
         fl.GroupNorm(4, 0)
     for cls in (fl.LayerNorm, fl.RMSNorm):
         with pytest.raises(ValueError, match=r"at least one axis, found \(\)"):
@@ -340,3 +340,162 @@ def test_what_is_refused():
         ps, st = fl.setup(jax.random.key(0), layer, float)
         with pytest.raises(TypeError, match=r"floating x, found int64\[2, 5, 3\]"):
             layer(jnp.ones((2, 5, 3), int), ps, st)
+
+
+# A mean that is large against the spread
+
+
+FAR = [(1e4, 1e-2), (-3e5, 0.1), (70.0, 1e-4), (2e6, 1.0)]
+far = pytest.mark.parametrize(("mean", "spread"), FAR)
+KINDS = [
+    (lambda: fl.BatchNorm(3, epsilon=1e-10), (64, 8, 8, 3), (0, 1, 2)),
+    (lambda: fl.InstanceNorm(3, affine=True, track_stats=True, epsilon=1e-10), (4, 16, 16, 3), (1, 2)),
+    (lambda: fl.GroupNorm(3, 3, epsilon=1e-10), (4, 16, 16, 3), (1, 2)),
+    (lambda: fl.LayerNorm(64, epsilon=1e-10), (4, 64), (1,)),
+]
+kinds = pytest.mark.parametrize(("make", "shape", "axes"), KINDS, ids=["batch", "instance", "group", "layer"])
+
+
+def far_away(mean, spread, shape):
+    x = mean + spread * np.random.default_rng(0).normal(size=shape)
+    return jnp.asarray(x, jnp.float32)
+
+
+def weighted(layer, x, ps, st):
+    """A sum of the outputs, with weights, and its gradient by the parameters and by `x`."""
+    w = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+
+    def loss(ps, x):
+        return jnp.sum(w * layer(x, ps, st)[0])
+
+    return np.asarray(w, float), jax.jit(jax.grad(loss, (0, 1)))(ps, x)
+
+
+@far
+@kinds
+def test_a_mean_far_from_zero_in_training(mean, spread, make, shape, axes):
+    """In float32, against NumPy in float64 on the same float32 numbers."""
+    layer, x = make(), far_away(mean, spread, shape)
+    ps, st = started(layer, jnp.float32)
+    scale, bias = (np.asarray(p, float) for p in (ps.scale, ps.bias))
+    z = over(np.asarray(x, float), axes, layer.epsilon)
+    y, _ = jax.jit(layer)(x, ps, st)
+    np.testing.assert_allclose(y, scale * z + bias, rtol=1e-5, atol=2e-5)
+    w, (by_ps, by_x) = weighted(layer, x, ps, st)
+    batch = tuple(range(x.ndim - 1))
+    np.testing.assert_allclose(by_ps.bias, w.sum(batch), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(by_ps.scale, (w * z).sum(batch), rtol=1e-4, atol=1e-3)
+    g = w * scale
+    inner = g - g.mean(axes, keepdims=True) - z * (g * z).mean(axes, keepdims=True)
+    slope = np.sqrt(np.asarray(x, float).var(axes, keepdims=True) + layer.epsilon)
+    np.testing.assert_allclose(np.asarray(by_x) * slope, inner, rtol=1e-4, atol=1e-4)
+
+
+@far
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_mean_far_from_zero_in_test_mode(mean, spread, kind):
+    make, shape, _ = KINDS[kind]
+    layer, x = make(), far_away(mean, spread, shape)
+    ps, st = started(layer, jnp.float32)
+    running = {
+        "running_mean": jnp.full(3, mean, jnp.float32),
+        "running_var": jnp.full(3, spread**2, jnp.float32),
+    }
+    st = fl.testmode(st.replace(**running))
+    scale, bias, m, v = (np.asarray(p, float) for p in (ps.scale, ps.bias, *running.values()))
+    z = (np.asarray(x, float) - m) / np.sqrt(v + layer.epsilon)
+    np.testing.assert_allclose(jax.jit(layer)(x, ps, st)[0], scale * z + bias, rtol=1e-5, atol=1e-5)
+    w, (by_ps, by_x) = weighted(layer, x, ps, st)
+    np.testing.assert_allclose(by_ps.scale, (w * z).sum((0, 1, 2)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(by_x) * np.sqrt(v + layer.epsilon), w * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.3, -1e7, 2e5])
+def test_equal_numbers_give_the_bias(constant):
+    """Their variance is zero, and not a little less by rounding."""
+    for layer in (fl.BatchNorm(2), fl.LayerNorm((5, 7, 2)), fl.GroupNorm(2, 1)):
+        ps, st = started(layer, jnp.float32)
+        x = jnp.full((3, 5, 7, 2), constant, jnp.float32)
+        y, new = jax.jit(layer)(x, ps, st)
+        np.testing.assert_allclose(y, jnp.broadcast_to(ps.bias, y.shape), atol=1e-5)
+        _, (_, slope) = weighted(layer, x, ps, st)
+        assert jnp.isfinite(slope).all()
+        if new:
+            assert (new.running_var >= 0).all()
+
+
+def test_second_derivatives_do_not_depend_on_where_the_mean_is():
+    layer = fl.BatchNorm(1, epsilon=0.1)
+    ps, st = started(layer)
+    w = jnp.array([[1.0], [-2.0], [0.5]])
+
+    def loss(x):
+        return jnp.sum(w * layer(x, ps, st)[0] ** 3)
+
+    x = jnp.array([[0.3], [1.1], [-0.4]])
+    numeric = central_difference(jax.grad(loss), x, w, 1e-5)
+    product = jax.jvp(jax.grad(loss), (x,), (w,))[1]
+    np.testing.assert_allclose(product, numeric, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(jax.grad(loss), (x + 100,), (w,))[1], product, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (fl.BatchNorm(3), (4, 3)),
+        (fl.BatchNorm(3, affine=False), (4, 5, 3)),
+        (fl.GroupNorm(3, 1), (4, 3)),
+        (fl.InstanceNorm(3), (4, 5, 3)),
+        (fl.LayerNorm(3), (4, 3)),
+        (fl.RMSNorm(3), (4, 3)),
+    ],
+)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_no_number_stays_none(layer, shape, bad):
+    ps, st = started(layer)
+    x = inputs(shape).at[1].set(bad)
+    y, _ = layer(x, ps, st)
+    assert jnp.isnan(y[1]).all()
+
+
+@pytest.mark.parametrize("cls", [fl.BatchNorm, fl.InstanceNorm, fl.LayerNorm, fl.RMSNorm])
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("epsilon", -1.0, ValueError, "epsilon: expected a finite number of at least 0, found -1.0"),
+        ("epsilon", float("nan"), ValueError, "epsilon: expected a finite number of at least 0, found nan"),
+        ("epsilon", "a", TypeError, "epsilon: expected a finite number .* found 'a'"),
+        ("momentum", 5.0, ValueError, "momentum: expected a probability from 0 to 1, found 5.0"),
+        ("momentum", float("nan"), ValueError, "momentum: expected a probability from 0 to 1, found nan"),
+        ("affine", 1, TypeError, "affine: expected True or False, found 1"),
+        (
+            "activation",
+            fl.Dense,
+            TypeError,
+            "activation: expected an elementwise function or None, found <cl",
+        ),
+    ],
+)
+def test_options_are_checked(cls, field, value, error, message):
+    if field not in cls.__dataclass_fields__:
+        return
+    with pytest.raises(error, match=f"{cls.__name__}.{message}"):
+        cls(3, **{field: value})
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, float("nan"), "a", True, None])
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [
+        (fl.BatchNorm, "channels"),
+        (fl.InstanceNorm, "channels"),
+        (fl.LayerNorm, "shape"),
+        (fl.RMSNorm, "shape"),
+    ],
+)
+def test_sizes_are_checked(cls, field, size):
+    with pytest.raises(
+        (ValueError, TypeError), match=f"{cls.__name__}.{field}: expected an integer .* found"
+    ):
+        cls(size)
+    assert cls(np.int64(3)) == cls(3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from tests.helpers import assert_close, central_difference
+from tests.helpers import assert_close, assert_same, central_difference
 
 
 def norm(p):
@@ -253,15 +253,17 @@ def test_the_printed_layer_rebuilds_it(layer):
 
 @pytest.mark.parametrize("kind", [fl.MaxPool, fl.MeanPool, fl.LPPool])
 def test_bad_windows(kind):
-    with pytest.raises(TypeError, match="expected window to be a tuple of sizes, found 2"):
+    with pytest.raises(
+        TypeError, match=f"{kind.__name__}.window: expected a tuple, each part an integer .* 2"
+    ):
         kind(2)
-    with pytest.raises(ValueError, match=r"expected window .*at least 1, found \(0,\)"):
+    with pytest.raises(ValueError, match=r"window: expected .*at least 1, found \(0,\)"):
         kind((0,))
-    with pytest.raises(ValueError, match=r"expected window .*found \(\)"):
+    with pytest.raises(ValueError, match=r"window: expected .*found \(\)"):
         kind(())
-    with pytest.raises(ValueError, match=r"expected stride .*found \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"stride: expected .*found \(1, 2, 3\)"):
         kind((2, 2), stride=(1, 2, 3))
-    with pytest.raises(ValueError, match=r"expected pad .*found \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"pad: expected .*found \(1, 2, 3\)"):
         kind((2, 2), pad=(1, 2, 3))
     message = r"at least as long as the window, which spans \(5,\), found \(4,\) with the padding"
     with pytest.raises(ValueError, match=message):
@@ -272,9 +274,9 @@ def test_bad_windows(kind):
 
 @pytest.mark.parametrize("kind", [fl.AdaptiveMaxPool, fl.AdaptiveMeanPool, fl.AdaptiveLPPool])
 def test_bad_adaptive_sizes(kind):
-    with pytest.raises(TypeError, match="expected out to be a tuple of sizes, found 2"):
+    with pytest.raises(TypeError, match=f"{kind.__name__}.out: expected a tuple, each part an integer .* 2"):
         kind(2)
-    with pytest.raises(ValueError, match=r"expected out .*found \(2, 0\)"):
+    with pytest.raises(ValueError, match=r"out: expected .*found \(2, 0\)"):
         kind((2, 0))
     for shape in ((2, 4, 3, 1), (4, 4), (4,)):
         with pytest.raises(ValueError, match=r"spatial sizes of at least \(4, 4\), found shape \("):
@@ -296,7 +298,7 @@ def test_means_and_norms_need_floating_numbers(layer):
         layer(jnp.ones((1, 2, 3), int), {}, {})
 
 
-@pytest.mark.parametrize("p", [0.5, 0, -1, float("inf")])
+@pytest.mark.parametrize("p", [0.5, 0, -1, float("inf"), float("nan")])
 def test_an_exponent_that_gives_no_norm(p):
     for make in (
         lambda: fl.LPPool((2,), p=p),
@@ -305,3 +307,53 @@ def test_an_exponent_that_gives_no_norm(p):
     ):
         with pytest.raises(ValueError, match="expected a finite exponent p of at least 1"):
             make()
+
+
+# What is no number
+
+
+def with_nan(shape, at):
+    return draw(*shape).at[at].set(jnp.nan)
+
+
+POOLS = [
+    (
+        fl.MaxPool((2,)),
+        fl.MaxPool((2,), dilation=2),
+        fl.MeanPool((2,)),
+        fl.LPPool((2,)),
+        fl.LPPool((2,), p=1),
+    ),
+    (fl.LPPool((3,), p=2.5, pad=1), fl.AdaptiveLPPool((2,)), fl.AdaptiveLPPool((3,), p=3)),
+    (fl.AdaptiveMaxPool((2,)), fl.AdaptiveMeanPool((2,)), fl.GlobalLPPool(), fl.GlobalLPPool(p=1.5)),
+    (fl.GlobalMaxPool(), fl.GlobalMeanPool()),
+]
+
+
+@pytest.mark.parametrize("layer", [layer for group in POOLS for layer in group], ids=repr)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_window_with_nan_gives_nan(layer, compiled):
+    """And no other window does."""
+    call = jax.jit(layer) if compiled else layer
+    x = with_nan((2, 6, 3), (1, 2, 2))
+    y, clean = (call(x, {}, {})[0] for x in (x, draw(2, 6, 3)))
+    assert jnp.isnan(y[1, :, 2]).any()
+    keep = ~jnp.isnan(y)
+    assert_same(y[keep], clean[keep])
+
+
+@pytest.mark.parametrize("layer", [fl.LPPool((2,)), fl.GlobalLPPool(p=3), fl.AdaptiveLPPool((2,), p=1.5)])
+def test_a_norm_of_zeros_has_a_finite_gradient_beside_nan(layer):
+    x = jnp.zeros((1, 4, 2)).at[0, 1, 1].set(jnp.nan)
+    y, pull = jax.vjp(lambda x: layer(x, {}, {})[0], x)
+    (slope,) = pull(jnp.ones_like(y))
+    assert (y[..., 0] == 0).all()
+    assert (slope[..., 0] == 0).all()
+    assert jnp.isnan(y[..., 1]).any()
+
+
+@pytest.mark.parametrize("layer", [fl.MaxPool((2,)), fl.GlobalMaxPool(), fl.AdaptiveMaxPool((1,))])
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_what_has_no_order_has_no_largest(layer, dtype):
+    with pytest.raises(TypeError, match="expected floating x or integers, found"):
+        layer(jnp.ones((1, 2, 3), dtype), {}, {})

@@ -297,7 +297,9 @@ def test_bidirectional_with_two_kinds_of_cells(key):
     plain = fl.BidirectionalRNN(fl.LSTMCell(3, 4), fl.RNNCell(3, 2))
     assert repr(plain) == "BidirectionalRNN(LSTMCell(3, 4), backward_cell=RNNCell(3, 2))"
     assert eval(repr(plain), vars(fl)) == plain
-    with pytest.raises(TypeError, match="function of two sequences or None as merge, found 3"):
+    with pytest.raises(
+        TypeError, match="BidirectionalRNN.merge: expected a function of two sequences or None, found 3"
+    ):
         fl.BidirectionalRNN(fl.RNNCell(3, 4), merge=3)
 
 

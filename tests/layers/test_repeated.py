@@ -307,7 +307,7 @@ def test_errors_name_the_layer(key):
     with pytest.raises(ValueError, match=r"shape \(..., 3\), found shape \(5, 4\)") as error:
         model(jnp.ones((5, 4)), ps, st)
     assert "in the layer blocks.layer.layer_0: Dense(3, 3)" in error.value.__notes__[0]
-    with pytest.raises(ValueError, match="1 or more, found 0"):
+    with pytest.raises(ValueError, match="Repeated.n: expected an integer of at least 1, found 0"):
         fl.Repeated(fl.Dense(3, 3), 0)
     with pytest.raises(TypeError, match="expected a layer or a function"):
         fl.Repeated(3, 4)

@@ -108,5 +108,7 @@ def test_patch_embedding_of_what_does_not_fit(key, shape):
 
 @pytest.mark.parametrize("patch", [(2,), (2, 2, 2), 0, (2, -1)])
 def test_a_patch_has_two_sizes(patch):
-    with pytest.raises(ValueError, match="expected a patch of two positive sizes, found"):
+    with pytest.raises(
+        ValueError, match="PatchEmbedding.patch: expected an integer of at least 1 or a tuple of 2.* found"
+    ):
         fl.PatchEmbedding(patch, 3, 4)

@@ -121,10 +121,64 @@ def test_known_points_and_a_grid_from_an_array(key):
     np.testing.assert_allclose(layer(1.234, ps, st)[0], np.sin(1.234), atol=1e-4)
 
 
-@pytest.mark.parametrize("grid", [(), (1.0,), (1.0, 1.0), (0.0, 2.0, 1.0), (0.0, np.nan), (0.0, np.inf)])
+@pytest.mark.parametrize("grid", [(), (1.0,), (1.0, 1.0), (0.0, 2.0, 1.0)])
 def test_a_grid_is_increasing(grid):
     with pytest.raises(ValueError, match="expected a grid of 2 or more increasing numbers, found"):
         fl.SplineLayer(grid, 2)
+
+
+@pytest.mark.parametrize("grid", [(0.0, np.nan), (0.0, np.inf), (False, True), ("a", "b"), 3.0, "ab", None])
+def test_a_grid_is_of_numbers(grid):
+    with pytest.raises(
+        (ValueError, TypeError), match="SplineLayer.grid: expected a tuple, each part a finite"
+    ):
+        fl.SplineLayer(grid, 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+@pytest.mark.parametrize("learn_grid", [False, True])
+def test_half_precisions_compute_in_float32(key, dtype, kind, learn_grid):
+    """With a grid of places that bfloat16 cannot tell apart, unless they are learned, in its dtype."""
+    grid = (0.0, 1.0, 2.0) if learn_grid else (1000.0, 1001.0, 1003.0, 1004.0)
+    layer = fl.SplineLayer(grid, 3, kind=kind, learn_grid=learn_grid)
+    ps, st = fl.setup(key, layer, dtype)
+    x = jnp.asarray([0.25, 1.75] if learn_grid else [1000.0, 1004.0], dtype)
+    y, _ = jax.jit(layer)(x, ps, st)
+    wide, _ = layer(x.astype(float), ps.map(lambda p: p.astype(float)), st)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.astype(float), wide, rtol=4 * float(jnp.finfo(dtype).eps), atol=1e-2)
+    slope = jax.grad(lambda ps: layer(x, ps, st)[0].astype(jnp.float32).sum())(ps)
+    assert slope.dtype == dtype
+    assert jnp.isfinite(slope.data).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_complex_points(key, kind):
+    """A spline is linear in its points."""
+    layer = fl.SplineLayer((0.0, 1.0, 3.0, 4.0), 2, kind=kind)
+    with jax.numpy_dtype_promotion("standard"):
+        ps, st = fl.setup(key, layer, complex)
+        x = jnp.linspace(-1, 5, 13)
+        parts = [layer(x, {"points": part(ps.points)}, st)[0] for part in (jnp.real, jnp.imag)]
+        y, _ = layer(x, ps, st)
+        assert y.dtype == complex
+        assert_close(y, parts[0] + 1j * parts[1])
+        with pytest.raises(TypeError, match=r"a real x and a real grid, found complex128\[13\]"):
+            layer(x.astype(complex), ps, st)
+        learned = fl.SplineLayer((0.0, 1.0), 2, learn_grid=True)
+        with pytest.raises(TypeError, match=r"a real x and a real grid, found complex128\[2\]"):
+            learned(x, *fl.setup(key, learned, complex))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_a_place_that_is_nan_gives_nan(key, kind):
+    layer = fl.SplineLayer((0.0, 1.0, 3.0), 2, kind=kind)
+    ps, st = fl.setup(key, layer, float)
+    y, _ = jax.jit(layer)(jnp.array([jnp.nan, 0.5, jnp.inf]), ps, st)
+    assert jnp.isnan(y).all(1).tolist() == [True, False, False]
+    assert_close(y[2], ps.points[-1])  # what is outside is held
+    assert jnp.isnan(layer(0.5, {"points": ps.points.at[0].set(jnp.nan)}, st)[0]).all()
 
 
 def test_there_are_two_kinds():

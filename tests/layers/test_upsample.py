@@ -193,7 +193,7 @@ def test_the_printed_layer_rebuilds_it(layer):
 def test_both_or_neither_of_scale_and_size():
     with pytest.raises(ValueError, match="expected one of scale and size, found neither"):
         fl.Upsample("bilinear")
-    with pytest.raises(ValueError, match="expected one of scale and size, found scale=2 and size=4"):
+    with pytest.raises(ValueError, match="expected one of scale and size, found scale=2.0 and size=4"):
         fl.Upsample(scale=2, size=4)
 
 
@@ -204,7 +204,7 @@ def test_both_or_neither_of_scale_and_size():
             ("cubic",),
             {"scale": 2},
             ValueError,
-            "expected a mode among nearest, bilinear, trilinear, found 'cubic'",
+            "Upsample.mode: expected 'nearest', 'bilinear' or 'trilinear', found 'cubic'",
         ),
         (
             (),
@@ -212,11 +212,19 @@ def test_both_or_neither_of_scale_and_size():
             ValueError,
             "expected align_corners with the mode bilinear",
         ),
-        ((), {"scale": 0}, ValueError, "expected a positive scale, found 0"),
-        ((), {"scale": (2, -1)}, ValueError, "expected a positive scale"),
-        ((), {"scale": "2"}, TypeError, "expected scale to be a number or a tuple of numbers, found '2'"),
-        ((), {"size": (2, 0)}, ValueError, r"expected size .*at least 1, found \(2, 0\)"),
-        ((), {"size": 2.0}, TypeError, "expected size .*found 2.0"),
+        ((), {"scale": 0}, ValueError, "Upsample.scale: expected a finite number above 0 .* found 0"),
+        (
+            (),
+            {"scale": (2, -1)},
+            ValueError,
+            r"Upsample.scale: expected a finite number above 0 .* found \(2, -1\)",
+        ),
+        ((), {"scale": "2"}, TypeError, "Upsample.scale: expected a finite number .* found '2'"),
+        ((), {"size": (2, 0)}, ValueError, r"Upsample.size: expected .*at least 1.*, found \(2, 0\)"),
+        ((), {"size": 2.0}, ValueError, "Upsample.size: expected an integer .*found 2.0"),
+        ((), {"scale": float("nan")}, ValueError, "Upsample.scale: expected a finite number .*found nan"),
+        ((), {"scale": ()}, ValueError, r"Upsample.scale: expected one number or more, found \(\)"),
+        ((), {"size": ()}, ValueError, r"Upsample.size: expected one number or more, found \(\)"),
     ],
 )
 def test_bad_arguments_of_upsample(arguments, options, error, message):
@@ -243,7 +251,9 @@ def test_bad_input_of_pixel_shuffle():
             fl.PixelShuffle(2)(jnp.ones(shape), {}, {})
     with pytest.raises(ValueError, match=r"found shape \(4, 4\)"):
         fl.PixelShuffle(2)(jnp.ones((4, 4)), {}, {})
-    with pytest.raises(ValueError, match="expected a factor of at least 1, found 0"):
+    with pytest.raises(ValueError, match="PixelShuffle.factor: expected an integer of at least 1, found 0"):
         fl.PixelShuffle(0)
-    with pytest.raises(TypeError, match=r"expected factor to be an integer, found \(2, 2\)"):
+    with pytest.raises(
+        TypeError, match=r"PixelShuffle.factor: expected an integer of at least 1, found \(2, 2\)"
+    ):
         fl.PixelShuffle((2, 2))

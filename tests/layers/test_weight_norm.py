@@ -288,7 +288,9 @@ def test_spectral_norm_and_dropout_share_the_flag(key):
     assert not np.array_equal(layer(jnp.ones(8), ps, new)[0], y)
     assert fl.testmode(new) == layer(jnp.ones(8), ps, fl.testmode(new))[1]
     assert jax.tree.structure(new) == jax.tree.structure(st)
-    with pytest.raises(ValueError, match="at least one iteration, found 0"):
+    with pytest.raises(
+        ValueError, match="SpectralNorm.iterations: expected an integer of at least 1, found 0"
+    ):
         fl.SpectralNorm(fl.Dense(3, 2), "weight", iterations=0)
 
 
