@@ -103,9 +103,13 @@ def _random(rng: np.random.Generator, shape: Shape, dtype: Any) -> np.ndarray:
 
 
 def _small(layout: Layout) -> Layout:
-    """Some leaves of a layout, shrunk: the largest of each last name and number of axes, then others."""
+    """Some leaves of a layout, shrunk: the largest of each last name and number of axes, then others.
+
+    The largest is the one that is longest along its second longest axis: the first that Adafactor factors.
+    """
     places = {path: slot for path, slot in layout.slots() if path not in layout.ties}
-    by_size = sorted(places, key=lambda path: -places[path].size)
+    lengths = {path: (sorted((0, 0, *slot.shape))[-2], slot.size) for path, slot in places.items()}
+    by_size = sorted(lengths, key=lambda path: lengths[path], reverse=True)
     kinds: dict[tuple[str, int], str] = {}
     for path in by_size:
         kinds.setdefault((path.split(".")[-1], len(places[path].shape)), path)
@@ -114,7 +118,7 @@ def _small(layout: Layout) -> Layout:
     for path in chosen:
         *groups, name = path.split(".")
         inner = functools.reduce(lambda group, part: group.setdefault(part, {}), groups, names)
-        # From 128 numbers along two axes on, Adafactor factors.
+        # By default it does so from 128 numbers along two axes on.
         inner[name] = _shrunk(places[path].shape, 128 if path == by_size[0] else 4)
     stacked = len(chosen) == 1 and math.prod(places[chosen[0]].copies) > 1
     return Layout(names).stack(2) if stacked else Layout(names)

@@ -93,7 +93,8 @@ def train_loop(
     - `loss`: a function `loss(ps, st, batch) -> (value, st)`.
     - `ps`: the parameters, a `ComponentVector` or any pytree of floating arrays.
     - `st`: the state.
-    - `optimizer`: an optax optimiser.
+    - `optimizer`: an optax optimiser that needs no more than gradients and parameters. One that works leaf by
+        leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
     - `data`: `None`; one batch, a pytree of arrays that is used in each step; or an iterator of batches of
         the same shapes, `chunk` of which are stacked at a time.
     - `steps`: how many steps.
@@ -106,6 +107,8 @@ def train_loop(
 
     **Raises:** `NonFiniteLossError`, with the step and the last good parameters, as soon as a chunk has a
     loss that is not finite; `ValueError` if the batches come to an end before the steps do.
+
+    **Warns:** if the optimiser works leaf by leaf and sees a vector, as far as a short trial tells.
 
     >>> import jax.numpy as jnp
     >>> import optax

@@ -107,6 +107,7 @@ def test_it_depends_on_the_leaves():
     factored = optax.scale_by_factored_rms()
     assert not differs_by_leaf(factored, fl.Layout({"a": (127, 300), "b": (3,)}).zeros())
     assert differs_by_leaf(factored, fl.Layout({"a": (2, 128, 300), "b": (3,)}).zeros())
+    assert differs_by_leaf(factored, fl.Layout({"a": (20_000, 2), "b": (130, 140)}).zeros())
     # One leaf of one axis is the vector; copies in a stack are leaves.
     assert not differs_by_leaf(optax.lamb(0.1), fl.Layout({"a": (5,)}).zeros())
     assert differs_by_leaf(optax.lamb(0.1), fl.Layout({"a": (5,)}).stack(2).zeros())
@@ -132,7 +133,8 @@ def test_it_costs_the_same_for_a_large_model(monkeypatch):
     """No array of the size of the model, and few leaves."""
     block = {"weight": (4000, 5000, 3, 3), "bias": (5000,), "gain": ()}
     layout = fl.Layout({f"layer_{i}": block for i in range(500)}).stack(1000)
-    whole = fl.ComponentVector(np.broadcast_to(np.float32(0), (layout.length,)), layout)
+    numbers = np.broadcast_to(np.float32(0), (layout.length,))  # one number in memory
+    whole = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(layout.zeros)), [numbers])
     stand_ins = []
     monkeypatch.setattr(leafwise, "_takes_other_steps", lambda _, ps: not stand_ins.append(ps))
     assert differs_by_leaf(optax.lamb(0.1), whole)
