@@ -157,14 +157,10 @@ class DeepEquilibriumNetwork(Container):
     def _find(self, fn: Any, z0: Any, args: Any) -> optx.Solution:
         if self.fixed_depth is not None:
             return _applied(fn, z0, args, self.fixed_depth, self.throw)
+        solver = as_solver(plain(self.solver))
+        adjoint = as_adjoint(plain(self.adjoint), solver, self.max_steps, self.throw)
         return optx.fixed_point(
-            fn,
-            as_solver(plain(self.solver)),
-            z0,
-            args,
-            max_steps=self.max_steps,
-            adjoint=as_adjoint(plain(self.adjoint)),
-            throw=self.throw,
+            fn, solver, z0, args, max_steps=self.max_steps, adjoint=adjoint, throw=self.throw
         )
 
     def _jacobian_loss(self, fn: Any, z: Any, args: Any, st: Record) -> tuple[Record, Any]:
