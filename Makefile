@@ -1,6 +1,7 @@
-# Everything is installed into .venv, from nothing but Python and make.
+# Everything is installed from nothing but Python and make: into .venv, or for another Python, as in
+# `make test PYTHON=python3.13`, into .venv-3.13.
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")'))
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-all notebooks lint docs bench clean
@@ -33,7 +34,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/run.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-*
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

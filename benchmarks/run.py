@@ -2,6 +2,7 @@
 
 python benchmarks/run.py                  # about three quarters of an hour on two cores
 python benchmarks/run.py --only layers    # one group of tables; those of other groups stay as they are
+python benchmarks/run.py --only training --under training-newest  # beside those of another version of JAX
 python benchmarks/run.py --quick          # a fraction of the time, for a look; writes nothing
 """
 
@@ -313,20 +314,22 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, {versions}, flatlayers {fl.__version__}"
 
 
-def write(group: str, tables: list[Table]) -> None:
-    """Put the tables of a group in the place of those in `README.md` and `results.json`."""
-    start, end = f"<!-- {group}: written by run.py -->", f"<!-- end of {group} -->"
+def write(name: str, tables: list[Table]) -> None:
+    """Put tables in the place of those under the same name in `README.md` and `results.json`."""
+    start, end = f"<!-- {name}: written by run.py -->", f"<!-- end of {name} -->"
     text = "\n\n".join([f"Measured on: {machine()}.", *(table.markdown() for table in tables)])
     readme = HERE / "README.md"
+    if start not in readme.read_text():
+        raise ValueError(f"expected a place for the tables in README.md, {start} and {end}, found none")
     before, _, rest = readme.read_text().partition(start)
     after = rest.partition(end)[2]
     readme.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[group] = {"machine": machine(), "tables": {table.title: table.data for table in tables}}
+    results[name] = {"machine": machine(), "tables": {table.title: table.data for table in tables}}
     path.write_text(json.dumps(results, indent=1) + "\n")
-    if group == "training":
-        plot_grid(results[group]["tables"], HERE / "training.png")
+    if name == "training":
+        plot_grid(results[name]["tables"], HERE / "training.png")
 
 
 def main() -> None:
@@ -334,8 +337,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=GROUPS, help="measure one group of tables")
+    parser.add_argument(
+        "--under", help="the name under which tables of one group are written, if not its own"
+    )
     parser.add_argument("--quick", action="store_true", help="one compilation, few calls, nothing written")
     arguments = parser.parse_args()
+    if arguments.under and not arguments.only:
+        parser.error("--under needs --only")
     quick = arguments.quick
     options = {"compilations": 1, "seconds": 0.1} if quick else {"compilations": 2, "seconds": 0.4}
     for group, measure in GROUPS.items():
@@ -344,7 +352,7 @@ def main() -> None:
             for table in tables:
                 print(table.markdown(), end="\n\n")
             if not quick:
-                write(group, tables)
+                write(arguments.under or group, tables)
 
 
 if __name__ == "__main__":

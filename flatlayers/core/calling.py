@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from .matching import check_parameters, check_state
 from .names import describe, join_path
 from .record import as_record
 from .vector import ComponentVector
@@ -26,10 +27,13 @@ def apply(layer: "Layer", x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         with the right attributes, such as a `Record` or a named tuple.
     - `st`: its state, a `Record` or a mapping.
 
+    With a vector, the names and shapes that the layer declares have to be in its layout and in `st`; more
+    names are allowed. Parameters of any other kind are taken as they are, and the state with them.
+
     **Returns:** `(y, st)`, the output and the new state.
 
-    **Raises:** what `forward` raises, with a note that names the path of the layer that failed, its
-    display line and the shape of its input.
+    **Raises:** `ValueError` for the vector or the state of another model; what `forward` raises. A note
+    names the path of the layer that failed, its display line and the shape of its input.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -40,10 +44,16 @@ def apply(layer: "Layer", x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
     >>> y.shape
     (2,)
     """
-    ps = ps.unpack() if isinstance(ps, ComponentVector) else as_record(ps)
+    st = as_record(st)
     try:
+        if isinstance(ps, ComponentVector):
+            check_parameters(layer, ps.layout)
+            check_state(layer, st)
+            ps = ps.unpack()
+        else:
+            ps = as_record(ps)
         with jax.named_scope(display_name(layer)):
-            result = layer.forward(x, ps, as_record(st))
+            result = layer.forward(x, ps, st)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
         return result[0], as_record(result[1])

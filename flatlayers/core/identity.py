@@ -47,7 +47,9 @@ class Value:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return type(self) is type(other) and self._hash == other._hash and self._identity == other._identity
+        if not isinstance(other, Value) or type(self) is not type(other):
+            return False
+        return self._hash == other._hash and self._identity == other._identity
 
     def __hash__(self) -> int:
         return self._hash

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, dataclass_transform
 from zlib import crc32
 
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .calling import apply
+from .calling import apply, sublayers
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
 from .fields import Check, checks_of
 from .frozen_dict import FrozenDict
 from .identity import Value
 from .layout import Layout
+from .matching import Shapes, shapes_of_state
 from .names import describe, value_text
 from .record import Record
 
@@ -119,6 +121,23 @@ class Layer(Value):
     def layout(self) -> Layout:
         """The layout of the parameter vector."""
         return layout_of(self.parameters())
+
+    @functools.cached_property
+    def state_shapes(self) -> Shapes:
+        """The shapes of the arrays of the state that it declares, by path; `None` for what may change."""
+
+        def declared(key: jax.Array) -> Any:
+            return shapes_of_state(Record(states_of(self, key)))
+
+        if type(self).states is Layer.states:
+            return {}
+        found: list[Shapes] = []
+        try:  # with an abstract key: nothing is computed, nor added to what is being traced
+            jax.eval_shape(lambda key: found.append(declared(key)), jax.eval_shape(jax.random.key, 0))
+        except jax.errors.JAXTypeError:  # the states are made of the numbers of a key
+            with jax.ensure_compile_time_eval():
+                found.append(declared(jax.random.key(0)))
+        return MappingProxyType(found[-1] if keeps_state_type(self) else dict.fromkeys(found[-1]))
 
     def check_fields(self) -> None:
         """Bring the fields into their final form; called once, after `__init__`."""
@@ -348,6 +367,11 @@ def for_each_copy(make: Callable[[jax.Array], Any], key: jax.Array, n: int) -> A
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:
     """A key of its own for a name: it does not depend on what else there is."""
     return jax.random.fold_in(key, crc32(name.encode()))
+
+
+def keeps_state_type(layer: Layer) -> bool:
+    """Whether a layer and all that are in it return a state of the type that they were given."""
+    return layer.keeps_state_type and all(keeps_state_type(child) for _, child in sublayers(layer))
 
 
 def contains_layer(x: Any) -> bool:

@@ -44,7 +44,7 @@ class Layout:
 
     Names are Python identifiers without a leading underscore. Reserved are the attributes
     of `ComponentVector` and the methods of a mapping: `at, data, dtype, get, items, keys,
-    layout, map, ndim, of, replace, shape, size, to_dict, unpack, values`.
+    layout, lead, map, ndim, of, pick, replace, shape, size, to_dict, unpack, values`.
 
     **Raises:** `ValueError` for a bad name or a negative size, `TypeError` for a shape that
     is no tuple of integers.
@@ -97,21 +97,19 @@ class Layout:
 
     @staticmethod
     def of(tree: Any) -> "Layout":
-        """The layout of a nested mapping of arrays or numbers.
+        """The layout of a nested mapping of arrays, numbers and vectors, which keep their names.
+
+        **Raises:** `TypeError` for what is none of these, such as a list of mappings.
 
         >>> import flatlayers as fl
         >>> fl.Layout.of({"a": 1.0, "b": {"c": [1.0, 2.0]}})
         Layout(a=(), b=(c=(2,)))
         """
-        tree = tree.to_dict() if isinstance(tree, NamedArray) else tree
+        if isinstance(tree, NamedArray):
+            return tree.layout
         if not isinstance(tree, Mapping):
             raise TypeError(f"expected a mapping of names to arrays, found {type(tree).__name__}")
-        return Layout(
-            {
-                name: Layout.of(part) if isinstance(part, Mapping) else tuple(np.shape(part))
-                for name, part in tree.items()
-            }
-        )
+        return Layout({name: _part_of(str(name), part) for name, part in tree.items()})
 
     # Asking
 
@@ -166,6 +164,8 @@ class Layout:
             start = int(where[0]) if where.size else 0
             if np.array_equal(where, np.arange(start, start + where.size)):
                 where = slice(start, start + where.size)
+            else:
+                where.setflags(write=False)
             self._spans[path] = where
         return self._spans[path]
 
@@ -197,6 +197,17 @@ class Layout:
         ['w: (2,) became (3,)', 'b: () is gone', 'gain: () is new']
         """
         return differences(self, other)
+
+    def fits_into(self, other: "Layout") -> bool:
+        """Whether the other layout has all the names of this one, with their shapes."""
+        if self is other or other in self._fitting:
+            return True
+        shapes, found = self.view_shapes, other.view_shapes
+        same = all(path in found and found[path] == shape for path, shape in shapes.items())
+        if same and all(path in other.groups for path in self.groups):
+            self._fitting.add(other)
+            return True
+        return False
 
     # Making others
 
@@ -239,6 +250,29 @@ class Layout:
                     places[place] = new_place
         return Layout._new(self.entries, self.copies, places)
 
+    def pick(self, *paths: str) -> "Layout":
+        """The layout of some of the parts alone, in the order given, under their paths.
+
+        **Raises:** `KeyError` for an unknown name, `ValueError` for one that is inside another.
+
+        >>> import flatlayers as fl
+        >>> layout = fl.Layout({"a": (2,), "b": {"c": (), "d": (3,)}})
+        >>> layout.pick("b.d", "a")
+        Layout(b=(d=(3,)), a=(2,))
+        """
+        wanted: dict[str, Any] = {}
+        for path in paths:
+            *above, name = self._known(as_path(path)).split(".")
+            group: dict[str, Any] | None = wanted
+            for part in above:
+                group = None if group is None else group.setdefault(part, {})
+            if group is None or name in group:
+                raise ValueError(f"pick: expected parts that do not overlap, found {path!r} twice")
+            group[name] = None
+        layout = _only(self, wanted)
+        ties = self._ties_among({path: path for path in layout.view_shapes})
+        return Layout._new(layout.entries, layout.copies, ties)
+
     def _pairs(self, name: str, target: str) -> list[tuple[str, str]]:
         shapes = [
             {leaf: shape for leaf, shape in self.view_shapes.items() if _is_below(leaf, path)}
@@ -263,7 +297,7 @@ class Layout:
         from .vector import ComponentVector
 
         return ComponentVector(
-            data if isinstance(data, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(data), self
+            data if isinstance(data, jax.Array | jax.ShapeDtypeStruct) else jnp.array(data), self
         )
 
     def zeros(self, dtype: Any = None) -> "ComponentVector":
@@ -384,6 +418,9 @@ class Layout:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("layouts are immutable")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("layouts are immutable")
+
     def __reduce__(self) -> Any:
         return Layout._new, (dict(self.entries), self.copies, dict(self.ties))
 
@@ -403,7 +440,7 @@ class Layout:
         return {path: own[self.ties.get(path, path)] for path in self.view_shapes}
 
     @functools.cached_property
-    def view_shapes(self) -> dict[str, Shape]:
+    def view_shapes(self) -> Mapping[str, Shape]:
         """The shapes that views have, by path in declared order; stacks included."""
         shapes: dict[str, Shape] = {}
         for name, child in self.entries.items():
@@ -412,20 +449,25 @@ class Layout:
                 shapes |= {join_path(name, path): self.copies + shape for path, shape in below}
             else:
                 shapes[name] = self.copies + child
-        return shapes
+        return MappingProxyType(shapes)
 
     @functools.cached_property
-    def groups(self) -> dict[str, "Layout"]:
+    def groups(self) -> "Mapping[str, Layout]":
         """The untied sub-layouts by path, the root under `""`; a stack has its own copies only."""
         groups: dict[str, Layout] = {"": self}
         for name, child in self.entries.items():
             if isinstance(child, Layout):
                 groups |= {join_path(name, path): group for path, group in child.groups.items()}
-        return groups
+        return MappingProxyType(groups)
 
     @functools.cached_property
     def _spans(self) -> dict[str, slice | np.ndarray]:
         return {}
+
+    @functools.cached_property
+    def _fitting(self) -> "set[Layout]":
+        """The layouts that this one was found to fit into: a call asks for the same one each time."""
+        return set()
 
     @functools.cached_property
     def _parts(self) -> dict[str, "Layout"]:
@@ -439,23 +481,21 @@ class Layout:
             above = [self.groups[".".join(parts[:depth])] for depth in range(len(parts))]
             copies = sum((group.copies for group in above), ())
             group = self.groups[path]
-            self._parts[path] = Layout._new(
-                group.entries, copies + group.copies, self._ties_within(path, group)
-            )
+            names = {join_path(path, leaf): leaf for leaf in group.view_shapes}
+            self._parts[path] = Layout._new(group.entries, copies + group.copies, self._ties_among(names))
         return self._parts[path]
 
-    def _ties_within(self, path: str, group: "Layout") -> dict[str, str]:
-        # A place outside the group goes to the first of the group's names that shares it.
-        holders: dict[str, str] = {}
-        leaves = group.view_shapes
-        for leaf in leaves:
-            if join_path(path, leaf) not in self.ties:
-                holders[join_path(path, leaf)] = leaf
+    def _ties_among(self, names: Mapping[str, str]) -> dict[str, str]:
+        """The ties of a part of this layout, whose leaves are `names`: the path here to the path there.
+
+        A place outside of the part goes to the first of its names that shares it.
+        """
+        holders = {path: name for path, name in names.items() if path not in self.ties}
         ties = {}
-        for leaf in leaves:
-            place = self.ties.get(join_path(path, leaf), join_path(path, leaf))
-            if holders.setdefault(place, leaf) != leaf:
-                ties[leaf] = holders[place]
+        for path, name in names.items():
+            place = self.ties.get(path, path)
+            if holders.setdefault(place, name) != name:
+                ties[name] = holders[place]
         return ties
 
     def _known(self, path: str) -> str:
@@ -495,6 +535,30 @@ class Layout:
 def check_same_layout(expected: Layout, found: Layout) -> None:
     if expected != found:
         raise TypeError(f"expected the same layout for both, found: {expected.diff(found)[0]}")
+
+
+def _only(layout: Layout, wanted: Mapping[str, Any]) -> Layout:
+    """The entries of a layout that a nested mapping names, whole where it has no names below."""
+    entries: dict[str, Shape | Layout] = {}
+    for name, below in wanted.items():
+        child = layout.entries[name]
+        entries[name] = _only(child, below) if below is not None and isinstance(child, Layout) else child
+    return Layout._new(entries, layout.copies, {})
+
+
+def _part_of(path: str, part: Any) -> "Shape | Layout":
+    if isinstance(part, NamedArray):
+        return part.layout
+    if isinstance(part, Mapping):
+        return Layout({name: _part_of(f"{path}.{name}", below) for name, below in part.items()})
+    if isinstance(part, list | tuple) and any(isinstance(below, Mapping | NamedArray) for below in part):
+        raise TypeError(
+            f"{path!r}: expected an array, a number or a mapping, found a list of mappings; give each a "
+            "name, as in {'layer_0': ..., 'layer_1': ...}, or stack their arrays under one (`Layout.stack`)"
+        )
+    if part is None or isinstance(part, str | bytes):
+        raise TypeError(f"{path!r}: expected an array, a number or a mapping, found {part!r}")
+    return tuple(np.shape(part))
 
 
 def _as_child(name: Any, part: Any) -> "Shape | Layout":

@@ -1,5 +1,6 @@
 """`ComponentMatrix`, `jacobian` and `hessian`: matrices with named rows and columns."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layout import Layout, check_same_layout
-from .names import as_path, describe
+from .names import describe
 from .plan import Slot
 from .vector import ComponentVector
 
@@ -17,13 +18,14 @@ class ComponentMatrix:
     """A matrix of shape `(..., m, n)` with a `Layout` for its rows and one for its columns.
 
     `H["a.b", "c"]` is the block of `a.b` and `c`: an array of shape `(*shape_ab, *shape_c)` for
-    two leaves, a `ComponentMatrix` where one is a group. `H @ v` with a vector of the columns' layout
-    is a vector of the rows' layout; with an array it is an array. `H.T`, `H.data` and
-    `np.asarray(H)` work, and so do `jnp` functions, which take it as its array.
+    two leaves, a `ComponentMatrix` where one is a group, or `:`, which is all of them. `H @ v` with a vector
+    of the columns' layout is a vector of the rows' layout, `v @ H` the reverse; with an array they are
+    arrays. `+ - * /` work with a matrix of the same layouts and with what broadcasts to its shape. `H.T`,
+    `H.data` and `np.asarray(H)` work, and so do `jnp` functions, which take it as its array.
 
     **Arguments:**
 
-    - `data`: the numbers, of shape `(..., rows.length, cols.length)`.
+    - `data`: the numbers, of shape `(..., rows.length, cols.length)`. A NumPy array is copied.
     - `rows`, `cols`: the layouts.
 
     **Raises:** `ValueError` for another shape, `KeyError` for a path that is not there, `TypeError`
@@ -52,7 +54,7 @@ class ComponentMatrix:
             raise ValueError(
                 f"expected data of shape (..., {rows.length}, {cols.length}), found shape {tuple(data.shape)}"
             )
-        _fill(self, data, rows, cols)
+        _fill(self, jnp.array(data) if isinstance(data, np.ndarray) else data, rows, cols)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,15 +77,20 @@ class ComponentMatrix:
         return _new(jnp.swapaxes(self.data, -1, -2), self.cols, self.rows)
 
     def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, tuple) or len(key) != 2 or not all(isinstance(path, str) for path in key):
-            raise TypeError(f'expected two paths, as in H["a.b", "c"], found {key!r}; `H.data` takes indices')
-        row, col = map(as_path, key)
-        rows, cols = self.rows[row], self.cols[col]
-        block = jnp.take(jnp.take(self.data, self.rows.indices(row), -2), self.cols.indices(col), -1)
-        if isinstance(rows, Slot) and isinstance(cols, Slot):
-            lead = self.shape[:-2]
-            return block.reshape(*lead, *self.rows.view_shapes[row], *self.cols.view_shapes[col])
-        return _new(block, _as_layout(self.rows, row), _as_layout(self.cols, col))
+        if not isinstance(key, tuple) or len(key) != 2 or not all(map(_is_part, key)):
+            raise TypeError(
+                f'expected two paths, or `:` for all, as in H["a.b", "c"] and H["a", :], found {key!r}; '
+                "`H.data` takes indices"
+            )
+        if key == (slice(None), slice(None)):
+            return self
+        (row, rows), (col, cols) = _part(self.rows, key[0]), _part(self.cols, key[1])
+        block = jnp.take(jnp.take(self.data, row, -2), col, -1)
+        if isinstance(rows, Layout) and isinstance(cols, Layout):
+            return _new(block, rows, cols)
+        if isinstance(rows, Layout) or isinstance(cols, Layout):
+            return _new(block, _as_layout(rows, key[0]), _as_layout(cols, key[1]))
+        return block.reshape(*self.shape[:-2], *rows, *cols)
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, ComponentVector):
@@ -97,7 +104,48 @@ class ComponentMatrix:
         return NotImplemented
 
     def __rmatmul__(self, other: Any) -> Any:
+        if isinstance(other, ComponentVector):
+            check_same_layout(self.rows, other.layout)
+            return ComponentVector(jnp.vecmat(jnp.conj(other.data), self.data), self.cols)
         return other @ self.data if isinstance(other, np.ndarray | jax.Array) else NotImplemented
+
+    def _binary(self, op: Callable[[Any, Any], Any], other: Any) -> Any:
+        if isinstance(other, ComponentMatrix):
+            check_same_layout(self.rows, other.rows)
+            check_same_layout(self.cols, other.cols)
+            return _new(op(self.data, other.data), self.rows, self.cols)
+        if not isinstance(other, int | float | complex | np.generic | np.ndarray | jax.Array):
+            return NotImplemented
+        shape = np.shape(other)
+        if len(shape) > self.ndim or any(
+            n not in (1, m) for n, m in zip(shape[::-1], self.shape[::-1], strict=False)
+        ):
+            raise ValueError(f"expected a number or an array that broadcasts to {self.shape}, found {shape}")
+        return _new(op(self.data, other), self.rows, self.cols)
+
+    def __add__(self, other: Any) -> Any:
+        return self._binary(operator.add, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._binary(lambda a, b: b + a, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._binary(operator.sub, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._binary(lambda a, b: b - a, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._binary(operator.mul, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._binary(lambda a, b: b * a, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._binary(operator.truediv, other)
+
+    def __neg__(self) -> "ComponentMatrix":
+        return _new(-self.data, self.rows, self.cols)
 
     def __jax_array__(self) -> jax.Array:
         return self.data
@@ -203,10 +251,21 @@ def _function_of_data(f: Callable[..., Any], v: Any, args: tuple[Any, ...]) -> C
     return lambda data: f(ComponentVector(data, v.layout), *args)
 
 
-def _as_layout(layout: Layout, path: str) -> Layout:
-    """The part at `path`; a leaf (beside a group) under its own name."""
-    part = layout[path]
-    return Layout({path.split(".")[-1]: layout.view_shapes[path]}) if isinstance(part, Slot) else part
+def _is_part(key: Any) -> bool:
+    return isinstance(key, str) or key == slice(None)
+
+
+def _part(layout: Layout, key: Any) -> tuple[Any, Any]:
+    """The indices of a part, and its layout, or its shape if it is a leaf."""
+    if not isinstance(key, str):
+        return np.arange(layout.length), layout
+    part = layout[key]
+    return layout.indices(key), layout.view_shapes[key] if isinstance(part, Slot) else part
+
+
+def _as_layout(part: Any, path: str) -> Layout:
+    """The layout of a part; a leaf (beside a group) is under its own name."""
+    return part if isinstance(part, Layout) else Layout({path.split(".")[-1]: part})
 
 
 def _data(value: Any) -> Any:

@@ -21,9 +21,11 @@ RESERVED_NAMES = frozenset(
         "items",
         "keys",
         "layout",
+        "lead",
         "map",
         "ndim",
         "of",
+        "pick",
         "replace",
         "shape",
         "size",
@@ -44,9 +46,15 @@ class NamedArray:
     data: Any
     layout: Any
 
-    def to_dict(self) -> dict[str, Any]:
-        """All parts as nested dictionaries."""
-        raise NotImplementedError
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `data`."""
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of `data`."""
+        return self.data.dtype
 
 
 class UnknownNameError(KeyError):

@@ -94,7 +94,11 @@ def same_dtype(leaves: Mapping[str, Any], dtype: Any) -> dict[str, jax.Array]:
                 f"{path!r}; `dtype=` converts"
             )
         dtype = next(iter(kinds.values()), jnp.result_type(float))
-    return {path: jnp.asarray(value, dtype) for path, value in leaves.items()}
+    # NumPy's arrays are copied: a vector's numbers are its own.
+    return {
+        path: jnp.array(value, dtype) if isinstance(value, np.ndarray) else jnp.asarray(value, dtype)
+        for path, value in leaves.items()
+    }
 
 
 def check_tied(path: str, value: Any, array: Any, place: str, other: Any, other_array: Any) -> None:
@@ -111,7 +115,7 @@ def check_tied(path: str, value: Any, array: Any, place: str, other: Any, other_
 def leaves_of(layout: "Layout", tree: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a nested mapping by path, if it has the names of the layout."""
     if isinstance(tree, NamedArray):
-        tree = tree.to_dict()
+        tree = tree.layout.unpack(tree.data)
     if not isinstance(tree, Mapping):
         where = f" at {prefix!r}" if prefix else ""
         raise TypeError(

@@ -139,6 +139,10 @@ def _equal(a: Any, b: Any) -> bool:
         return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, NamedArray) and isinstance(b, NamedArray):
         return a.layout == b.layout and _equal(a.data, b.data)
+    return _equal_arrays(a, b)
+
+
+def _equal_arrays(a: Any, b: Any) -> bool:
     if not (isinstance(a, jax.Array | np.ndarray) or isinstance(b, jax.Array | np.ndarray)):
         return bool(a == b)
     if hasattr(a, "dtype") and hasattr(b, "dtype"):

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .calling import apply, display_name, sublayers
+from .calling import apply, display_name
 from .layer import (
     Layer,
     Param,
     Stacked,
     fold_in_name,
     for_each_copy,
+    keeps_state_type,
     layout_of,
     states_of,
 )
@@ -185,9 +186,7 @@ def preserves_state_type(layer: Any) -> bool:
     """
     if isinstance(layer, Mapping):
         return all(map(preserves_state_type, layer.values()))
-    if not isinstance(layer, Layer):
-        return True
-    return layer.keeps_state_type and all(preserves_state_type(child) for _, child in sublayers(layer))
+    return keeps_state_type(layer) if isinstance(layer, Layer) else True
 
 
 def trainmode(st: Record) -> Record:

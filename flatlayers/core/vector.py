@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -21,19 +21,22 @@ class ComponentVector(NamedArray):
     """An array of shape `(..., n)` whose last axis has a `Layout`: names for its parts.
 
     `v.a.b`, `v["a.b"]` and `v["a", "b"]` are views: a `jax.Array` for a leaf, a
-    `ComponentVector` for a group. `v[3]`, `v[2:5]` and `v[mask]` index the numbers along
-    the last axis. It is a pytree with one leaf, so `jax.jit`, `jax.grad`, optax, diffrax and
-    optimistix take it as it is; `jnp` functions take it as its flat array and return arrays.
+    `ComponentVector` for a group; `v.pick("a", "c")` is a vector of some parts. `v[3]`, `v[2:5]` and
+    `v[mask]` index the numbers. It is a pytree with one leaf, so `jax.jit`, `jax.grad`, optax, diffrax
+    and optimistix take it as it is; `jnp` functions take it as its flat array and return arrays.
 
-    Leading axes belong to every view: the time axis of a solution, the members of an ensemble.
+    Leading axes belong to every view: the time axis of a solution, the members of an ensemble. With them,
+    `v[..., i]` indexes the numbers along the last axis and `v.lead[i]` the leading axes; `v[i]` would not
+    say which, and raises.
 
     **Arguments:**
 
-    - `data`: the numbers, of shape `(..., layout.length)`.
+    - `data`: the numbers, of shape `(..., layout.length)`. A NumPy array is copied.
     - `layout`: the `Layout` of the last axis.
 
     **Raises:** `ValueError` for another length; `KeyError` or `AttributeError` with the nearest
-    names for a path that is not there; `TypeError` for an operation on two different layouts.
+    names for a path that is not there; `TypeError` for an operation on two different layouts, and for an
+    index or `len` of a vector with leading axes.
 
     >>> import flatlayers as fl
     >>> v = fl.ComponentVector.of({"a": 100.0, "b": {"c": [4.0, 1.5]}})
@@ -57,7 +60,7 @@ class ComponentVector(NamedArray):
         if not isinstance(layout, Layout):
             raise TypeError(f"expected a Layout, found {type(layout).__name__}")
         layout.check_length(data)
-        _fill(self, data, layout)
+        _fill(self, jnp.array(data) if isinstance(data, np.ndarray) else data, layout)
 
     @staticmethod
     def of(tree: Mapping[str, Any], dtype: Any = None) -> "ComponentVector":
@@ -65,16 +68,6 @@ class ComponentVector(NamedArray):
         return Layout.of(tree).pack(tree, dtype)
 
     # The array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of `data`."""
-        return tuple(self.data.shape)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of `data`."""
-        return self.data.dtype
 
     @property
     def size(self) -> int:
@@ -87,10 +80,15 @@ class ComponentVector(NamedArray):
         return self.data.ndim
 
     def __len__(self) -> int:
+        self._check_no_lead("len(v)", "`len(v.lead)`, or `v.layout.length`")
         return self.layout.length
 
     def __bool__(self) -> bool:
-        return bool(self.data)
+        if self.size != 1:
+            raise ValueError(
+                f"expected one number for a truth value, found {self.size}: use `jnp.all(v)` or `jnp.any(v)`"
+            )
+        return bool(self.data.reshape(()))
 
     def __jax_array__(self) -> jax.Array:
         return self.data
@@ -102,13 +100,67 @@ class ComponentVector(NamedArray):
     # Views
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(part, str) for part in key)):
+        if _is_path(key):
             return self._view(as_path(key))
+        return self.data[self._index(key)]
+
+    def _index(self, key: Any) -> Any:
+        """The index into `data` that an index along the last axis means."""
+        if isinstance(key, tuple) and len(key) == 2 and key[0] is Ellipsis:
+            return key
         if isinstance(key, tuple):
             raise TypeError(
                 f"expected a name, or one index along the last axis, found {key!r}; `v.data` takes more"
             )
-        return self.data[..., key]
+        if isinstance(key, list | slice) and any(isinstance(part, str) for part in _parts(key)):
+            raise TypeError(f'expected a name or an index, found {key!r}; several names: `v.pick("a", "b")`')
+        if key is Ellipsis:
+            return key
+        if not self._is_mask(key):
+            self._check_no_lead("v[i]", "`v[..., i]` for numbers, `v.lead[i]` for leading axes")
+        return (..., key)
+
+    def _is_mask(self, key: Any) -> bool:
+        """Whether it is a mask of the numbers, such as `layout.mask` gives."""
+        return isinstance(key, np.ndarray | jax.Array) and key.dtype == bool and key.shape == self.shape[-1:]
+
+    def _check_no_lead(self, call: str, way_out: str) -> None:
+        # Data that is no array, such as an axis under `jax.vmap`, has none.
+        lead = getattr(self.data, "shape", ())[:-1]
+        if lead:
+            raise TypeError(
+                f"{call} of a vector with leading axes {tuple(lead)} has two meanings: use {way_out}"
+            )
+
+    @property
+    def lead(self) -> "_Lead":
+        """`v.lead[i]`: the vectors at an index of the leading axes, which keep their names.
+
+        >>> import jax.numpy as jnp
+        >>> import flatlayers as fl
+        >>> ys = fl.ComponentVector(jnp.arange(6.0).reshape(3, 2), fl.Layout({"q": (), "p": ()}))
+        >>> ys.lead[-1].q, len(ys.lead)
+        (Array(4., dtype=float32), 3)
+        """
+        return _Lead(self)
+
+    def pick(self, *paths: str) -> "ComponentVector":
+        """The vector of some of the parts alone, in the order given, under their paths.
+
+        **Raises:** `KeyError` for an unknown name, `ValueError` for one that is inside another.
+
+        >>> import flatlayers as fl
+        >>> v = fl.ComponentVector.of({"a": 1.0, "b": [2.0, 3.0], "c": 4.0})
+        >>> v.pick("c", "a").data
+        Array([4., 1.], dtype=float32)
+        """
+        layout = self.layout.pick(*paths)
+        where = np.empty(layout.length, int)
+        for path, slot in layout.slots():
+            mine = self.layout[path]
+            assert isinstance(mine, Slot)
+            where[slot.positions()] = mine.positions()
+        return _new(jnp.take(self.data, where, axis=-1), layout)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -122,6 +174,7 @@ class ComponentVector(NamedArray):
         part = self.layout[path]
         if isinstance(self.data, ComponentVector):
             raise TypeError("a vector of vectors, as jax.hessian gives, has no views: use fl.hessian")
+        self.layout.check_length(self.data)
         if isinstance(part, Slot):
             return self.layout.view(self.data, path)
         span = self.layout.span(path)
@@ -150,7 +203,7 @@ class ComponentVector(NamedArray):
         """`v.at["a.b"].set(x)`, and `add`, `multiply`, `get`: a new vector with one part changed.
 
         `x` is broadcast to the part. A group takes a mapping or a vector with all its names, or a
-        scalar. Positions work too: `v.at[2:5].set(0.0)`.
+        scalar. Positions work too: `v.at[2:5].set(0.0)`, and `v.at[..., 2:5]` with leading axes.
         """
         return _At(self)
 
@@ -278,6 +331,8 @@ class ComponentVector(NamedArray):
 
     def __repr__(self) -> str:
         names = repr(self.layout).removeprefix("Layout(").removesuffix(")")
+        if getattr(self.data, "shape", (self.layout.length,))[-1:] != (self.layout.length,):
+            names = f"not the {self.layout.length} numbers of its layout {names}"
         if len(names) > 400:
             names = names[:400].rsplit(", ", 1)[0] + ", ..."
         return f"ComponentVector({describe_data(self.data)}{', ' if names else ''}{names})"
@@ -337,6 +392,33 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+def _is_path(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(part, str) for part in key))
+
+
+def _parts(key: list[Any] | slice) -> list[Any]:
+    return key if isinstance(key, list) else [key.start, key.stop]
+
+
+class _Lead:
+    """`v.lead`: waits for an index of the leading axes."""
+
+    def __init__(self, vector: ComponentVector):
+        if vector.ndim < 2:
+            raise TypeError(f"expected a vector with leading axes, found shape {vector.shape}")
+        self.vector = vector
+
+    def __getitem__(self, index: Any) -> ComponentVector:
+        index = index if isinstance(index, tuple) else (index,)
+        return _new(self.vector.data[(*index, slice(None))], self.vector.layout)
+
+    def __len__(self) -> int:
+        return self.vector.shape[0]
+
+    def __iter__(self) -> Iterator[ComponentVector]:
+        return (self[i] for i in range(len(self)))
+
+
 class _At:
     """`v.at`: waits for a path or an index."""
 
@@ -352,8 +434,7 @@ class _AtPart:
 
     def __init__(self, vector: ComponentVector, key: Any):
         self.vector = vector
-        named = isinstance(key, str | tuple)
-        self.path: str | None = as_path(key) if named else None
+        self.path = as_path(key) if _is_path(key) else None
         self.key = key
 
     def get(self) -> Any:
@@ -373,13 +454,14 @@ class _AtPart:
         return self._apply("multiply", value)
 
     def _apply(self, method: str, value: Any) -> ComponentVector:
-        vector, index = self.vector, self.key
+        vector = self.vector
         if self.path is not None:
-            index = vector.layout.span(self.path)
+            index = (..., vector.layout.span(self.path))
             value = self._flat(self.path, value)
-        elif is_number(value):
-            value = jnp.asarray(value, vector.dtype)
-        data = getattr(jnp.asarray(vector.data).at[..., index], method)(value)
+        else:
+            index = vector._index(self.key)
+            value = jnp.asarray(value, vector.dtype) if is_number(value) else value
+        data = getattr(jnp.asarray(vector.data).at[index], method)(value)
         return _new(data, vector.layout)
 
     def _flat(self, path: str, value: Any) -> Any:

@@ -336,3 +336,76 @@ def test_diff_is_readable():
     stack, plain = fl.Layout({"s": fl.Layout({"w": (2,)}).stack(3)}), fl.Layout({"s": {"w": (3, 2)}})
     assert len(stack.diff(plain)) == 1
     assert fl.Layout({"e": {}}).diff(fl.Layout({})) != []
+
+
+# What is handed out cannot be written to
+
+
+def test_layouts_cannot_be_changed():
+    layout = fl.Layout({"s": fl.Layout({"x": (2,), "y": ()}).stack(2), "z": ()})
+    v = layout.zeros()
+    for name in ("entries", "copies", "ties", "view_shapes", "groups", "length"):
+        with pytest.raises(AttributeError, match="immutable"):
+            delattr(layout, name)
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(layout, name, None)
+    for mapping in (layout.entries, layout.ties, layout.view_shapes, layout.groups):
+        with pytest.raises((TypeError, AttributeError)):
+            mapping["z"] = ()
+        with pytest.raises((TypeError, AttributeError)):
+            mapping.clear()
+    with pytest.raises(ValueError, match="read-only"):
+        layout.span("s.x")[:] = 0
+    for handed_out in (layout.indices("s.x"), layout.indices("s"), layout.mask("s.x"), layout.labels()):
+        handed_out[:] = handed_out[::-1]  # copies of their own
+    np.testing.assert_array_equal(v.at["s.x"].set(9.0).data, [9, 9, 0, 9, 9, 0, 0])
+    np.testing.assert_array_equal(layout.indices("s.x"), [0, 1, 3, 4])
+    assert layout.labels()[-1] == "z"
+
+
+def test_numbers_of_numpy_are_copied():
+    layout = fl.Layout({"a": (2,)})
+    for make in (
+        lambda a: fl.ComponentVector(a, layout),
+        layout.vector,
+        lambda a: layout.pack({"a": a}),
+        lambda a: fl.ComponentVector.of({"a": a}),
+        lambda a: layout.zeros().replace(a=a),
+        lambda a: layout.zeros().at["a"].set(a),
+    ):
+        numbers = np.zeros(2)
+        v = make(numbers)
+        numbers[:] = 7.0
+        np.testing.assert_array_equal(v.data, [0.0, 0.0])
+    numbers = np.zeros((2, 2))
+    m = fl.ComponentMatrix(numbers, layout, layout)
+    numbers[:] = 7.0
+    np.testing.assert_array_equal(m.data, 0.0)
+
+
+# Vectors inside of mappings
+
+
+def test_a_vector_inside_keeps_its_names():
+    inner = fl.ComponentVector(np.arange(4.0), fl.Layout({"a": (), "b": fl.Layout({"w": ()}).stack(3)}))
+    tied = fl.ComponentVector(np.ones(2), fl.Layout({"x": (2,), "y": (2,)}).tie({"y": "x"}))
+    v = fl.ComponentVector.of({"first": 0.5, "inner": inner, "deep": {"er": tied}})
+    assert v.layout == fl.Layout({"first": (), "inner": inner.layout, "deep": {"er": tied.layout}})
+    np.testing.assert_array_equal(v.inner.b.w, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(v.deep.er.data, tied.data)
+    assert fl.Layout.of(tied) == tied.layout
+    assert fl.ComponentVector.of({**v.to_dict(), "inner": inner}).layout["inner"] == inner.layout
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ([{"a": 1.0}, {"a": 2.0}], "found a list of mappings; give each a name"),
+        (({"a": 1.0},), "found a list of mappings"),
+        (None, "expected an array, a number or a mapping, found None"),
+        ("text", "expected an array, a number or a mapping, found 'text'"),
+    ],
+)
+def test_what_is_no_array_is_refused_with_its_path(part, found):
+    with pytest.raises(TypeError, match=f"'v.w': .*{found}"):
+        fl.ComponentVector.of({"v": {"w": part}})

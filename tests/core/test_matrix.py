@@ -1,3 +1,4 @@
+import operator
 import pickle
 
 import jax
@@ -88,3 +89,68 @@ def test_bad_input(v):
         fl.hessian(lambda v: v.y)(v)
     with pytest.raises(ValueError, match=r"\(..., 11, 11\)"):
         fl.ComponentMatrix(jnp.ones((3, 3)), LAYOUT, LAYOUT)
+
+
+# Arithmetic
+
+
+def named_matrix(seed=0, lead=()):
+    rows, cols = fl.Layout({"a": (2,), "b": {"c": (), "d": (3,)}}), fl.Layout({"x": (), "y": (2, 2)})
+    data = jax.random.normal(jax.random.key(seed), (*lead, rows.length, cols.length))
+    return fl.ComponentMatrix(data, rows, cols)
+
+
+def test_a_vector_times_a_matrix():
+    m = named_matrix()
+    v = m.rows.vector(jnp.arange(6.0))
+    product = v @ m
+    assert product.layout == m.cols
+    np.testing.assert_allclose(product.data, np.asarray(v.data) @ np.asarray(m.data), rtol=1e-12)
+    np.testing.assert_allclose((m.T @ v).data, product.data, rtol=1e-12)
+    # No conjugate on either side.
+    turned = fl.ComponentMatrix(1j * m.data.astype(complex), m.rows, m.cols)
+    turned_product = v.map(lambda x: 1j * x.astype(complex)) @ turned
+    np.testing.assert_allclose(turned_product.data, -product.data, rtol=1e-12)
+    with pytest.raises(TypeError, match="same layout for both, found: a: "):
+        m.cols.zeros() @ m
+    many, vs = named_matrix(lead=(4,)), m.rows.vector(jnp.arange(24.0).reshape(4, 6))
+    assert_close((vs @ many).y, jnp.einsum("ti,tij->tj", vs.data, many.data)[:, 1:].reshape(4, 2, 2))
+
+
+@pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv])
+def test_elementwise_arithmetic(op):
+    a, b = named_matrix(0), named_matrix(1)
+    for other in (b, 2, 0.5, np.float64(3.0), b.data, np.asarray(b.data)):
+        result = op(a, other)
+        assert isinstance(result, fl.ComponentMatrix)
+        assert (result.rows, result.cols) == (a.rows, a.cols)
+        assert_same(result.data, op(a.data, other.data if other is b else other))
+    with pytest.raises(TypeError, match="same layout"):
+        op(a, a.T)
+    with pytest.raises(TypeError):
+        op(a, a.rows.zeros())
+    with pytest.raises(ValueError, match=r"broadcasts to \(6, 5\), found \(3, 6, 5\)"):
+        op(a, jnp.ones((3, 6, 5)))
+
+
+def test_a_number_on_the_left():
+    m = named_matrix()
+    for result, expected in ((2 * m, 2 * m.data), (2 + m, 2 + m.data), (2 - m, 2 - m.data), (-m, -m.data)):
+        assert_same(result.data, expected)
+        assert result.rows == m.rows
+    assert_same((m + m - 2 * m).data, jnp.zeros((6, 5)))
+
+
+def test_a_colon_is_all_rows_or_columns():
+    m = named_matrix()
+    assert_same(m["a", :].data, m.data[:2])
+    assert m["a", :].rows == fl.Layout({"a": (2,)})
+    assert m["a", :].cols == m.cols
+    assert_same(m["b.d", :].data, m.data[3:])
+    assert_same(m["b", :].data, m.data[2:])
+    assert_same(m[:, "y"].data, m.data[:, 1:])
+    assert_same(m[:, "y"]["a", "y"], m["a", "y"])
+    assert m[:, :] is m
+    for key in ["a", ("a", 0), ("a", slice(1)), (slice(None),)]:
+        with pytest.raises(TypeError, match="expected two paths, or `:`"):
+            m[key]

@@ -113,20 +113,112 @@ def test_views_keep_leading_axes():
     assert v.a.shape == (5, 2, 2, 3)
     assert v.b.d.shape == (5, 2)
     assert v["b"].shape == (5, 2, 4)
-    assert (len(v), v.size, v.ndim) == (10, 100, 3)
+    assert (v.layout.length, v.size, v.ndim) == (10, 100, 3)
     assert_same(v["b.c"], v["b", "c"])
     assert_same(v.unpack().b.c, v.b.c)
 
 
 def test_numbers_are_indexed_along_the_last_axis():
     v = vector(lead=(2,))
-    assert_same(v[3], v.data[:, 3])
-    assert_same(v[2:5], v.data[:, 2:5])
+    assert_same(v[..., 3], v.data[:, 3])
+    assert_same(v[..., 2:5], v.data[:, 2:5])
+    assert_same(v[..., jnp.array([1, -1])], v.data[:, jnp.array([1, -1])])
     assert_same(v[LAYOUT.mask("b")], v.data[:, 6:])
+    assert_same(v[...], v.data)
+    w = vector()
+    assert_same(
+        (w[3], w[2:5], w[..., -1], w[LAYOUT.mask("b")]), (w.data[3], w.data[2:5], w.data[-1], w.data[6:])
+    )
+    assert len(w) == 10
     with pytest.raises(TypeError, match="one index"):
         v[0, 1]
     with pytest.raises(TypeError):
         iter(v)
+
+
+@pytest.mark.parametrize("key", [-1, 0, slice(1, None), slice(None), np.int64(2), np.array([0, 1])], ids=repr)
+@pytest.mark.parametrize("lead", [(2,), (10,), (3, 10)], ids=str)
+def test_an_index_that_may_mean_a_leading_axis_is_refused(key, lead):
+    v = vector(lead=lead)
+    with pytest.raises(TypeError, match=r"v\[\.\.\., i\].*v\.lead\[i\]"):
+        v[key]
+    with pytest.raises(TypeError, match="leading axes"):
+        v.at[key].set(0.0)
+    with pytest.raises(TypeError, match=r"len\(v.lead\)"):
+        len(v)
+
+
+def test_leading_axes_are_indexed_by_lead():
+    v = vector(lead=(4, 3))
+    assert_same(v.lead[-1].data, v.data[-1])
+    assert_same(v.lead[1, 2].b.c, v.b.c[1, 2])
+    assert_same(v.lead[1:3, 0].data, v.data[1:3, 0])
+    assert_same(v.lead[..., 0].a, v.a[:, 0])
+    assert_same(v.lead[jnp.array([0, 2])].a, v.a[jnp.array([0, 2])])
+    assert [part.shape for part in v.lead] == [(3, 10)] * len(v.lead)
+    assert isinstance(v.lead[0], fl.ComponentVector)
+    assert_same(jax.jit(lambda v: v.lead[2].b.d)(v), v.data[2, :, -1])
+    with pytest.raises(IndexError):
+        v.lead[0, 0, 0]
+    with pytest.raises(TypeError, match=r"leading axes, found shape \(10,\)"):
+        vector().lead[0]
+
+
+def test_the_last_time_of_a_solution_by_name():
+    v = fl.ComponentVector.of({"q": 1.0, "p": 0.0})
+    ts = jnp.linspace(0.0, 1.0, 2)  # as many times as numbers: the shapes do not tell them apart
+    ys = jax.vmap(lambda t: fl.ComponentVector.of({"q": jnp.cos(t), "p": -jnp.sin(t)}))(ts)
+    assert_close(ys.lead[-1].data, jnp.array([jnp.cos(1.0), -jnp.sin(1.0)]))
+    assert_close(ys.p[-1], -jnp.sin(1.0))
+    assert ys.lead[0].layout == v.layout
+
+
+def test_numbers_are_set_behind_leading_axes():
+    v = vector(lead=(2,))
+    assert_same(v.at[..., 2:5].set(0.0).data, v.data.at[:, 2:5].set(0.0))
+    assert_same(v.at[LAYOUT.mask("b.d")].add(1.0).data, v.data.at[:, -1].add(1.0))
+
+
+def test_some_parts_are_picked():
+    v = vector(lead=(3,))
+    some = v.pick("b.d", "a")
+    assert some.layout == fl.Layout({"b": {"d": ()}, "a": (2, 3)})
+    assert_same((some.b.d, some.a), (v.b.d, v.a))
+    assert_same(v.pick("b").data, v.b.data)
+    assert v.pick().shape == (3, 0)
+    gradient = jax.grad(lambda v: (v.pick("b.c", "b.d").data ** 2).sum())(v)
+    assert_same(gradient.data, jnp.where(jnp.asarray(LAYOUT.mask("b")), 2 * v.data, 0.0))
+    for paths in [("a", "a"), ("b", "b.c"), ("b.c", "b")]:
+        with pytest.raises(ValueError, match="do not overlap, found 'b?"):
+            v.pick(*paths)
+    with pytest.raises(KeyError, match="nearest: b.c|no name 'cc'; the nearest: c"):
+        v.pick("b.cc")
+    with pytest.raises(TypeError, match=r'v.pick\("a", "b"\)'):
+        v[["a", "b"]]
+
+
+def test_parts_of_stacks_and_ties_are_picked():
+    blocks = fl.Layout({"w": (2,), "b": ()}).stack(3)
+    layout = fl.Layout({"blocks": blocks, "x": (), "y": (), "z": ()}).tie({"y": "x", "z": "x"})
+    v = layout.vector(jnp.arange(10.0))
+    some = v.pick("z", "blocks.b", "y")
+    assert some.layout == fl.Layout({"z": (), "blocks": fl.Layout({"b": ()}).stack(3), "y": ()}).tie(
+        {"y": "z"}
+    )
+    assert_same((some.z, some.blocks.b, some.y), (v.z, v.blocks.b, v.y))
+
+
+def test_a_truth_value_is_that_of_one_number():
+    assert bool(fl.ComponentVector.of({"a": 1.0}) > 0)
+    with pytest.raises(ValueError, match=r"found 10: use `jnp.all\(v\)`"):
+        bool(vector() > 0)
+
+
+def test_a_reduction_by_a_tree_map_is_no_vector():
+    norms = jax.tree.map(jnp.linalg.norm, vector())
+    assert "float64[], not the 10 numbers of its layout" in repr(norms)
+    with pytest.raises(ValueError, match=r"expected data of shape \(..., 10\), found shape \(\)"):
+        _ = norms.a
 
 
 def test_unknown_names():
