@@ -16,9 +16,10 @@ Product = Callable[[jax.Array], jax.Array]
 class Accuracy(NamedTuple):
     """When a solution counts, and what it may cost.
 
-    - `aim`: the norm of the residual `b - A x` relative to that of `b` or of `x`, whichever is larger.
-    - `slack`: for a residual that rounding in `A` keeps above the aim, the change of `x`, relative to `x`,
-        by another cycle. That is the error of `x`, whatever the condition of `A`.
+    - `aim`: the norm of the residual `b - A x`, relative to that of `b` or of `x`, whichever is larger.
+    - `slack`: the error of `x`, relative to `x`. Rounding in `A` may keep the residual above the aim: then
+        it is the change of `x` by another cycle. And an `x` so large that `aim |x| > slack |b|` is none:
+        the inverse of `A` is larger still, and `A` perhaps singular.
     - `most`: how many products with `A`.
     """
 
@@ -37,9 +38,9 @@ class _State(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """What a cycle knows after `count` products."""
+    """What a cycle knows after so many products."""
 
-    count: jax.Array
+    products: jax.Array
     rows: jax.Array  # (restart + 1, n): orthonormal, zero where not used
     columns: jax.Array  # (restart + 1, restart + 1): of the residual, then of `A` times each row
     null: jax.Array  # (restart + 1,): 1 at first, with the product 0 with each column but the first
@@ -47,7 +48,7 @@ class _Basis(NamedTuple):
 
 
 def gmres(product: Product, b: jax.Array, accuracy: Accuracy) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Solve `A x = b` by restarted GMRES (Saad and Schultz, 1986): by short cycles if these do, else by long ones.
+    """Solve `A x = b` by restarted GMRES (Saad and Schultz, 1986), by short cycles or else by long ones.
 
     A cycle ends when it comes to the aim. One of as many steps as there are unknowns is a direct solver; a
     long one has as many as fit into a basis of 2^17 numbers, and at least those of a short one.
@@ -66,9 +67,10 @@ def gmres(product: Product, b: jax.Array, accuracy: Accuracy) -> tuple[jax.Array
     scale = jnp.abs(b).max()
     scale = jnp.where(scale > 0, scale, 1)
     state = _State(jnp.zeros_like(b), jnp.full_like(scale, jnp.inf), ~yes, ~yes, ~yes, jnp.array(0))
-    for restart, most in ((_SHORT, 4 * _SHORT), (max(_SHORT, _NUMBERS // n), accuracy.most)):
+    short, long = (min(n, steps) for steps in (_SHORT, max(_SHORT, _NUMBERS // n)))
+    for restart, most in (*([(short, 4 * short)] if short < long else []), (long, accuracy.most)):
         state = state._replace(residual=jnp.full_like(scale, jnp.inf), stalled=~yes)
-        cycle = functools.partial(_cycle, product, b / scale.astype(b.dtype), min(n, restart), accuracy)
+        cycle = functools.partial(_cycle, product, b / scale.astype(b.dtype), restart, accuracy)
         state = lax.while_loop(functools.partial(_unfinished, most), cycle, state)
     return state.x * scale.astype(b.dtype), state.accepted, state.products
 
@@ -83,24 +85,26 @@ def _unfinished(most: int, state: _State) -> jax.Array:
 
 def _cycle(product: Product, b: jax.Array, restart: int, accuracy: Accuracy, state: _State) -> _State:
     """One cycle of at most `restart` steps, from the residual of `x`."""
-    known = jnp.maximum(_norm(b), _norm(state.x))
-    basis = _basis(product, b, state.x, restart, accuracy.aim * known)
+    size = _norm(b)
+    aim = accuracy.aim * jnp.maximum(size, _norm(state.x))
+    basis = _basis(product, b, state.x, restart, aim)
     first, rest = basis.columns[:, 0], basis.columns[:, 1:]
     q, r = jnp.linalg.qr(rest)
     weights = jax.scipy.linalg.solve_triangular(r, _dot("ij,i->j", q, first))
     step = _dot("i,ij->j", weights, basis.rows[:-1])
     x = state.x + step
     residual = jnp.abs(first[0])
-    reached = residual <= accuracy.aim * known * _norm(basis.null)
+    reached = residual <= aim * _norm(basis.null)
+    regular = accuracy.aim * _norm(x) <= accuracy.slack * size
     # Where the last cycle came to the aim by its own account, the residual is that of rounding.
     least = jnp.where(state.reached, _ROUNDING, _CRAWL)
     return _State(
         x,
         residual,
         reached,
-        accepted=reached & (_norm(step) <= accuracy.slack * _norm(x)),
+        accepted=reached & (_norm(step) <= accuracy.slack * _norm(x)) & regular,
         stalled=~(residual <= least * state.residual),
-        products=state.products + basis.count,
+        products=state.products + basis.products,
     )
 
 
@@ -115,7 +119,7 @@ def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.
     size = restart + 1
 
     def step(basis: _Basis) -> _Basis:
-        i, first = basis.count, basis.count == 0
+        i, first = basis.products, basis.products == 0
         new = product(jnp.where(first, x, basis.rows[i - 1]))
         new, column = _orthogonal(basis.rows, jnp.where(first, b - new, new))
         length = _norm(new)
@@ -137,7 +141,7 @@ def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.
 
     def unfinished(basis: _Basis) -> jax.Array:
         # Under `jax.vmap` all go on until the last one has finished: no loop copies the basis to keep it.
-        return eqxi.unvmap_any(basis.going) & (basis.count < size)
+        return eqxi.unvmap_any(basis.going) & (basis.products < size)
 
     zeros, identity = jnp.zeros((size, b.size), b.dtype), jnp.eye(size, dtype=b.dtype)
     start = _Basis(jnp.array(0), zeros, identity, zeros[:, 0], jnp.array(True))

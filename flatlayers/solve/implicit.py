@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.fields import Size, check_fields, number
 from ..layers.shapes import at_least_float32
 from ._krylov import Accuracy, gmres
+from .fixed_point import as_python
 from .shared import time_dtype
 
 
@@ -28,7 +30,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     - `k`: the number of steps.
     - `tau`: the damping, above 0 and at most 1.
 
-    **Raises:** `ValueError` for a `k` below 1, or another `tau`.
+    **Raises:** `ValueError` for a `k` below 1, or another `tau`; `TypeError` for what is no number.
 
     Reference: Geng et al., "On Training Implicit Models", NeurIPS 2021.
 
@@ -42,14 +44,11 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     (1.0, 1.875)
     """
 
-    k: int = 5
-    tau: float = 0.8
+    k: Size = eqx.field(default=5, converter=as_python)
+    tau: Annotated[float, number(above=0, high=1)] = eqx.field(default=0.8, converter=as_python)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"expected `k` to be an integer of at least 1, found {self.k!r}")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"expected `tau` above 0 and at most 1, found {self.tau!r}")
+        check_fields(self)
 
     def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
         """Called by optimistix: `rewrite_fn` is the residual `fn(y) - y`."""
@@ -101,10 +100,10 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
 
 
 _UNSOLVED = (
-    "the linear system of the implicit gradient was not solved: at this fixed point the model's Jacobian is "
-    "too close to an eigenvalue of 1, or too far from a contraction. Allow more steps with `max_steps`; or "
-    "take adjoint='unroll' or 'phantom'; or, for a small state, "
-    "adjoint=optimistix.ImplicitAdjoint(), which builds the matrix"
+    "the linear system of the implicit gradient was not solved: an eigenvalue of the model's Jacobian is too "
+    "close to 1, or too many are too far from 0. Allow more steps with `max_steps`; or take "
+    "adjoint='unroll' or 'phantom'; or, for a small state, adjoint=optimistix.ImplicitAdjoint(), which "
+    "builds the matrix"
 )
 
 
@@ -116,7 +115,7 @@ def _solved(primal_fn: Any, rewrite_fn: Any, inputs: Any, linear_solve: Any) -> 
 
 @_solved.def_jvp
 def _solved_jvp(primals: Any, tangents: Any) -> Any:
-    primal_fn, rewrite_fn, inputs, linear_solve = primals
+    _, rewrite_fn, inputs, linear_solve = primals
     fixed, moving = eqx.partition(
         inputs, jax.tree.map(lambda t: t is None, tangents[2], is_leaf=lambda t: t is None)
     )
