@@ -2,17 +2,17 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.layout import Layout
 from ..core.plan import Shape
 from ..core.vector import ComponentVector
-from .in_numpy import InNumpy, widened
 from .per_leaf import UpdateByLeaf, is_vector, show, with_extra_args
 
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 def differs_by_leaf(optimizer: "optax.GradientTransformation", ps: Any) -> bool:
     """Whether an optimiser takes other steps on the vectors in `ps` than on their leaves.
 
-    It is tried on a small stand-in for `ps`, without compiling anything, so that this costs a few hundredths
-    of a second for any model.
+    It is tried on a small stand-in for `ps`: one small compilation, which takes as long for any model.
 
     The answer is no, too, where it cannot be told: if the optimiser draws random numbers (other ones for
     other shapes) or has side effects; and if it cannot be run on the stand-in, since it needs more than
@@ -34,8 +33,9 @@ def differs_by_leaf(optimizer: "optax.GradientTransformation", ps: Any) -> bool:
     if not vectors or isinstance(getattr(optimizer, "update", None), UpdateByLeaf):
         return False
     try:
-        small = jax.tree.map(functools.partial(_stand_in, np.random.default_rng(0)), ps, is_leaf=is_vector)
-        with np.errstate(all="ignore"):
+        with jax.enable_x64(True):  # here alone: in single precision, rounding may be taken for a difference
+            stand_in = functools.partial(_stand_in, np.random.default_rng(0))
+            small = jax.tree.map(stand_in, ps, is_leaf=is_vector)
             return _takes_other_steps(with_extra_args(optimizer), small)
     except Exception:  # an optimiser may raise anything; what is wrong with it shows where it is used
         return False
@@ -49,36 +49,46 @@ _LENGTHS = (1.0, 1e3, 1e-2, 1.0, 1.0, 10.0, 1.0, 1.0)
 
 
 def _takes_other_steps(optimizer: Any, ps: Any) -> bool:
-    by_name = InNumpy(show, ps)
-    numbers = jax.tree.map(widened, ps)
-    steps = _updates(optimizer, ps, numbers), _updates(optimizer, by_name.output, by_name(numbers))
-    for updates, expected in zip(*steps, strict=True):
-        updates, expected = jax.tree.leaves(by_name(updates)), jax.tree.leaves(expected)
-        difference = _largest(map(np.subtract, updates, expected))
-        # What is not a number compares as false.
-        if difference > _SMALL * max(_largest(updates), _largest(expected)):
-            return True
-    return False
+    def compare(ps: Any) -> tuple[Any, Any]:
+        updates = jax.tree.leaves(show(_updates(optimizer, ps)))
+        expected = jax.tree.leaves(_updates(optimizer, show(ps)))
+        differences = [a - b for a, b in zip(updates, expected, strict=True)]
+        return _largest(differences), _largest([*updates, *expected])
+
+    traced = jax.jit(compare).trace(ps)
+    draws = any(name.startswith(("random_", "rng_", "threefry")) for name in _names(traced.jaxpr.jaxpr))
+    if draws or traced.jaxpr.effects:
+        return False
+    difference, size = traced.lower().compile()(ps)
+    # What is not a number compares as false.
+    return bool((difference > _SMALL * size).any())
 
 
-def _updates(optimizer: Any, shapes: Any, ps: Any) -> Iterator[Any]:
-    """The updates of some steps, all from the same place, with gradients of several lengths."""
-    init = InNumpy(optimizer.init, shapes)
-    loss = np.ones((), jax.tree.leaves(shapes)[0].dtype).real
-    update = InNumpy(
-        lambda *args: optimizer.update(*args[:3], value=args[3]), shapes, init.output, shapes, loss
-    )
-    if not (init.is_a_function and update.is_a_function):
-        return
-    state = init(ps)
-    for number, length in enumerate(_LENGTHS):
-        gradient = jax.tree.map(lambda x, n=number, length=length: length * np.sin(x + n), ps)
-        updates, state = update(gradient, state, ps, loss / (1 + number))
-        yield updates
+def _updates(optimizer: Any, ps: Any) -> Any:
+    """The updates of some steps, stacked: all from the same place, with gradients of several lengths."""
+
+    def step(state: Any, number_and_length: Any) -> tuple[Any, Any]:
+        number, length = number_and_length
+        gradient = jax.tree.map(lambda x: (length * jnp.sin(x + number)).astype(x.dtype), ps)
+        updates, state = optimizer.update(gradient, state, ps, value=1 / (1 + number))
+        return state, updates
+
+    lengths = jnp.array(_LENGTHS)
+    return jax.lax.scan(step, optimizer.init(ps), (jnp.arange(len(_LENGTHS), dtype=float), lengths))[1]
 
 
-def _largest(arrays: Iterable[np.ndarray]) -> float:
-    return max((np.abs(array).max(initial=0) for array in arrays), default=0.0)
+def _largest(arrays: list[Any]) -> Any:
+    """The largest absolute value of each step."""
+    rows = [jnp.abs(x).astype(float).reshape(len(_LENGTHS), -1) for x in arrays]
+    return jnp.stack([row.max(1, initial=0) for row in rows]).max(0)
+
+
+def _names(jaxpr: Any) -> Iterator[str]:
+    """The names of all operations, those of inner functions included."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from _names(inner)
 
 
 # The stand-in
@@ -96,10 +106,7 @@ def _stand_in(rng: np.random.Generator, part: Any) -> Any:
 
 def _random(rng: np.random.Generator, shape: Shape, dtype: Any) -> np.ndarray:
     numbers = 3 * rng.normal(size=shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        numbers = numbers + 3j * rng.normal(size=shape)
-    # In half precision there is more rounding than difference.
-    return numbers.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
+    return numbers + 3j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else numbers
 
 
 def _small(layout: Layout) -> Layout:

@@ -90,6 +90,17 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.parametrize("name", ["adafactor", "adamw, mask by ndim", "lamb"])
+def test_some_work_leaf_by_leaf(name):
+    assert differs_by_leaf(LEAF_BY_LEAF[name], MLP.zeros(jnp.float32))
+
+
+@pytest.mark.parametrize("name", ["adam", "global clip", "per leaf", "noise", "lbfgs", "rates by position"])
+def test_some_work_number_by_number(name):
+    assert not differs_by_leaf({**NUMBER_BY_NUMBER, **UNKNOWN}[name], MLP.zeros(jnp.float32))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 @pytest.mark.parametrize("layout", [MLP, MIXED], ids=["mlp", "mixed"])
 def test_what_works_leaf_by_leaf(layout, dtype):
