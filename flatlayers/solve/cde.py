@@ -59,10 +59,10 @@ class NeuralCDE(Wrapper):
     **Parameters:** the field's own. **States:** `stats` of the last solve, those of `NeuralODE`; and the
     field's under `field`, if it has any.
 
-    **Raises:** `TypeError` for a control that is no differentiable path; `ValueError` for one with other
-    channels, for a field whose output has another shape, and for times outside of `t0` to `t1` or of the
-    path (under `jax.jit` an error at run time). With `throw`, `ValueError` for a `z0` that is not finite,
-    and the error of diffrax for a solve that fails.
+    **Raises:** `TypeError` for a control that is no differentiable path; `ValueError` for options out of
+    range (NaN among them), for a path with other channels, for a field whose output has another shape, and
+    for times outside of `t0` to `t1` or of the path (under `jax.jit` an error at run time). With `throw`,
+    `ValueError` for a `z0` that is not finite, and the error of diffrax for a solve that fails.
 
     Reference: Kidger et al., "Neural Controlled Differential Equations for Irregular Time Series", NeurIPS
     2020.

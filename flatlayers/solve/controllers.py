@@ -71,7 +71,10 @@ class Halting(Adaptive):
     def init(self, *args: Any, **kwargs: Any) -> Any:
         return self.controller.init(*args, **kwargs)
 
-    def adapt_step_size(self, *args: Any, **kwargs: Any) -> Any:
-        keep, t0, t1, jump, state, result = self.controller.adapt_step_size(*args, **kwargs)
+    def adapt_step_size(self, t0: Any, t1: Any, *args: Any, **kwargs: Any) -> Any:
+        keep, new_t0, new_t1, *rest, result = self.controller.adapt_step_size(t0, t1, *args, **kwargs)
+        # Of a few units of the last place, a rejected step may round to the same again.
+        shorter = (new_t1 < t1) | (t1 - t0 > 100 * jnp.finfo(t0.dtype).eps * abs(t0))
+        moves = (new_t1 > new_t0) & (keep | shorter)
         stopped: Any = diffrax.RESULTS.dt_min_reached
-        return keep, t0, t1, jump, state, diffrax.RESULTS.where(t1 > t0, result, stopped)
+        return keep, new_t0, new_t1, *rest, diffrax.RESULTS.where(moves, result, stopped)

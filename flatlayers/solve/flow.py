@@ -89,10 +89,10 @@ class FFJORD(Wrapper):
     (Frobenius; by Hutchinson's estimate `∫ |df/dz e|² dt`), which `sample` leaves as they are; `key`, if the
     trace is Hutchinson's; and the model's states under `model`, if it has any.
 
-    **Raises:** `ValueError` for another `trace`, for less than one probe, for an `x` without axes, and for a
+    **Raises:** `ValueError` for options out of range (NaN among them), for an `x` without axes, and for a
     model whose output is not like `x` or a base whose log density is not of shape `(...)`; `TypeError` for a
-    base without the two methods and for an `x` that is not floating; the error of diffrax for a solve that
-    fails, with `throw`.
+    base without the two methods and for an `x` that is not floating. With `throw`, `ValueError` for an `x`,
+    or a sample of the base, that is not finite, and the error of diffrax for a solve that fails.
 
     References: Grathwohl et al., "FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative
     Models", ICLR 2019; Finlay et al., "How to Train Your Neural ODE: the World of Jacobian and Kinetic

@@ -27,8 +27,12 @@ class NeuralODE(Wrapper):
     frozen, so that the vector field is a function; after it, the state is that of one evaluation at
     the initial point.
 
-    The times, and the `t` that the model sees, have the dtype of `y0`. (Plain `diffeqsolve` takes
-    JAX's default dtype for them, so that with x64 on it turns a float32 `y0` into float64.)
+    What is returned has the dtype that `y0` and the model's output promote to, and the model sees states of
+    that dtype. The solver computes in it too, times and the `t` that the model sees included, but at least in
+    float32; and in float64, if x64 is on, for times that float32 does not tell apart, and where the zero of
+    an event is looked for. (Plain `diffeqsolve` takes JAX's default dtype for times, so that with x64 on it
+    turns a float32 `y0` into float64.) Arrays of a controller have no say. For a half precision the
+    controller's `rtol` is at least a quarter of its epsilon.
 
     A batch is solved as one system, with the same steps for all samples, or with
     `batching="each"` sample by sample: the last axis is the state, and each sample takes its own
@@ -39,9 +43,11 @@ class NeuralODE(Wrapper):
     **Arguments:**
 
     - `model`: the layer that gives `dy/dt`, with the structure and shapes of `y`.
-    - `t0`, `t1`: the start and the end of the solve.
+    - `t0`, `t1`: the start and the end of the solve; an infinite `t1` needs an event.
     - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state. One with
-        `dense=True` is for `solve`, whose solution can be evaluated at any time.
+        `dense=True` is for `solve`, whose solution can be evaluated at any time. A time that lies outside of
+        an end by no more than rounding, 4 units of the end's last place in the dtype of the times, is taken
+        for the end; all others are as they are.
     - `solver`: a diffrax solver; `None` is `Tsit5()`.
     - `stepsize_controller`: `None` is `PIDController(rtol=1e-4, atol=1e-6)`.
     - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
@@ -49,7 +55,8 @@ class NeuralODE(Wrapper):
     - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st)` of the model.
         What would have been saved after the end is infinite.
     - `dt0`: the first step, or `None` to let the controller choose it.
-    - `max_steps`: the most steps the solver may take.
+    - `max_steps`: the most steps the solver may take. With `None` an adaptive solve ends, without success,
+        where its steps become too short to change the time.
     - `with_time`: whether the model is called with `(t, y)` instead of `y`.
     - `batching`: `"shared"` or `"each"`.
     - `throw`: whether a failed solve raises; its result code is in the state either way.
@@ -66,9 +73,10 @@ class NeuralODE(Wrapper):
     `"each"` they are the largest counts and the worst code. And the model's states under `model`, if it
     has any.
 
-    **Raises:** `ValueError` for times outside of `t0` to `t1` and for a model whose output is not like
-    `y0`. With `throw`, `ValueError` for a `y0` that is not finite (under `jax.jit` the error of Equinox),
-    and the error of diffrax for a solve that fails: by too many steps, or by numbers that are not finite.
+    **Raises:** `ValueError` for options out of range (NaN among them), for times outside of `t0` to `t1` or
+    that the solve's dtype does not tell apart, and for a model whose output is not like `y0`. With `throw`,
+    `ValueError` for a `y0` that is not finite (under `jax.jit` the error of Equinox), and the error of
+    diffrax for a solve that fails: by too many steps, or by numbers that are not finite.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -136,6 +144,7 @@ class NeuralODE(Wrapper):
 
     def integrate(self, y0: Any, ps: Any, st: Any, t0: Any, t1: Any, saveat: Any) -> diffrax.Solution:
         """The solve alone: from `t0` to `t1`, numbers or arrays, with the layer's other options."""
+        y0 = jax.tree.map(jnp.asarray, y0)
         # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
         args = (ps, shared.model_state(self.model, st))
         times = Times(t0, t1, self.dt0, saveat)

@@ -57,8 +57,8 @@ class NeuralSDE(Container):
     - `max_steps`: the most steps the solver may take.
     - `with_time`: whether the layers are called with `(t, y)` instead of `y`.
     - `throw`: whether a failed solve raises; its result code is in the state either way.
-    - `tol`: the shortest time in which the path is resolved, to be less than each step. `None` is
-        `dt0 / 2` for constant steps, and `(t1 - t0) / 2**14` otherwise.
+    - `tol`: the shortest time in which the path is resolved, to be less than each step. `None` is half of the
+        shortest step, where steps are constant or given, and `(t1 - t0) / 2**14` otherwise.
 
     **Inputs:** `y0 (..., n)`, an array or a `ComponentVector`. Leading axes are a batch: each sample has a
     noise of its own, and all take the same steps. Under `jax.vmap`, samples with the same state have the
@@ -70,9 +70,10 @@ class NeuralSDE(Container):
     **Parameters:** `drift`, `diffusion`. **States:** `drift`, `diffusion`, `key`, split once a solve, and
     `stats` (`num_steps, num_accepted_steps, num_rejected_steps, result`) of the last solve.
 
-    **Raises:** `ValueError` for a noise that is neither, for a missing `noise_dims`, for times outside of
-    `t0` to `t1` and for a drift or a diffusion of another shape. With `throw`, `ValueError` for a `y0` that
-    is not finite (under `jax.jit` the error of Equinox), and the error of diffrax for a solve that fails.
+    **Raises:** `ValueError` for options out of range (NaN among them), for a `tol` that is not less than the
+    shortest step that is known, or than `t1 - t0`, for a missing `noise_dims`, for times outside of `t0` to
+    `t1` and for a drift or a diffusion of another shape. With `throw`, `ValueError` for a `y0` that is not
+    finite (under `jax.jit` the error of Equinox), and the error of diffrax for a solve that fails.
 
     Reference: Li et al., "Scalable Gradients for Stochastic Differential Equations", AISTATS 2020.
 

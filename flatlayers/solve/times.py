@@ -59,17 +59,17 @@ def _between(times: Any, t0: float | None, t1: float | None) -> np.ndarray:
     """The times as float64, one that lies outside of an end by no more than rounding on that end."""
     given = np.asarray(times).ravel()
     found = given.astype(float)
-    wrong = found[~np.isfinite(found)]
+    inside, room = found, 0.0
     if t0 is not None and t1 is not None:
         eps = float(jnp.finfo(given.dtype).eps) if is_floating(given) else np.finfo(float).eps
         low, high = min(t0, t1), max(t0, t1)
         inside = np.clip(found, low, high)
         room = ULPS * eps * np.where(found < low, abs(low), abs(high))
-        wrong = found[~(abs(found - inside) <= room)]
-        found = inside
-    if wrong.size:
-        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {wrong[0]}")
-    return found
+    with np.errstate(invalid="ignore"):
+        fine = np.isfinite(found) & (abs(found - inside) <= room)
+    if not fine.all():
+        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {found[~fine][0]}")
+    return inside
 
 
 def save_times(saveat: diffrax.SaveAt) -> list[Any]:
@@ -142,8 +142,8 @@ class Times:
             return FINAL
         if isinstance(saveat, tuple):
             return diffrax.SaveAt(ts=self._as_array(np.asarray(saveat), dtype))
-        saveat = jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_floating(x) else x, saveat)
-        return eqx.tree_at(save_times, saveat, replace_fn=lambda ts: self._as_array(ts, dtype))
+        saveat = eqx.tree_at(save_times, saveat, replace_fn=lambda ts: self._as_array(ts, dtype))
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_floating(x) else x, saveat)
 
     def _as_array(self, times: Any, dtype: np.dtype) -> jax.Array:
         """Save times as an array. Where the ends are arrays, times could not be brought onto them before."""
@@ -151,7 +151,7 @@ class Times:
         array = jnp.asarray(times, dtype)
         if not ends or isinstance(times, jax.Array):
             return array
-        exact = all(np.float32(t) == t for t in times.ravel())
+        exact = (times.astype(np.float32) == times).all()
         eps = max(float(jnp.finfo(kind).eps) for kind in (*(t.dtype for t in ends), "f4" if exact else "f8"))
         ends = [jnp.asarray(t, dtype) for t in (self.t0, self.t1)]
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)

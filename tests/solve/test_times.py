@@ -244,6 +244,23 @@ def test_times_outside_are_refused(saveat, ends):
         saved(saveat, **ends)
 
 
+def test_infinite_times():
+    event = diffrax.Event(lambda t, y, args, **_: y[0] < 0.5)
+    assert fl.NeuralODE(lambda y: -y, t1=np.inf, event=event, saveat=[1.0]).saveat == (1.0,)
+    with pytest.raises(ValueError, match="from t0=0.0 to t1=inf, found inf"):
+        fl.NeuralODE(lambda y: -y, t1=np.inf, event=event, saveat=[1.0, np.inf])
+
+
+def test_steps_that_no_dtype_resolves(key):
+    """1e10 + 1e-7 is 1e10 in float64: such a solve would stand still."""
+    constant = diffrax.ConstantStepSize()
+    node = fl.NeuralODE(
+        lambda y: -y, t0=1e10, t1=1e10 + 1, dt0=1e-7, stepsize_controller=constant, max_steps=None
+    )
+    with pytest.raises(ValueError, match=r"expected steps that float64 resolves at t=1.*, found dt0=1e-07"):
+        node(jnp.ones(1), *fl.setup(key, node, float))
+
+
 def test_inner_times_stay():
     near = [1e-300, 1e-12, 0.5, 1 - 2**-53, 1.0]
     assert saved(near) == tuple(near)
@@ -262,6 +279,10 @@ def test_the_ends_of_a_path_may_be_rounded(key, kind):
         with jax.numpy_dtype_promotion("standard"):
             zs, _ = layer((jnp.ones(1), control), *fl.setup(key, layer, float))
         np.testing.assert_allclose(zs[:, 0], np.exp(0.1 - times), rtol=1e-4)
+    layer = fl.NeuralCDE(lambda z: -z, 1, saveat=diffrax.SaveAt(ts=[float(times[0]), 0.3, float(times[-1])]))
+    with jax.numpy_dtype_promotion("standard"):
+        zs, _ = layer((jnp.ones(1), control), *fl.setup(key, layer, float))
+    np.testing.assert_allclose(zs[:, 0], np.exp(0.1 - np.array([0.1, 0.3, 0.7])), rtol=1e-4)
     layer = fl.NeuralCDE(lambda z: -z, 1, t1=0.7001)
     with pytest.raises(ValueError, match="within the times of the control"):
         layer((jnp.ones(1), control), *fl.setup(key, layer, float))
