@@ -93,7 +93,7 @@ def _cycle(product: Product, b: jax.Array, restart: int, accuracy: Accuracy, sta
     weights = jax.scipy.linalg.solve_triangular(r, _dot("ij,i->j", q, first))
     step = _dot("i,ij->j", weights, basis.rows[:-1])
     x = state.x + step
-    residual = jnp.abs(first[0])
+    residual = first[0]
     reached = residual <= aim * _norm(basis.null)
     regular = accuracy.aim * _norm(x) <= accuracy.slack * size
     # Where the last cycle came to the aim by its own account, the residual is that of rounding.
@@ -127,16 +127,16 @@ def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.
         null = -jnp.dot(basis.null, column, precision="highest") / length.astype(new.dtype)
         null = basis.null.at[i].set(jnp.where(first, 1, null))
         column = column.at[i].set(length.astype(new.dtype))
-        later = basis.going
-        columns = jnp.where(later, column, basis.columns[:, i])
-        null = jnp.where(later, null, basis.null)
-        residual = jnp.where(first, length, jnp.abs(basis.columns[0, 0])) / _norm(null)
+        # What has come to the aim stays as it is while others go on.
+        columns = jnp.where(basis.going, column, basis.columns[:, i])
+        null = jnp.where(basis.going, null, basis.null)
+        residual = jnp.where(first, length, basis.columns[0, 0]) / _norm(null)
         return _Basis(
             i + 1,
-            basis.rows.at[i].set(jnp.where(later, row, 0)),
+            basis.rows.at[i].set(jnp.where(basis.going, row, 0)),
             basis.columns.at[:, i].set(columns),
             null,
-            later & (residual > aim),
+            basis.going & (residual > aim),
         )
 
     def unfinished(basis: _Basis) -> jax.Array:
@@ -156,8 +156,5 @@ def _orthogonal(rows: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     return v - _dot("i,ij->j", second, rows), first + second
 
 
-def _norm(v: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(v)
-
-
+_norm = jnp.linalg.norm
 _dot = functools.partial(jnp.einsum, precision="highest")
