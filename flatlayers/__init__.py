@@ -138,6 +138,7 @@ from .train.loop import (
     TrainResult as TrainResult,
     train_loop as train_loop,
 )
+from .train.per_leaf import per_leaf as per_leaf
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.derivatives import (

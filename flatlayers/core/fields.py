@@ -224,5 +224,5 @@ def _evaluated(annotation: Any, cls: type) -> Any:
 def _found(value: Any) -> str:
     if isinstance(value, jax.Array | np.ndarray) and not isinstance(value, np.generic):
         return ("a traced " if isinstance(value, Tracer) else "") + describe(value)
-    text = repr(value)
+    text = f"{value!r}; write {value.__name__}(...)" if isinstance(value, type) else repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -195,10 +195,21 @@ class Backward:
         old, new = (place.y, place.solver_state), (y1, solver_state)
         y, solver_state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
         y, left, jumped = self._jumps(s, y, place.left)
+        solver_state = self._after(jumped, s, s_next, y, left, window, solver_state)
         jump = jnp.where(keep, jump | jumped, place.jump)
         attempts = jnp.where(jumped, 0, place.attempts + 1)  # max_steps is for each saved time, as a solve
         rest = (y, solver_state, controller_state, jump, left, attempts, result)
         return Place(s, s_next, *jax.tree.map(jnp.asarray, rest)), nodes
+
+    def _after(
+        self, jumped: Any, s: Any, s_next: Any, y: Any, left: Any, window: Window, solver_state: Any
+    ) -> Any:
+        """The solver's state: made anew after a jump where it holds the adjoint state before it."""
+        if _diffrax.sees_jumps(self.solver) or not jax.tree.leaves(solver_state):
+            return solver_state
+        stop = self._stop(s, s_next, left, window)
+        new = lambda: jax.tree.map(jnp.asarray, self.solver.init(self.terms, s, stop, y, window))
+        return jax.lax.cond(jumped, new, lambda: solver_state)
 
     def _control(self, place: Place, s1: Any, y1: Any, error: Any, window: Window) -> Any:
         if not self.adaptive:

@@ -12,6 +12,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import optimistix
 
 
 if TYPE_CHECKING:
@@ -73,6 +74,42 @@ class FrozenSolver(eqx.Module):
         return self.order
 
 
+def stop_gradient(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+
+
+def constant_controller(controller: Any, refuse: Callable[[Any, str], Any]) -> Any:
+    """`controller` after `refuse(arrays, name)` of all arrays whose gradient diffrax's own adjoint has.
+
+    It stops that of all of a `PIDController` but the bounds on the step, which it applies afterwards.
+    """
+
+    def is_pid(x: Any) -> bool:
+        return type(x) is diffrax.PIDController
+
+    def constant(x: Any) -> Any:
+        if not is_pid(x):
+            return refuse(x, type(controller).__name__)
+        bounds = [refuse(getattr(x, name), f"PIDController({name}=...)") for name in ("dtmin", "dtmax")]
+        return eqx.tree_at(
+            lambda pid: [pid.dtmin, pid.dtmax], stop_gradient(x), bounds, is_leaf=lambda x: x is None
+        )
+
+    return jax.tree.map(constant, controller, is_leaf=is_pid)
+
+
+def constant_solver(solver: Any, refuse: Callable[[Any, str], Any]) -> Any:
+    """`solver` after `refuse(arrays, name)` of all its arrays but the tolerances of a root finder."""
+
+    def is_finder(x: Any) -> bool:
+        return isinstance(x, optimistix.AbstractRootFinder)
+
+    def constant(x: Any) -> Any:
+        return stop_gradient(x) if is_finder(x) else refuse(x, type(solver).__name__)
+
+    return jax.tree.map(constant, solver, is_leaf=is_finder)
+
+
 def with_tolerances(solver: Any, controller: Any) -> Any:
     """`solver`, with the tolerances of the controller where an implicit one leaves them open."""
     finder = getattr(solver, "root_finder", None)
@@ -81,6 +118,32 @@ def with_tolerances(solver: Any, controller: Any) -> Any:
         return solver
     values = [getattr(controller, name) for name in names]
     return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
+
+
+def with_forward_mode(solver: Any) -> Any:
+    """`solver`, with plain loops over its stages, which have forward mode and no reverse mode."""
+    return jax.tree.map(_plain_stages, solver, is_leaf=_has_stages)
+
+
+def has_forward_mode(solver: Any) -> bool:
+    """Whether `solver` has no loop over stages, or plain ones."""
+    parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
+    return all(part.scan_kind == "lax" for part in parts)
+
+
+def sees_jumps(solver: Any) -> bool:
+    """Whether a step after a jump of `y` needs no more than `made_jump`: another solver carries what `y` was."""
+    return _has_stages(solver)
+
+
+def _has_stages(x: Any) -> bool:
+    return isinstance(x, diffrax.AbstractRungeKutta | diffrax.AbstractSRK)
+
+
+def _plain_stages(x: Any) -> Any:
+    if not _has_stages(x) or x.scan_kind is not None:
+        return x
+    return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=lambda x: x is None)
 
 
 def freeze_solver(solver: Any, terms: Any, args: Any, state: State) -> FrozenSolver:

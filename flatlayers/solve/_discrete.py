@@ -12,11 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from . import _diffrax
+from . import _diffrax, _modes
 from ._checkpoints import Checkpoints, Slots, ceil
 from ._explicit import ExplicitSteps, Stages
 from ._outputs import Cotangents, Output, add, zero_if_none, zeros
 from ._steps import TracedSteps
+
+
+NAME = "AdaptiveCheckpointAdjoint"
 
 
 class Problem(eqx.Module):
@@ -30,17 +33,24 @@ class Problem(eqx.Module):
 
 
 class Setting(eqx.Module):
-    """The part that is not. `carries`: whether a step depends on the solver's state."""
+    """The part that is not.
+
+    `carries`: whether a step depends on the solver's state. `once`: the name of a solver whose steps have
+    no forward mode, for which there is no second derivative.
+    """
 
     init: Any
     options: dict[str, Any]
     every: int = eqx.field(static=True)
     carries: bool = eqx.field(static=True)
+    once: str | None = eqx.field(static=True)
 
     @classmethod
-    def of(cls, state: Any, options: dict[str, Any], every: int, carries: bool) -> "Setting":
+    def of(
+        cls, state: Any, options: dict[str, Any], every: int, carries: bool, once: str | None
+    ) -> "Setting":
         init = eqx.tree_at(_varying, state, (None, None), is_leaf=lambda x: x is None)
-        return cls(init, options, every, carries)
+        return cls(init, options, every, carries, once)
 
     def state(self, problem: Problem) -> Any:
         start = (problem.y0, problem.solver_state)
@@ -91,10 +101,16 @@ def solve(problem: Problem, setting: Setting) -> Any:
 def _solve_fwd(perturbed: Any, problem: Problem, setting: Setting) -> Any:
     del perturbed
     state = setting.state(problem)
+    if setting.once is not None:
+        cause = f" with {setting.once}, whose steps have reverse mode only"
+        instead = "an explicit Runge-Kutta method"
+        t0 = _modes.differentiated_once(state.tprev, problem, NAME, cause, instead)
+        state = eqx.tree_at(lambda state: state.tprev, state, t0)
     record = Record.empty(state, setting)
     final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, setting.options, record)
     saved = [(save.ts, save.saveat_ts_index) for save in _diffrax.save_states(final)]
-    return (final, statistics), (record, final.num_accepted_steps, final.y, saved)
+    out = (final, statistics), (record, final.num_accepted_steps, final.y, saved)
+    return _modes.reversed_once(out, NAME)
 
 
 @solve.def_bwd
@@ -109,13 +125,14 @@ def _solve_bwd(residuals: Any, cotangents: Any, perturbed: Any, problem: Problem
         ct = output.at_start(ct, place)
     nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
     solver, stages = walk.again.finish(ct.params)
-    return Problem(
+    out = Problem(
         ct.y,
         ct.solver_state if setting.carries else nothing[0],
         solver if stages is None else nothing[1],
         stages,
         ct.saveat,
     )
+    return _modes.reversed_once(out, NAME)
 
 
 class Walk:

@@ -98,11 +98,18 @@ class ExplicitSteps:
     def _taps(self, count: int) -> list[Any]:
         return [jnp.zeros((count, *tap.shape), tap.dtype) for tap in self.field.taps]
 
+    def _field(self) -> Callable[..., Any]:
+        """The field, what is `CHEAP` computed again. With complex numbers all is kept: JAX rounds what
+        a policy keeps by `reduce_precision`, which takes none."""
+        if self.field.is_complex:
+            return self.field
+        return jax.checkpoint(self.field.__call__, policy=_is_dear, prevent_cse=False)
+
     def _step(self, i: Any, y0: Any, plain: Any, control: Any, taps: Any, count: int) -> Any:
         t0, t1 = self.record.t0[i], self.record.t1[i]
         control = eqx.combine(control, self.rest)(t0, t1)
         prepared = ((plain, self.weights), self.fixed)
-        field = jax.checkpoint(self.field.__call__, policy=_is_dear, prevent_cse=False)
+        field = self._field()
 
         def stage(ks: Any, row: Any) -> tuple[Any, Any]:
             k, a, c, taps = row

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 
 class Field:
@@ -23,6 +23,7 @@ class Field:
     def __init__(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], perturbed: Any):
         closed = jax.make_jaxpr(lambda c, x: _inlined(jaxpr, c, x))(list(constants), list(inputs))
         self.jaxpr, count = closed.jaxpr, len(constants)
+        self.is_complex = _has_complex(self.jaxpr)
         self.consts = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
         self.constants, self.inputs = self.jaxpr.invars[:count], self.jaxpr.invars[count:]
         known = {*self.constants, *self.consts}
@@ -134,6 +135,21 @@ def _inlined(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> l
         else:
             _evaluate([eqn], env)
     return [_read(env, var) for var in jaxpr.outvars]
+
+
+def _has_complex(jaxpr: Jaxpr) -> bool:
+    """Whether there are complex numbers anywhere in it."""
+    variables = [*jaxpr.constvars, *jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
+    if any(jnp.issubdtype(getattr(var.aval, "dtype", None), jnp.complexfloating) for var in variables):
+        return True
+    return any(_has_complex(inner) for eqn in jaxpr.eqns for inner in _inner(eqn))
+
+
+def _inner(eqn: Any) -> Iterable[Jaxpr]:
+    """What an equation holds to be evaluated: the body of a loop, the branches of a condition."""
+    parts = [part for x in eqn.params.values() for part in (x if isinstance(x, tuple | list) else [x])]
+    closed = [part.jaxpr for part in parts if isinstance(part, ClosedJaxpr)]
+    return [*closed, *(part for part in parts if isinstance(part, Jaxpr))]
 
 
 def _read(env: dict[Var, Any], var: Any) -> Any:

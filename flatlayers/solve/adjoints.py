@@ -7,10 +7,9 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from . import _diffrax
-from ._discrete import Problem, Setting, solve
+from . import _diffrax, _modes
+from ._discrete import NAME, Problem, Setting, solve
 from ._explicit import Stages
 from .gauss import GaussAdjoint as GaussAdjoint
 
@@ -68,6 +67,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         _check(event, options["max_steps"])
         state, saveat, options, passed = _constant_times(saveat, options)
         carries = passed or saveat.solver_state or not _restarts(solver)
+        if not carries:  # the vjp of a step is not that of `solver.step`
+            solver = _diffrax.with_forward_mode(solver)
+        once = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
         problem = Problem(
             state.y,
             jax.tree.map(jnp.asarray, state.solver_state),
@@ -75,21 +77,21 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             None if carries else Stages.of(solver, terms, args, state.tprev, state.y),
             _diffrax.freeze_saveat(saveat, args, state),
         )
-        final, statistics = solve(problem, Setting.of(state, options, self.every, carries))
-        message = f"Only saved values have a gradient with {_NAME}. {_INSTEAD}"
+        setting = Setting.of(state, options, self.every, carries, once)
+        final, statistics = solve(_modes.reverse_only(problem, NAME), setting)
+        message = f"Only saved values have a gradient with {NAME}. {_INSTEAD}"
         return _diffrax.only_outputs(final, saveat, message), statistics
 
 
-_NAME = "AdaptiveCheckpointAdjoint"
 _INSTEAD = "Use diffrax.RecursiveCheckpointAdjoint() instead."
 
 
 def _check(event: Any, max_steps: int | None) -> None:
     if event is not None:
-        raise ValueError(f"{_NAME} does not support events. {_INSTEAD}")
+        raise ValueError(f"{NAME} does not support events. {_INSTEAD}")
     if max_steps is None:
         raise ValueError(
-            f"expected max_steps to be an integer with {_NAME}, which keeps the times of the steps, found "
+            f"expected max_steps to be an integer with {NAME}, which keeps the times of the steps, found "
             "None. Give a bound, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)."
         )
 
@@ -110,10 +112,7 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
     for name in ("t0", "t1", "dt0"):
         options[name] = _constant(options[name], name)
     controller = options["stepsize_controller"]
-    if isinstance(controller, diffrax.PIDController):  # diffrax stops these gradients as well
-        options["stepsize_controller"] = _stop_gradient(controller)
-    else:
-        options["stepsize_controller"] = _constant(controller, type(controller).__name__)
+    options["stepsize_controller"] = _diffrax.constant_controller(controller, _constant)
     times = [sub.ts for sub in _diffrax.sub_saveats(saveat)]
     saveat = eqx.tree_at(
         lambda saveat: [sub.ts for sub in _diffrax.sub_saveats(saveat)],
@@ -125,16 +124,12 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
     state = eqx.tree_at(
         lambda state: (state.tprev, state.tnext, state.controller_state),
         state,
-        _stop_gradient(moving),
+        _diffrax.stop_gradient(moving),
         is_leaf=lambda x: x is None,
     )
     return state, saveat, options, passed
 
 
 def _constant(tree: Any, name: str) -> Any:
-    message = f"{_NAME} gives no gradient with respect to {name}. {_INSTEAD}"
+    message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD}"
     return _diffrax.nondifferentiable(tree, msg=message)
-
-
-def _stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ..core.fields import Size
 from ..core.layer import Container, Layer
 from ..core.names import describe
 from ..core.record import Record
+from ..core.vector import ComponentVector
 from . import shared
+
+
+_ARRAYS = (jax.Array, np.ndarray, ComponentVector)
 
 
 class AugmentedNDE(Container):
@@ -39,12 +46,7 @@ class AugmentedNDE(Container):
     """
 
     nde: Layer
-    extra: int
-
-    def check_fields(self) -> None:
-        super().check_fields()
-        if not isinstance(self.extra, int) or self.extra < 1:
-            raise ValueError(f"expected extra to be an integer of at least 1, found {self.extra!r}")
+    extra: Size
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         y, new = self.nde(self._augmented(x), ps.nde, st.nde)
@@ -63,7 +65,7 @@ class AugmentedNDE(Container):
 
     def _augmented(self, x: Any) -> Any:
         if isinstance(x, tuple):
-            return tuple(self._augmented(part) if hasattr(part, "dtype") else part for part in x)
+            return tuple(self._augmented(part) if isinstance(part, _ARRAYS) else part for part in x)
         if not jnp.ndim(x):
             raise ValueError(f"expected x of shape (..., n), found {describe(x)}")
         x = jnp.asarray(x)

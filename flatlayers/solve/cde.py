@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Finite, Flag, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
 from ..core.names import describe
 from ..core.record import Record
 from ..core.vector import ComponentVector
 from . import shared
+from .dtypes import Dtypes, real_dtype
+from .times import ULPS, Times, check_saves_values, freeze_times, saves_final_only
 
 
 class NeuralCDE(Wrapper):
@@ -25,8 +28,8 @@ class NeuralCDE(Wrapper):
     coefficients of a `diffrax.CubicInterpolation(ts, coefficients)`.
 
     The parameter vector is unpacked once, outside the solve. During the solve the field's state is frozen;
-    after it, the state is that of one evaluation at the initial point. Times, and the path's derivative,
-    have the dtype of `z0`.
+    after it, the state is that of one evaluation at the initial point. Dtypes are as in `NeuralODE`; the
+    path's own ends have its dtype.
 
     **Arguments:**
 
@@ -79,36 +82,32 @@ class NeuralCDE(Wrapper):
     """
 
     field: Layer
-    channels: int
+    channels: Size
     _: KW_ONLY
-    t0: float | None = None
-    t1: float | None = None
+    t0: Finite | None = None
+    t1: Finite | None = None
     saveat: diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable | None = None
     solver: diffrax.AbstractSolver | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
     event: diffrax.Event | Hashable | None = None
-    dt0: float | None = None
-    max_steps: int | None = 4096
-    with_time: bool = False
-    throw: bool = True
+    dt0: Finite | None = None
+    max_steps: Size | None = 4096
+    with_time: Flag = False
+    throw: Flag = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.channels, int) or self.channels < 1:
-            raise ValueError(f"expected the number of channels to be at least 1, found {self.channels!r}")
-        shared.freeze_options(
-            self, ("t0", "t1", "dt0"), ("solver", "stepsize_controller", "adjoint", "event")
-        )
-        shared.freeze_saveat(self)
+        shared.freeze_options(self, "solver", "stepsize_controller", "adjoint", "event")
+        freeze_times(self)
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         stats = shared.initial_stats("num_evaluations")
         return {"stats": stats} | shared.model_states(self.field, key, "field")
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        shared.check_saves_values(self.saveat)
+        check_saves_values(self.saveat)
         solution, st = self._solve(x, ps, st)
-        if shared.saves_final_only(self.saveat):
+        if saves_final_only(self.saveat):
             return jax.tree.map(lambda z: z[-1], solution.ys), st
         return solution.ys, st
 
@@ -119,48 +118,34 @@ class NeuralCDE(Wrapper):
         """
         return shared.call_solve(self, x, ps, st)
 
-    def _ends(self, control: diffrax.AbstractPath, dtype: Any) -> tuple[jax.Array, jax.Array]:
-        """The start and the end of the solve. Beyond its own ends, a path would be extrapolated."""
-        first, last = jnp.asarray(control.t0, dtype), jnp.asarray(control.t1, dtype)
-        t0 = first if self.t0 is None else jnp.asarray(self.t0, dtype)
-        t1 = last if self.t1 is None else jnp.asarray(self.t1, dtype)
+    def _ends(self, control: diffrax.AbstractPath, z0: Any) -> tuple[Any, Any, Any]:
+        """`(z0, t0, t1)`; raises for ends beyond those of the path, which would be extrapolated there."""
+        first, last = jnp.asarray(control.t0), jnp.asarray(control.t1)
+        t0 = first if self.t0 is None else self.t0
+        t1 = last if self.t1 is None else self.t1
         if self.t0 is None and self.t1 is None:
-            return t0, t1
-        margin = 1e-6 * (last - first)  # for ends that were rounded to float32
+            return z0, t0, t1
+        room = ULPS * float(jnp.finfo(real_dtype(first, last)).eps)  # the path's times may be rounded
         low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
+        inside = (first - room * abs(first) <= low) & (high <= last + room * abs(last))
         message = f"expected t0={self.t0} and t1={self.t1} within the times of the control"
-        return shared.require((first - margin <= low) & (high <= last + margin), message, (t0, t1))
+        return shared.require(inside, message, z0), t0, t1
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         z0, control = _check_input(x)
-        z0 = shared.check_start(z0, self.throw)
-        dtype = shared.time_dtype(z0)
-        t0, t1 = self._ends(control, dtype)
+        z0, t0, t1 = self._ends(control, shared.check_start(z0, self.throw))
         field = _Field(self.field, self.channels, self.with_time)
-        # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
         args = (ps, shared.model_state(self.field, st, "field"), control)
-        field.check(t0, z0, args)
-        solver = plain(self.solver) or shared.SOLVER
-        controller = plain(self.stepsize_controller) or shared.CONTROLLER
-        event = plain(self.event)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            solver,
-            t0=t0,
-            t1=t1,
-            dt0=shared.as_time(self.dt0, dtype),
-            y0=z0,
-            args=args,
-            saveat=shared.as_saveat(self.saveat, dtype),
-            stepsize_controller=controller,
-            adjoint=plain(self.adjoint) or shared.default_adjoint(event, self.max_steps),
-            event=event,
-            max_steps=self.max_steps,
-            throw=self.throw,
-        )
-        solution = shared.check_solution(solution, z0, controller, self.throw)
-        st = shared.state_after(self.field, field.inputs(t0, z0), ps, st, "field")
-        evaluations = shared.evaluations(solver, solution)
+        matrices = field.check(z0, args)
+
+        def terms(dtypes: Dtypes) -> diffrax.ODETerm:
+            return diffrax.ODETerm(dtypes.field(field, z0, matrices))
+
+        times = Times(t0, t1, self.dt0, self.saveat)
+        solution = shared.integrate(self, terms, times, z0, args, matrices)
+        x0 = field.inputs(jnp.asarray(t0, real_dtype(z0)), z0)
+        st = shared.state_after(self.field, x0, ps, st, "field")
+        evaluations = shared.evaluations(plain(self.solver) or shared.SOLVER, solution)
         return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))
 
 
@@ -191,22 +176,24 @@ class _Field:
         *_, control = args
         return control.derivative(t)
 
-    def check(self, t0: Any, z0: Any, args: Any) -> None:
-        """Raise unless the path and the model's output fit to `z0`. Nothing is computed."""
-        found = jax.eval_shape(self.derivative, t0, args)
+    def check(self, z0: Any, args: Any) -> Any:
+        """What the model gives; raises unless that and the path fit to `z0`. Nothing is computed."""
+        t = jax.ShapeDtypeStruct((), real_dtype(z0))
+        found = jax.eval_shape(self.derivative, t, args)
         shapes = [(self.channels,), (*z0.shape[:-1], self.channels)]
         if getattr(found, "shape", None) not in shapes:
             raise ValueError(
                 f"expected a control with {self.channels} channels, of shape "
                 f"{' or '.join(map(str, dict.fromkeys(shapes)))} at a time, found {describe(found)}"
             )
-        found = jax.eval_shape(self.flat, t0, z0, args)
+        found = jax.eval_shape(self.flat, t, z0, args)
         expected = (*z0.shape[:-1], z0.shape[-1] * self.channels)
         if getattr(found, "shape", None) != expected:
             raise ValueError(
                 f"expected a field whose output has the shape (..., hidden * channels), here {expected}, "
                 f"found {describe(found)}"
             )
+        return found
 
 
 def _check_input(x: Any) -> tuple[Any, diffrax.AbstractPath]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from ..core.fields import Positive, checked
 from ..core.names import describe
-from ..layers.shapes import floating
+from ..layers.shapes import at_least_float32, floating
 from .shared import require
 
 
@@ -29,8 +32,9 @@ def collocate(
 
     **Arguments:**
 
-    - `ts`: the times, distinct, of shape `(times,)`.
-    - `ys`: the data, of shape `(times, ...)`.
+    - `ts`: the times, of shape `(times,)`. Only their differences matter, which are taken first: a large
+        offset costs no precision, unless the dtype of `ts` has lost it.
+    - `ys`: the data, real, of shape `(times, ...)`. A half precision is computed in float32.
     - `kernel`: `"epanechnikov"`, `"uniform"`, `"triangular"`, `"quartic"`, `"triweight"`, `"tricube"` or
         `"cosine"`, which are zero beyond the bandwidth; `"gaussian"`, `"logistic"`, `"sigmoid"` or
         `"silverman"`, which are not.
@@ -40,8 +44,8 @@ def collocate(
     **Returns:** `(values, derivatives)`, of the shape of `ys`.
 
     **Raises:** `ValueError` for an unknown kernel, for shapes that do not go together, for less than three
-    times and for a bandwidth with less than three times under the kernel somewhere (Equinox's error under
-    `jax.jit`).
+    times, for a bandwidth or times that are not finite and for a bandwidth with less than three distinct
+    times under the kernel somewhere (Equinox's error under `jax.jit`); `TypeError` for complex data.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -53,21 +57,29 @@ def collocate(
     if kernel not in _KERNELS:
         raise ValueError(f"expected a kernel out of {', '.join(_KERNELS)}, found {kernel!r}")
     ys = floating(ys)
-    ts = jnp.asarray(ts, ys.dtype)
+    if jnp.iscomplexobj(ys):
+        raise TypeError(f"expected real ys, found {describe(ys)}; collocate real and imaginary parts")
+    ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape or len(ts) < 3:
         raise ValueError(
             "expected ts of shape (times,) and ys of shape (times, ...) with at least three times, found "
             f"{describe(ts)} and {describe(ys)}"
         )
-    h = default_bandwidth(ts) if bandwidth is None else jnp.asarray(bandwidth, ys.dtype)
-    u = (ts[None, :] - ts[:, None]) / h
-    weights = require(*_enough_times(_KERNELS[kernel](u)))
-    powers = jnp.stack([jnp.ones_like(u), u, u * u], axis=-1)
+    dtype = at_least_float32(ys.dtype)
+    ts = jnp.asarray(ts - ts[:1], dtype)
+    ts = require(jnp.isfinite(ts).all(), "expected finite times, found NaN or infinity", ts)
+    h = default_bandwidth(ts) if bandwidth is None else _as_bandwidth(bandwidth, dtype)
+    away = ts[None, :] - ts[:, None]
+    weights = require(*_enough_times(ts, _KERNELS[kernel](away / h)))
+    # In a unit in which they are of order one, however wide the kernel.
+    unit = jnp.minimum(h, ts.max() - ts.min())
+    steps = away / unit
+    powers = jnp.stack([jnp.ones_like(steps), steps, steps * steps], axis=-1)
     gram = _sum("ij,ijk,ijl->ikl", weights, powers, powers)
-    moments = _sum("ij,ijk,jn->ikn", weights, powers, ys.reshape(len(ts), -1))
+    moments = _sum("ij,ijk,jn->ikn", weights, powers, ys.reshape(len(ts), -1).astype(dtype))
     values = jnp.linalg.solve(gram[:, :2, :2], moments[:, :2])[:, 0]
-    derivatives = jnp.linalg.solve(gram, moments)[:, 1] / h
-    return values.reshape(ys.shape), derivatives.reshape(ys.shape)
+    derivatives = jnp.linalg.solve(gram, moments)[:, 1] / unit
+    return tuple(out.reshape(ys.shape).astype(ys.dtype) for out in (values, derivatives))
 
 
 def default_bandwidth(ts: jax.Array) -> jax.Array:
@@ -76,12 +88,23 @@ def default_bandwidth(ts: jax.Array) -> jax.Array:
     return jnp.maximum(n ** (-2 / 7) * math.log(n) ** (-1 / 16), 2.5 * jnp.diff(jnp.sort(ts)).max())
 
 
-def _enough_times(weights: jax.Array) -> tuple[Any, str, jax.Array]:
-    """What is required of the weights: three times with a weight that counts."""
+def _as_bandwidth(bandwidth: Any, dtype: Any) -> jax.Array:
+    if not isinstance(bandwidth, Tracer):
+        return jnp.asarray(checked(Positive, "bandwidth", bandwidth), dtype)
+    fine = jnp.isfinite(bandwidth) & (bandwidth > 0)
+    message = "expected bandwidth: a finite number above 0"
+    return require(fine, message, bandwidth.astype(dtype))
+
+
+def _enough_times(ts: jax.Array, weights: jax.Array) -> tuple[Any, str, jax.Array]:
+    """What is required of the weights: three distinct times with a weight that counts."""
     size = jnp.abs(weights)
     counts = size > jnp.finfo(size.dtype).eps * size.max(axis=1, keepdims=True)
-    message = "expected at least three times under the kernel at each time; use a larger bandwidth"
-    return (counts.sum(axis=1) >= 3).all(), message, weights
+    # Of equal times, the first in order counts if any of them does: they have the same weight.
+    order = jnp.argsort(ts)
+    distinct = jnp.concatenate([jnp.array([True]), jnp.diff(ts[order]) > 0])
+    message = "expected at least three distinct times under the kernel at each time; use a larger bandwidth"
+    return ((counts[:, order] & distinct[None]).sum(axis=1) >= 3).all(), message, weights
 
 
 def _inside(kernel: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -5,12 +5,13 @@ import functools
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.fields import Flag, Size, checked, integer
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, as_layer
 from ..core.names import describe
@@ -44,14 +45,17 @@ class DeepEquilibriumNetwork(Container):
         keeps: that of `x`, or with as many features as the model's parameters allow. The output has no
         gradient with respect to the start; a loss such as `|z - start|^2`, with the start of
         `layer.init(x, ps.init, st.init)`, teaches it (Skip DEQ, Pal et al., 2022).
-    - `adjoint`: how the solve is differentiated. `None` is the implicit function theorem, with a linear
-        system that is solved by GMRES without a matrix, and raises if it cannot be solved at all;
-        `"phantom"` is `PhantomAdjoint()`, `"unroll"` goes back through the solver's steps, with
-        checkpoints, to a gradient that converges later than `z`; or any adjoint of optimistix.
+    - `adjoint`: how the solve is differentiated. `None` is the implicit function theorem. Its linear system
+        is solved by GMRES without a matrix, to a thousandth of the solver's tolerance, or to rounding if
+        that is more. It may take 1000 products with the Jacobian, or `4 max_steps` if these are more; if
+        that does not do, the whole gradient is NaN, or an error with `throw`. `"phantom"` is
+        `PhantomAdjoint()`, `"unroll"` goes back through the solver's steps, with checkpoints, to a gradient
+        that converges later than `z`; or any adjoint of optimistix, which has its own way to fail.
     - `max_steps`: the most steps the solver may take.
     - `fixed_depth`: apply the model so many times instead, and differentiate through that: to train first.
     - `jacobian_regularisation`: the number of probes for `stats.jacobian_loss` (`True` is 1), or `None`.
-    - `throw`: whether a failed solve raises; its result code is in the state either way.
+    - `throw`: whether a failed solve raises, forward or backward. The result code of the forward one is in
+        the state either way; the backward one comes too late for that.
 
     **Inputs:** `x`, whatever the model takes. **Returns:** `(z, st)`.
 
@@ -67,7 +71,7 @@ class DeepEquilibriumNetwork(Container):
     With `jacobian_regularisation`, `key` draws the probes and is split once a call.
 
     **Raises:** `ValueError` for a model whose output is not like `z` and for options out of range,
-    `TypeError` for other kinds; the error of optimistix for a solve that fails, with `throw`.
+    `TypeError` for other kinds; Equinox's error for a solve that fails, forward or backward, with `throw`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -86,10 +90,10 @@ class DeepEquilibriumNetwork(Container):
     _: KW_ONLY
     init: Layer | None = None
     adjoint: Any = None
-    max_steps: int = 50
-    fixed_depth: int | None = None
-    jacobian_regularisation: int | None = None
-    throw: bool = False
+    max_steps: Size = 50
+    fixed_depth: Size | None = None
+    jacobian_regularisation: Size | Flag | None = None
+    throw: Flag = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", as_layer(self.model))
@@ -98,12 +102,8 @@ class DeepEquilibriumNetwork(Container):
         check_solver(plain(self.solver), plain(self.adjoint))
         for name in ("solver", "adjoint"):
             object.__setattr__(self, name, hashable(getattr(self, name)))
-        if self.jacobian_regularisation is False:
-            object.__setattr__(self, "jacobian_regularisation", None)
-        for name in ("max_steps", "fixed_depth", "jacobian_regularisation"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and (value is not None or name == "max_steps"):
-                raise ValueError(f"expected {name} to be an integer of at least 1, found {value!r}")
+        if isinstance(self.jacobian_regularisation, bool):
+            self.jacobian_regularisation = 1 if self.jacobian_regularisation else None
 
     def states(self, key: jax.Array) -> Mapping[str, Any]:
         count = jnp.zeros((), jnp.int32)
@@ -157,15 +157,15 @@ class DeepEquilibriumNetwork(Container):
     def _find(self, fn: Any, z0: Any, args: Any) -> optx.Solution:
         if self.fixed_depth is not None:
             return _applied(fn, z0, args, self.fixed_depth, self.throw)
-        return optx.fixed_point(
-            fn,
-            as_solver(plain(self.solver)),
-            z0,
-            args,
-            max_steps=self.max_steps,
-            adjoint=as_adjoint(plain(self.adjoint)),
-            throw=self.throw,
-        )
+        solver = as_solver(plain(self.solver))
+        adjoint = as_adjoint(plain(self.adjoint), solver, self.max_steps, self.throw)
+        try:
+            return optx.fixed_point(
+                fn, solver, z0, args, max_steps=self.max_steps, adjoint=adjoint, throw=self.throw
+            )
+        except Exception as error:  # Not every solver takes every dtype.
+            error.add_note(f"in the solve for z, {describe(z0)}, by {type(solver).__name__}")
+            raise
 
     def _jacobian_loss(self, fn: Any, z: Any, args: Any, st: Record) -> tuple[Record, Any]:
         if not self.jacobian_regularisation:
@@ -175,7 +175,7 @@ class DeepEquilibriumNetwork(Container):
 
         def estimate(key: jax.Array) -> jax.Array:
             _, product = jax.jvp(lambda z: fn(z, args), (z,), (_signs(key, z),))
-            squares = [jnp.sum(_raised(leaf) ** 2) for leaf in jax.tree.leaves(product)]
+            squares = [jnp.sum(jnp.abs(_raised(leaf)) ** 2) for leaf in jax.tree.leaves(product)]
             return functools.reduce(operator.add, squares) / n
 
         probes = jax.random.split(now, self.jacobian_regularisation)
@@ -214,8 +214,7 @@ def spectral_radius(
     >>> print(f"{radius:.3f}")
     0.500
     """
-    if steps < 2:
-        raise ValueError(f"expected at least 2 steps, found {steps}")
+    steps = checked(Annotated[int, integer(2)], "steps", steps)
     fn, args = _Application(as_layer(model)), (x, ps, st)
     z = jax.tree.map(jnp.asarray, z)
     check_like(z, jax.eval_shape(fn, z, args))

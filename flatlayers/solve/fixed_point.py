@@ -2,17 +2,25 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix as optx
+from jax.core import Tracer
 
+from ..core.fields import Activation as Function, Count, NonNegative, Size, check_fields, number
 from ..core.names import describe
 from ..layers.shapes import at_least_float32
+
+
+def as_python(value: Any) -> Any:
+    """A number of NumPy or JAX as one of Python, which promotes nothing; anything else as it is."""
+    scalar = isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0
+    return value.item() if scalar and not isinstance(value, Tracer) else value
 
 
 class _Memory(eqx.Module):
@@ -39,10 +47,7 @@ class _Accelerated(optx.AbstractFixedPointSolver):
     batch_axes: eqx.AbstractVar[int]
 
     def __check_init__(self) -> None:
-        for name, least in (("history", 1), ("batch_axes", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"expected {name} to be an integer of at least {least}, found {value!r}")
+        check_fields(self)
 
     @property
     def _damping(self) -> float:
@@ -174,8 +179,8 @@ class Anderson(_Accelerated):
         sample has its own mixture, and stays as it is once it has converged, while the others go on.
     - `norm`: of the residual of one sample over its tolerance.
 
-    **Raises:** `ValueError` for a `history`, `damping` or `batch_axes` out of range, for complex `y`, and for
-    leaves of `y` with other leading axes.
+    **Raises:** `ValueError` for an option out of range or not finite, `TypeError` for one that is no number;
+    `ValueError` for complex `y`, and for leaves of `y` with other leading axes.
 
     Reference: Walker and Ni, "Anderson Acceleration for Fixed-Point Iterations", SIAM J. Numer. Anal., 2011.
 
@@ -188,18 +193,14 @@ class Anderson(_Accelerated):
     0.7391 after 6 steps
     """
 
-    rtol: float
-    atol: float
+    rtol: NonNegative = eqx.field(converter=as_python)
+    atol: NonNegative = eqx.field(converter=as_python)
     _: KW_ONLY
-    history: int = 5
-    damping: float = 1.0
-    regularisation: float = 1e-10
-    batch_axes: int = 0
-    norm: Callable[[Any], Any] = optx.max_norm
-
-    def __check_init__(self) -> None:
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"expected damping above 0 and at most 1, found {self.damping}")
+    history: Size = eqx.field(default=5, converter=as_python)
+    damping: Annotated[float, number(above=0, high=1)] = eqx.field(default=1.0, converter=as_python)
+    regularisation: NonNegative = eqx.field(default=1e-10, converter=as_python)
+    batch_axes: Count = eqx.field(default=0, converter=as_python)
+    norm: Function = optx.max_norm
 
     @property
     def _damping(self) -> float:
@@ -231,8 +232,7 @@ class Broyden(_Accelerated):
         as one vector.
     - `norm`: of the residual of one sample over its tolerance.
 
-    **Raises:** `ValueError` for a `history` or `batch_axes` out of range, for complex `y`, and for leaves of
-    `y` with other leading axes.
+    **Raises:** as `Anderson`.
 
     References: Byrd, Nocedal and Schnabel, "Representations of Quasi-Newton Matrices and their Use in Limited
     Memory Methods", Math. Programming, 1994; Bai, Kolter and Koltun, "Deep Equilibrium Models", NeurIPS 2019.
@@ -246,12 +246,12 @@ class Broyden(_Accelerated):
     0.7391 after 5 steps
     """
 
-    rtol: float
-    atol: float
+    rtol: NonNegative = eqx.field(converter=as_python)
+    atol: NonNegative = eqx.field(converter=as_python)
     _: KW_ONLY
-    history: int = 20
-    batch_axes: int = 0
-    norm: Callable[[Any], Any] = optx.max_norm
+    history: Size = eqx.field(default=20, converter=as_python)
+    batch_axes: Count = eqx.field(default=0, converter=as_python)
+    norm: Function = optx.max_norm
 
     def system(self, y_steps: jax.Array, residual_steps: jax.Array) -> tuple[jax.Array, jax.Array]:
         lower = jnp.tril(_product("rin,rjn->rij", y_steps, y_steps), -1)

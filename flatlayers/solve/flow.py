@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from ..core.calling import apply, display_name
+from ..core.fields import Finite, Flag, Size
 from ..core.hashable import plain
 from ..core.layer import Layer, Wrapper, fold_in_name
 from ..core.names import describe
 from ..core.record import Record
 from ..layers.shapes import as_floating
 from . import shared
+from .dtypes import Dtypes, real_dtype
+from .times import Times, freeze_times
 
 
 class Base(Protocol):
@@ -110,26 +113,23 @@ class FFJORD(Wrapper):
 
     model: Layer
     _: KW_ONLY
-    t0: float = 0.0
-    t1: float = 1.0
-    trace: Literal["exact", "hutchinson"] | Any = _TraceField()
-    probes: int = 1
+    t0: Finite = 0.0
+    t1: Finite = 1.0
+    trace: Literal["exact", "hutchinson"] = _TraceField()  # pyright: ignore[reportAssignmentType]
+    probes: Size = 1
     base: Base | Any = None
-    regularise: bool = False
+    regularise: Flag = False
     solver: diffrax.AbstractSolver | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
-    dt0: float | None = None
-    max_steps: int | None = 4096
-    with_time: bool = False
-    throw: bool = True
+    dt0: Finite | None = None
+    max_steps: Size | None = 4096
+    with_time: Flag = False
+    throw: Flag = True
 
     def __post_init__(self) -> None:
-        shared.freeze_options(self, ("t0", "t1", "dt0"), ("solver", "stepsize_controller", "adjoint", "base"))
-        if self.trace not in ("exact", "hutchinson"):
-            raise ValueError(f"expected the trace 'exact' or 'hutchinson', found {self.trace!r}")
-        if self.probes < 1:
-            raise ValueError(f"expected at least one probe, found {self.probes}")
+        shared.freeze_options(self, "solver", "stepsize_controller", "adjoint", "base")
+        freeze_times(self)
         if not all(callable(getattr(self._base, name, None)) for name in ("log_prob", "sample")):
             raise TypeError(
                 "expected a base with the methods `log_prob(x)` and `sample(key, shape, dtype)`, "
@@ -178,7 +178,7 @@ class FFJORD(Wrapper):
         return apply(_Sample(self, tuple(shape)), key, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
-        x = as_floating(x)
+        x = shared.check_start(as_floating(x), self.throw)
         if x.ndim == 0:
             raise ValueError("expected x of shape (..., n), found shape ()")
         directions, st = self._directions(x.shape, st)
@@ -196,7 +196,7 @@ class FFJORD(Wrapper):
         return jax.random.rademacher(now, (self.probes, *shape), jnp.int8), st.replace(key=key)
 
     def _sample(self, key: Any, shape: tuple[int, ...], ps: Any, st: Any) -> tuple[jax.Array, Record]:
-        z = jnp.asarray(self._base.sample(key, shape, shared.time_dtype(ps)))
+        z = shared.check_start(self._base.sample(key, shape, real_dtype(ps)), self.throw)
         solution, st = self._integrate(self._velocity, z, None, ps, st)
         return solution.ys[-1], st
 
@@ -209,26 +209,18 @@ class FFJORD(Wrapper):
     ) -> tuple[Any, Record]:
         """Solve, and return the solution and the state after it, with the counts of the solve."""
         z = y0.z if isinstance(y0, Path) else y0
-        start, end, dt0 = (shared.as_time(t, z.dtype) for t in (self.t0, self.t1, self.dt0))
+        start, end, dt0 = self.t0, self.t1, self.dt0
         if backwards:
             start, end, dt0 = end, start, None if dt0 is None else -dt0
         args = (ps, shared.model_state(self.model, st), directions)
-        shared.check_field(self._velocity, start, z, args)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            plain(self.solver) or shared.SOLVER,
-            t0=start,
-            t1=end,
-            dt0=dt0,
-            y0=y0,
-            args=args,
-            saveat=shared.FINAL,
-            stepsize_controller=plain(self.stepsize_controller) or shared.CONTROLLER,
-            adjoint=plain(self.adjoint) or shared.default_adjoint(max_steps=self.max_steps),
-            max_steps=self.max_steps,
-            throw=self.throw,
-        )
-        st = shared.state_after(self.model, (start, z) if self.with_time else z, ps, st)
+        dz = shared.check_field(self._velocity, z, args)
+
+        def terms(dtypes: Dtypes) -> diffrax.ODETerm:
+            return diffrax.ODETerm(dtypes.field(field, y0, dz))
+
+        solution = shared.integrate(self, terms, Times(start, end, dt0), y0, args, dz)
+        t = jnp.asarray(start, real_dtype(z))
+        st = shared.state_after(self.model, (t, z) if self.with_time else z, ps, st)
         return solution, st.replace(stats=st.stats.replace(**shared.stats_of(solution)))
 
 

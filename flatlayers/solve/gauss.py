@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from . import _diffrax
+from . import _diffrax, _modes
 from ._backward import Backward
 from ._trajectory import Sampled, Trajectory
 
@@ -77,16 +77,20 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         del options["passed_solver_state"], options["passed_controller_state"]
         for name in ("t0", "t1", "dt0"):
             options[name] = _constant(options[name], f"`{name}`")
+        controller = _diffrax.constant_controller(options["stepsize_controller"], _constant)
+        options["stepsize_controller"] = controller
+        solver = _diffrax.constant_solver(solver, _constant)
         saveat = eqx.tree_at(lambda s: s.subs, saveat, _constant(saveat.subs, "SaveAt(ts=...)"))
         forward = Sampled.of(_diffrax.freeze_solver(solver, terms, args, state), solver.order(terms))
         inner = jax.tree.map(jnp.asarray, state.solver_state)
         state = _with_solver_state(state, (inner, forward.empty(state.y)))
         params, fields = _fields(parts, args, state)
-        back = self._back(parts, solver, options["stepsize_controller"])
+        back = self._back(parts, solver, controller)
         rest = eqx.tree_at(lambda s: s.y, state, None)
-        forward, saveat, rest, options = _stop_gradient((forward, saveat, rest, options))
+        forward, saveat, rest, options = _diffrax.stop_gradient((forward, saveat, rest, options))
         setting = Setting(forward, saveat, rest, options, fields, back, throw)
-        final, statistics = solve((state.y, params), setting)
+        problem = _modes.reverse_only((state.y, params), _NAME)
+        final, statistics = solve(problem, setting)
         final = _with_solver_state(final, final.solver_state[0])
         message = f"Only saved values have a gradient with {_NAME}. {_INSTEAD}"
         return _diffrax.only_outputs(final, diffrax.SaveAt(t1=True), message), statistics
@@ -96,8 +100,10 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         controller = controller.wrap(-1)
         if self.stepsize_controller is not None:
             controller = self.stepsize_controller.wrap(-parts[0].direction)
+            controller = _diffrax.constant_controller(controller, _constant)
         if self.solver is not None:
-            solver = _diffrax.with_tolerances(self.solver, controller)
+            solver = _diffrax.constant_solver(self.solver, _constant)
+            solver = _diffrax.with_tolerances(solver, controller)
         order = self.order or solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 5
         return Back(solver, controller, (order + 1) // 2)
 
@@ -156,12 +162,10 @@ def _with_solver_state(state: Any, solver_state: Any) -> Any:
 
 
 def _constant(tree: Any, name: str) -> Any:
-    message = f"{_NAME} gives no gradient with respect to {name}. {_INSTEAD}"
+    message = (
+        f"{_NAME} gives no gradient with respect to {name}. Use diffrax.RecursiveCheckpointAdjoint() instead."
+    )
     return _diffrax.nondifferentiable(tree, msg=message)
-
-
-def _stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 class Back(eqx.Module):
@@ -199,6 +203,8 @@ def solve(problem: Any, setting: Setting) -> Any:
 def _solve_fwd(perturbed: Any, problem: Any, setting: Setting) -> Any:
     del perturbed
     y0, _ = problem
+    t0 = _modes.differentiated_once(setting.state.tprev, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
+    setting = eqx.tree_at(lambda setting: setting.state.tprev, setting, t0)
     state = eqx.tree_at(lambda s: s.y, setting.state, y0, is_leaf=lambda x: x is None)
     final, statistics, record = setting.run(y0, Trajectory.empty(state, setting.options["max_steps"]))
     (saved,) = _diffrax.save_states(final)

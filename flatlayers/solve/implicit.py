@@ -1,15 +1,19 @@
 """How a fixed point is differentiated: implicitly, by phantom gradients, or through the solver."""
 
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optimistix as optx
 
+from ..core.fields import Size, check_fields, number
 from ..layers.shapes import at_least_float32
+from ._krylov import Accuracy, gmres
+from .fixed_point import as_python
 from .shared import time_dtype
 
 
@@ -26,7 +30,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     - `k`: the number of steps.
     - `tau`: the damping, above 0 and at most 1.
 
-    **Raises:** `ValueError` for a `k` below 1, or another `tau`.
+    **Raises:** `ValueError` for a `k` below 1, or another `tau`; `TypeError` for what is no number.
 
     Reference: Geng et al., "On Training Implicit Models", NeurIPS 2021.
 
@@ -40,14 +44,11 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     (1.0, 1.875)
     """
 
-    k: int = 5
-    tau: float = 0.8
+    k: Size = eqx.field(default=5, converter=as_python)
+    tau: Annotated[float, number(above=0, high=1)] = eqx.field(default=0.8, converter=as_python)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"expected `k` to be an integer of at least 1, found {self.k!r}")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"expected `tau` above 0 and at most 1, found {self.tau!r}")
+        check_fields(self)
 
     def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
         """Called by optimistix: `rewrite_fn` is the residual `fn(y) - y`."""
@@ -62,49 +63,96 @@ class PhantomAdjoint(optx.AbstractAdjoint):
         return jax.tree.map(lambda y, z: y + (z - _constant(z)), root, last), rest
 
 
-class RelativeGMRES(lx.AbstractLinearSolver):
-    """GMRES, matrix-free, with a tolerance relative to the largest number on the right-hand side.
+class ImplicitAdjoint(optx.AbstractAdjoint):
+    """The implicit function theorem, with a linear system that is solved as well as the arithmetic allows.
 
-    Gradients have any size; lineax's own tolerances are for numbers of order one. A half precision is raised
-    to float32. A system that is not solved to half of its right-hand side is a failure; between that and the
-    tolerance the approximation counts.
+    Where `optimistix.ImplicitAdjoint` always raises, an unsolved system is NaN in all of the gradient
+    without `throw`. Derivatives of any order, forward and reverse.
+
+    **Arguments:**
+
+    - `tolerance`: that of the forward solve. For a contraction of rate `r`, the error of a solution is up to
+        `1 / (1 - r)` times its residual; so the residual is brought to a thousandth of the tolerance.
+    - `most`: how many products with the Jacobian.
+    - `throw`: whether a system that is not solved raises.
     """
 
-    restart: int = 20
-    max_steps: int = 12  # restarts
+    tolerance: float
+    most: int
+    throw: bool
 
-    def init(self, operator: Any, options: Any) -> Any:
-        return lx.linearise(operator)
+    def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
+        """Called by optimistix."""
+        root, rest = _solved(primal_fn, rewrite_fn, (*inputs, _while_loop), self.linear_solve)
+        return root, jax.tree.map(eqxi.nondifferentiable_backward, rest)
 
-    def compute(self, state: Any, vector: Any, options: Any) -> Any:
-        raised = jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), vector)
-        scale = optx.max_norm(raised)
-        scale = jnp.where(scale > 0, scale, 1)
-        raised = jax.tree.map(lambda x: x / scale.astype(x.dtype), raised)
-        operator = lx.FunctionLinearOperator(
-            lambda x: _as_dtype_of(state.mv(_as_dtype_of(x, vector)), raised), jax.eval_shape(lambda: raised)
-        )
-        least = min(jnp.finfo(x.dtype).bits for x in jax.tree.leaves(vector))
-        tolerance = {16: 1e-2, 32: 1e-5}.get(least, 1e-9)
-        solver = lx.GMRES(tolerance, tolerance, restart=self.restart, max_steps=self.max_steps)
-        solution, result, stats = solver.compute(operator, raised, options)
-        residual = jax.tree.map(jnp.subtract, raised, operator.mv(solution))
-        near = optx.two_norm(residual) <= 0.5 * optx.two_norm(raised)
-        result = lx.RESULTS.where(near, lx.RESULTS.successful, result)
-        solution = jax.tree.map(lambda x: x * scale.astype(x.dtype), solution)
-        return _as_dtype_of(solution, vector), result, stats
-
-    def transpose(self, state: Any, options: Any) -> Any:
-        return state.transpose(), options
-
-    def conj(self, state: Any, options: Any) -> Any:
-        return lx.conj(state), options
-
-    def assume_full_rank(self) -> bool:
-        return True
+    def linear_solve(self, product: Callable[[Any], Any], b: Any) -> Any:
+        """Solve `product(x) = b`, for any pytree, in float32 at least and by real numbers."""
+        vector, restore = _as_vector(b)
+        finest = jnp.finfo(vector.dtype).eps
+        coarsest = max((float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(b)), default=0.0)
+        tolerance = max(self.tolerance, 100 * coarsest)
+        accuracy = Accuracy(max(2 * float(finest), 1e-3 * tolerance), min(100 * tolerance, 0.1), self.most)
+        x, solved, _ = gmres(lambda v: _as_vector(product(restore(v)))[0], vector, accuracy)
+        if self.throw:
+            x = eqx.error_if(x, ~solved & jnp.isfinite(vector).all(), _UNSOLVED)
+        return restore(jnp.where(solved, x, jnp.nan))
 
 
-IMPLICIT = optx.ImplicitAdjoint(linear_solver=RelativeGMRES())
+_UNSOLVED = (
+    "the linear system of the implicit gradient was not solved: an eigenvalue of the model's Jacobian is too "
+    "close to 1, or too many are too far from 0. Allow more steps with `max_steps`; or take "
+    "adjoint='unroll' or 'phantom'; or, for a small state, adjoint=optimistix.ImplicitAdjoint(), which "
+    "builds the matrix"
+)
+
+
+@eqx.filter_custom_jvp
+def _solved(primal_fn: Any, rewrite_fn: Any, inputs: Any, linear_solve: Any) -> Any:
+    """`primal_fn(inputs)`: the root of `rewrite_fn(root, rest, inputs)`, and the rest, which is constant."""
+    return jax.tree.map(jnp.asarray, primal_fn(inputs))
+
+
+@_solved.def_jvp
+def _solved_jvp(primals: Any, tangents: Any) -> Any:
+    _, rewrite_fn, inputs, linear_solve = primals
+    fixed, moving = eqx.partition(
+        inputs, jax.tree.map(lambda t: t is None, tangents[2], is_leaf=lambda t: t is None)
+    )
+    root, rest = _solved(*primals)
+
+    def at_root(moving: Any) -> Any:
+        return rewrite_fn(root, rest, eqx.combine(moving, fixed))
+
+    _, change = jax.jvp(at_root, (moving,), (tangents[2],))
+    _, product = jax.linearize(lambda root: rewrite_fn(root, rest, inputs), root)
+    step = jax.lax.custom_linear_solve(product, change, linear_solve, linear_solve)
+    constant = jax.custom_derivatives.zero_from_primal(rest, symbolic_zeros=True)
+    return (root, rest), (jax.tree.map(jnp.negative, step), constant)
+
+
+def _as_vector(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """All numbers as one real vector, in float32 at least; and the way back to the tree and its dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = at_least_float32(jnp.result_type(*parts) if parts else jnp.float32)
+    ends = list(itertools.accumulate(part.size for part in parts))
+
+    def restore(vector: jax.Array) -> Any:
+        split = iter(jnp.split(vector, ends[:-1]) if parts else ())
+        return structure.unflatten([_like(x, split) for x in leaves])
+
+    return jnp.concatenate([jnp.zeros(0, dtype), *(p.ravel().astype(dtype) for p in parts)]), restore
+
+
+def _like(x: jax.Array, parts: Iterator[jax.Array]) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        real, imaginary = (next(parts).reshape(x.shape) for _ in range(2))
+        return jax.lax.complex(real, imaginary).astype(x.dtype)
+    return next(parts).reshape(x.shape).astype(x.dtype)
+
+
 NAMED = {"phantom": PhantomAdjoint(), "unroll": optx.RecursiveCheckpointAdjoint()}
 
 
@@ -120,7 +168,7 @@ def check_solver(solver: Any, adjoint: Any) -> None:
         raise ValueError(f"expected adjoint to be one of {sorted(NAMED)}, found {adjoint!r}")
     if not (adjoint is None or isinstance(adjoint, str | optx.AbstractAdjoint)):
         raise TypeError(f"expected adjoint to be None, a name or an adjoint of optimistix, found {adjoint!r}")
-    if not fits and isinstance(as_adjoint(adjoint), PhantomAdjoint):
+    if not fits and (adjoint == "phantom" or isinstance(adjoint, PhantomAdjoint)):
         raise ValueError(f"expected a solver of the equation itself for phantom gradients, found {solver!r}")
 
 
@@ -141,15 +189,11 @@ class _FixedPointIteration(optx.FixedPointIteration):
         return jax.tree.map(lambda x: x.astype(time_dtype(y)), error)
 
 
-def as_adjoint(adjoint: Any) -> optx.AbstractAdjoint:
-    """The adjoint that the option means."""
+def as_adjoint(adjoint: Any, solver: Any, max_steps: int, throw: bool) -> optx.AbstractAdjoint:
+    """The adjoint that the option means, for a solve with these."""
     if adjoint is None:
-        return IMPLICIT
+        return ImplicitAdjoint(max(solver.rtol, solver.atol), max(1000, 4 * max_steps), throw)
     return NAMED[adjoint] if isinstance(adjoint, str) else adjoint
-
-
-def _as_dtype_of(tree: Any, other: Any) -> Any:
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
 
 
 def _while_loop(*args: Any, **kwargs: Any) -> Any:

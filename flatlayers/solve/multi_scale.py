@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.fields import Flag, Size
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, WrappedFunction, as_layer
 from ..core.record import Record
@@ -63,13 +64,13 @@ class MultiScaleDeepEquilibriumNetwork(Container):
     couplings: tuple[tuple[Layer, ...], ...]
     fusion: tuple[Layer, ...] | Callable[..., Any] | None
     solver: Any
-    scales: tuple[tuple[int, ...], ...]
+    scales: tuple[Size | tuple[Size, ...], ...]
     _: KW_ONLY
     adjoint: Any = None
-    max_steps: int = 50
-    fixed_depth: int | None = None
-    jacobian_regularisation: int | None = None
-    throw: bool = False
+    max_steps: Size = 50
+    fixed_depth: Size | None = None
+    jacobian_regularisation: Size | Flag | None = None
+    throw: Flag = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(map(as_dims, self.scales)))
@@ -93,7 +94,7 @@ class MultiScaleDeepEquilibriumNetwork(Container):
         return DeepEquilibriumNetwork(
             _Scales(self.branches, self.couplings, self.fusion),
             plain(self.solver),
-            init=WrappedFunction(_ZeroScales(self.scales)),
+            init=WrappedFunction(_ZeroScales(tuple(map(as_dims, self.scales)))),
             adjoint=plain(self.adjoint),
             max_steps=self.max_steps,
             fixed_depth=self.fixed_depth,

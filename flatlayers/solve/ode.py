@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Finite, Flag, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
 from ..core.names import describe
 from ..core.record import Record
 from ..core.vector import ComponentVector
 from . import shared
+from .dtypes import Dtypes, real_dtype
+from .times import Times, check_saves_values, freeze_times, saves_final_only
 
 
 class NeuralODE(Wrapper):
@@ -79,26 +82,23 @@ class NeuralODE(Wrapper):
 
     model: Layer
     _: KW_ONLY
-    t0: float = 0.0
-    t1: float = 1.0
+    t0: Finite = 0.0
+    t1: shared.End = 1.0
     saveat: diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable | None = None
     solver: diffrax.AbstractSolver | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
     event: diffrax.Event | Hashable | None = None
-    dt0: float | None = None
-    max_steps: int | None = 4096
-    with_time: bool = False
-    batching: str = "shared"
-    throw: bool = True
+    dt0: Finite | None = None
+    max_steps: Size | None = 4096
+    with_time: Flag = False
+    batching: Literal["shared", "each"] = "shared"
+    throw: Flag = True
 
     def __post_init__(self) -> None:
-        shared.freeze_options(
-            self, ("t0", "t1", "dt0"), ("solver", "stepsize_controller", "adjoint", "event")
-        )
-        shared.freeze_saveat(self)
-        if self.batching not in ("shared", "each"):
-            raise ValueError(f'expected batching="shared" or batching="each", found {self.batching!r}')
+        shared.freeze_options(self, "solver", "stepsize_controller", "adjoint", "event")
+        shared.check_end(self)
+        freeze_times(self)
 
     @property
     def field(self) -> "Field":
@@ -110,10 +110,10 @@ class NeuralODE(Wrapper):
         return {"stats": stats} | shared.model_states(self.model, key)
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        shared.check_saves_values(self.saveat)
+        check_saves_values(self.saveat)
         solution, st = self._solve(x, ps, st)
         ys = self.time_leading(solution.ys, x)
-        return (jax.tree.map(lambda y: y[-1], ys) if shared.saves_final_only(self.saveat) else ys), st
+        return (jax.tree.map(lambda y: y[-1], ys) if saves_final_only(self.saveat) else ys), st
 
     def solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         """Solve, and return `(solution, st)` with diffrax's own solution object.
@@ -127,39 +127,26 @@ class NeuralODE(Wrapper):
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         y0 = shared.check_start(x, self.throw)
-        dtype = shared.time_dtype(y0)
-        t0, t1 = shared.as_time(self.t0, dtype), shared.as_time(self.t1, dtype)
-        solution = self.integrate(y0, ps, st, t0, t1, shared.as_saveat(self.saveat, dtype))
+        solution = self.integrate(y0, ps, st, self.t0, self.t1, self.saveat)
         first = jax.tree.map(lambda y: y[(0,) * self._lead(y0)], y0)
+        t0 = jnp.asarray(self.t0, real_dtype(y0))
         st = shared.state_after(self.model, self.field.inputs(t0, first), ps, st)
         evaluations = shared.evaluations(plain(self.solver) or shared.SOLVER, solution)
         return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))
 
     def integrate(self, y0: Any, ps: Any, st: Any, t0: Any, t1: Any, saveat: Any) -> diffrax.Solution:
-        """The solve alone: from `t0` to `t1`, arrays of the dtype of `y0`, with the layer's other options."""
-        controller = plain(self.stepsize_controller) or shared.CONTROLLER
-        event = plain(self.event)
+        """The solve alone: from `t0` to `t1`, numbers or arrays, with the layer's other options."""
         # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
         args = (ps, shared.model_state(self.model, st))
+        times = Times(t0, t1, self.dt0, saveat)
 
         def solve(y0: Any) -> diffrax.Solution:
-            shared.check_field(self.field, t0, y0, args)
-            solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(self.field),
-                plain(self.solver) or shared.SOLVER,
-                t0=t0,
-                t1=t1,
-                dt0=shared.as_time(self.dt0, t0.dtype),
-                y0=y0,
-                args=args,
-                saveat=saveat,
-                stepsize_controller=controller,
-                adjoint=plain(self.adjoint) or shared.default_adjoint(event, self.max_steps),
-                event=event,
-                max_steps=self.max_steps,
-                throw=self.throw,
-            )
-            return shared.check_solution(solution, y0, controller, self.throw)
+            dy0 = shared.check_field(self.field, y0, args)
+
+            def terms(dtypes: Dtypes) -> diffrax.ODETerm:
+                return diffrax.ODETerm(dtypes.field(self.field, y0, dy0))
+
+            return shared.integrate(self, terms, times, y0, args, dy0)
 
         for _ in range(self._lead(y0)):
             solve = jax.vmap(solve)

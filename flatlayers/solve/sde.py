@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.fields import Finite, Flag, Positive, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Container, Layer, as_layer, fold_in_name
 from ..core.names import describe
@@ -17,6 +18,8 @@ from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
 from . import shared
+from .dtypes import Dtypes, promoted, real_dtype
+from .times import Times, check_saves_values, freeze_times, saves_final_only
 
 
 SOLVER = diffrax.Euler()
@@ -86,28 +89,34 @@ class NeuralSDE(Container):
     drift: Layer
     diffusion: Layer
     _: KW_ONLY
-    t0: float = 0.0
-    t1: float = 1.0
-    dt0: float | None = 0.01
-    noise: str = "diagonal"
-    noise_dims: int | None = None
+    t0: Finite = 0.0
+    t1: Finite = 1.0
+    dt0: Positive | None = 0.01
+    noise: Literal["diagonal", "general"] = "diagonal"
+    noise_dims: Size | None = None
     solver: diffrax.AbstractSolver | None = None
     saveat: diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
-    max_steps: int | None = 4096
-    with_time: bool = False
-    throw: bool = True
-    tol: float | None = None
+    max_steps: Size | None = 4096
+    with_time: Flag = False
+    throw: Flag = True
+    tol: Positive | None = None
 
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion"):
             object.__setattr__(self, name, as_layer(getattr(self, name)))
-        shared.freeze_options(self, ("t0", "t1", "dt0", "tol"), ("solver", "stepsize_controller", "adjoint"))
+        shared.freeze_options(self, "solver", "stepsize_controller", "adjoint")
         if not self.t0 < self.t1:
-            raise ValueError(f"expected t0 < t1, found t0={self.t0} and t1={self.t1}")
-        shared.freeze_saveat(self)
+            raise ValueError(f"NeuralSDE: expected t0 < t1, found t0={self.t0} and t1={self.t1}")
+        freeze_times(self)
         _check_noise(self.noise, self.noise_dims)
+        shortest = self._shortest_step()
+        if self.tol is not None and not self.tol < shortest:
+            raise ValueError(
+                f"NeuralSDE.tol: expected less than the shortest step, {shortest}, in which the path has to "
+                f"be resolved, found {self.tol}"
+            )
 
     def states(self, key: jax.Array) -> dict[str, Any]:
         return {
@@ -117,9 +126,9 @@ class NeuralSDE(Container):
         }
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        shared.check_saves_values(self.saveat)
+        check_saves_values(self.saveat)
         solution, st = self._solve(x, ps, st)
-        if shared.saves_final_only(self.saveat):
+        if saves_final_only(self.saveat):
             return jax.tree.map(lambda y: y[-1], solution.ys), st
         return solution.ys, st
 
@@ -135,54 +144,60 @@ class NeuralSDE(Container):
 
         `path.evaluate(t)` is `W(t) - W(t0)`, of shape `(..., n)` or `(..., noise_dims)`.
         """
-        dtype = shared.time_dtype(y0)
-        t0, t1 = shared.as_time(self.t0, dtype), shared.as_time(self.t1, dtype)
+        dtype = self._times().dtype(real_dtype(y0), constant=False)
+        return self._path(y0, st, dtype)
+
+    def _path(self, y0: Any, st: Any, dtype: Any) -> diffrax.VirtualBrownianTree:
+        """The path with times of that dtype. Its values are of the dtype of `y0`, but at least float32: they
+        do not depend on what else promotes the state."""
         shape = y0.shape if self.noise == "diagonal" else (*y0.shape[:-1], self.noise_dims)
         _, key = jax.random.split(st["key"])
         areas = (diffrax.SpaceTimeTimeLevyArea, diffrax.SpaceTimeLevyArea, diffrax.BrownianIncrement)
         needed = getattr(plain(self.solver), "minimal_levy_area", diffrax.BrownianIncrement)
         return diffrax.VirtualBrownianTree(
-            t0,
-            t1,
+            jnp.asarray(self.t0, dtype),
+            jnp.asarray(self.t1, dtype),
             self._tolerance(),
-            jax.ShapeDtypeStruct(shape, y0.dtype),
+            jax.ShapeDtypeStruct(shape, promoted(y0.dtype, jnp.float32)),
             key,
             levy_area=[area for area in areas if issubclass(area, needed)][-1],
         )
 
+    def _times(self) -> Times:
+        return Times(self.t0, self.t1, self.dt0, self.saveat)
+
     def _tolerance(self) -> float:
         if self.tol is not None:
             return self.tol
-        if self.dt0 is not None and (plain(self.stepsize_controller) or CONTROLLER) == CONTROLLER:
-            return self.dt0 / 2
-        return (self.t1 - self.t0) / 2**14
+        shortest = self._shortest_step()
+        return (self.t1 - self.t0) / 2**14 if shortest == self.t1 - self.t0 else shortest / 2
+
+    def _shortest_step(self) -> float:
+        """The length of the shortest step if it is known, else that of the whole solve, which is longer."""
+        controller = plain(self.stepsize_controller) or CONTROLLER
+        if isinstance(controller, diffrax.ConstantStepSize) and self.dt0 is not None:
+            return min(self.dt0, self.t1 - self.t0)
+        if isinstance(controller, diffrax.StepTo):
+            return float(np.diff(np.asarray(controller.ts, float)).min())
+        return self.t1 - self.t0
 
     def _solve(self, y0: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         y0 = shared.check_start(y0, self.throw)
-        dtype = shared.time_dtype(y0)
-        t0, t1, dt0 = (shared.as_time(t, dtype) for t in (self.t0, self.t1, self.dt0))
-        # Whatever varies is in `args`: adjoints do not see what a vector field closes over.
         args = (ps, st)
         drift = _Drift(self.drift, self.with_time)
         diffusion = _Diffusion(self.diffusion, self.with_time, self.noise_dims)
-        _check_shapes(drift, diffusion, t0, y0, args)
-        controller = plain(self.stepsize_controller) or CONTROLLER
-        noise = _NoiseTerm(diffusion, self.brownian_path(y0, st), jax.tree.structure(y0))
-        solution = diffrax.diffeqsolve(
-            diffrax.MultiTerm(diffrax.ODETerm(drift), noise),
-            plain(self.solver) or SOLVER,
-            t0=t0,
-            t1=t1,
-            dt0=dt0,
-            y0=y0,
-            args=args,
-            saveat=shared.as_saveat(self.saveat, dtype),
-            stepsize_controller=controller,
-            adjoint=plain(self.adjoint) or shared.default_adjoint(max_steps=self.max_steps),
-            max_steps=self.max_steps,
-            throw=self.throw,
+        outputs = _check_shapes(drift, diffusion, y0, args)
+
+        def terms(dtypes: Dtypes) -> diffrax.MultiTerm:
+            f, g = (dtypes.field(field, y0, outputs) for field in (drift, diffusion))
+            path = self._path(y0, st, dtypes.solver)
+            noise = _NoiseTerm(g, path, jax.tree.structure(y0), dtypes)
+            return diffrax.MultiTerm(diffrax.ODETerm(f), noise)
+
+        solution = shared.integrate(
+            self, terms, self._times(), y0, args, outputs, solver=SOLVER, controller=CONTROLLER
         )
-        solution = shared.check_solution(solution, y0, controller, self.throw)
+        t0 = jnp.asarray(self.t0, real_dtype(y0))
         x = (t0, y0) if self.with_time else y0
         key, _ = jax.random.split(st.key)
         return solution, st.replace(
@@ -230,12 +245,13 @@ class _NoiseTerm(diffrax.AbstractTerm):
     diffusion: Callable[..., Any]
     path: diffrax.AbstractBrownianPath
     structure: Any = eqx.field(static=True)  # of `y`, an array or a `ComponentVector`
+    dtypes: Dtypes = eqx.field(static=True)
 
     def vf(self, t: Any, y: Any, args: Any) -> Any:
         return self.diffusion(t, y, args)
 
     def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
-        return self.path.evaluate(t0, t1, **kwargs)
+        return self.dtypes.inside(self.path.evaluate(t0, t1, **kwargs))
 
     def prod(self, vf: Any, control: Any) -> Any:
         diagonal = vf.ndim == control.ndim
@@ -249,28 +265,27 @@ def _state_after(model: Layer, x: Any, ps: Any, st: Record) -> Record:
 
 
 def _check_noise(noise: str, noise_dims: int | None) -> None:
-    if noise not in ("diagonal", "general"):
-        raise ValueError(f'expected noise to be "diagonal" or "general", found {noise!r}')
     if noise == "diagonal" and noise_dims is not None:
         raise ValueError(
             f"expected no noise_dims with diagonal noise, which has one for each entry of y, found "
             f'{noise_dims}; use noise="general" for matrices'
         )
-    if noise == "general" and (not isinstance(noise_dims, int) or noise_dims < 1):
+    if noise == "general" and noise_dims is None:
         raise ValueError(
             "expected noise_dims to be the number of noises of a sample, which general noise needs, "
             f"found {noise_dims!r}"
         )
 
 
-def _check_shapes(drift: _Drift, diffusion: _Diffusion, t0: Any, y0: Any, args: Any) -> None:
-    """Raise unless the drift and the diffusion fit to `y0`. Nothing is computed."""
+def _check_shapes(drift: _Drift, diffusion: _Diffusion, y0: Any, args: Any) -> list[Any]:
+    """What the drift and the diffusion give; raises unless they fit to `y0`. Nothing is computed."""
     if not isinstance(y0, jax.Array | ComponentVector) or y0.ndim == 0:
         raise ValueError(f"expected y0 to be an array of shape (..., n), found {describe(y0)}")
-    f = jax.eval_shape(drift, t0, y0, args)
+    t = jax.ShapeDtypeStruct((), real_dtype(y0))
+    f = jax.eval_shape(drift, t, y0, args)
     if jax.tree.structure(f) != jax.tree.structure(y0) or f.shape != y0.shape:
         raise ValueError(f"expected a drift whose output is like y0, {describe(y0)}, found {describe(f)}")
-    g = jax.eval_shape(diffusion.flat, t0, y0, args)
+    g = jax.eval_shape(diffusion.flat, t, y0, args)
     expected = (*y0.shape[:-1], y0.shape[-1] * (diffusion.noise_dims or 1))
     if getattr(g, "shape", None) != expected:
         kind = "n" if diffusion.noise_dims is None else "n * noise_dims"
@@ -278,3 +293,4 @@ def _check_shapes(drift: _Drift, diffusion: _Diffusion, t0: Any, y0: Any, args: 
             f"expected a diffusion whose output has the shape (..., {kind}), here {expected}, "
             f"found {describe(g)}"
         )
+    return [f, g]

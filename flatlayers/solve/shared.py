@@ -1,9 +1,9 @@
-"""What the layers with a solver inside share: options, times, the state rule, statistics, defaults."""
+"""What the layers with a solver inside share: defaults, the state rule, statistics, the solve itself."""
 
 import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import diffrax
 import equinox as eqx
@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core.calling import apply, display_name
+from ..core.fields import Check
 from ..core.hashable import hashable, plain
 from ..core.layer import Layer, Wrapper
 from ..core.layout import check_same_layout
@@ -22,6 +23,9 @@ from ..core.setup import count_states
 from ..core.vector import ComponentVector
 from . import _diffrax
 from .adjoints import AdaptiveCheckpointAdjoint
+from .controllers import fitted
+from .dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
+from .times import Times
 
 
 # Defaults
@@ -29,7 +33,6 @@ from .adjoints import AdaptiveCheckpointAdjoint
 
 SOLVER = diffrax.Tsit5()
 CONTROLLER = diffrax.PIDController(rtol=1e-4, atol=1e-6)
-FINAL = diffrax.SaveAt(t1=True)
 
 
 def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.AbstractAdjoint:
@@ -45,85 +48,35 @@ def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.
 # Options: fields of a layer, so hashable
 
 
-def freeze_options(layer: Layer, numbers: Iterable[str], options: Iterable[str]) -> None:
-    """Bring fields into their final form, in `__post_init__`: floats, and values with a hash."""
-    for name in numbers:
-        value = getattr(layer, name)
-        object.__setattr__(layer, name, None if value is None else float(value))
-    for name in options:
-        object.__setattr__(layer, name, hashable(getattr(layer, name)))
+def _end(value: Any) -> float:
+    if isinstance(value, bool | np.bool_ | str | Tracer) or np.ndim(value):
+        raise TypeError
+    if math.isnan(value):
+        raise ValueError
+    return float(value)
 
 
-def freeze_saveat(layer: Any) -> None:
-    """The same for `saveat`: times as a tuple of floats from `t0` to `t1`; anything else hashable.
-
-    An end that is `None` comes with the input, and the solver checks the times.
-    """
-    saveat = _canonical(layer.saveat)
-    if isinstance(saveat, tuple) and None not in (layer.t0, layer.t1):
-        saveat = tuple(_time_between(t, layer.t0, layer.t1) for t in saveat)
-    object.__setattr__(layer, "saveat", saveat)
+# The end of a solve, which is infinite if an event ends it.
+End = Annotated[float, Check("a finite number, or an infinite one with an event", _end)]
 
 
-def _canonical(saveat: Any) -> Any:
-    """Times as a tuple of floats; a `SaveAt` with times alone as well, so that equal nodes are equal."""
-    if saveat is None:
-        return None
-    if not isinstance(saveat, diffrax.SaveAt):
-        return tuple(np.asarray(saveat, float).ravel().tolist())
-    times = getattr(saveat.subs, "ts", None)
-    if times is not None and bool(eqx.tree_equal(saveat, diffrax.SaveAt(ts=times))):
-        return tuple(np.asarray(times, float).tolist())
-    return hashable(saveat)
-
-
-def _time_between(t: float, t0: float, t1: float) -> float:
-    """Times come from float32 arrays: one within rounding of an end is that end."""
-    close = [end for end in (t0, t1) if math.isclose(t, end, rel_tol=1e-6, abs_tol=1e-9)]
-    if not close and not min(t0, t1) <= t <= max(t0, t1):
-        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {t}")
-    return close[0] if close else t
-
-
-def as_saveat(saveat: Any, dtype: Any) -> diffrax.SaveAt:
-    """The `diffrax.SaveAt` that the field `saveat` means, its times of the given dtype."""
-    if saveat is None:
-        return FINAL
-    if isinstance(saveat, tuple):
-        return diffrax.SaveAt(ts=jnp.asarray(saveat, dtype))
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, np.ndarray) else x, plain(saveat))
-
-
-def check_saves_values(saveat: Any) -> None:
-    """Raise for a `SaveAt` that gives no values for a call to return."""
-    if isinstance(saveat, diffrax.SaveAt) and saveat.subs is None:
+def check_end(layer: Any) -> None:
+    """Raise for an infinite `t1` without an event."""
+    if math.isinf(layer.t1) and layer.event is None:
         raise ValueError(
-            f"expected saveat to save values, which a call returns, found {saveat}; "
-            "use `solution, st = layer.solve(y0, ps, st)`, or add t1=True"
+            f"{type(layer).__name__}.t1: expected a finite number without an event, found {layer.t1}"
         )
 
 
-def saves_final_only(saveat: Any) -> bool:
-    """Whether the field `saveat` means the final state alone, which has no time axis then."""
-    if isinstance(saveat, diffrax.SaveAt):
-        return bool(eqx.tree_equal(saveat.subs, FINAL.subs))
-    return saveat is None
+def freeze_options(layer: Layer, *names: str) -> None:
+    """Bring fields that hold arrays into their final form, in `__post_init__`: values with a hash."""
+    for name in names:
+        object.__setattr__(layer, name, hashable(getattr(layer, name)))
 
 
-# Times
-
-
-def time_dtype(y0: Any) -> Any:
+def time_dtype(y0: Any) -> np.dtype:
     """The real dtype of a state. Diffrax's default would turn a float32 state into float64 with x64 on."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(y0)]
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*dtypes, jnp.result_type(float) if not dtypes else dtypes[0])
-    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
-
-
-def as_time(t: float | None, dtype: Any) -> Any:
-    """A time, or a step, that is a field: an array of the given dtype; `None` stays."""
-    return None if t is None else jnp.asarray(t, dtype)
+    return real_dtype(y0)
 
 
 # The state rule: frozen during the solve, then that of one evaluation at the initial point
@@ -187,6 +140,81 @@ def evaluations(solver: Any, solution: diffrax.Solution) -> Any:
     return jnp.max(solution.stats["num_steps"], initial=0) * (tableau.num_stages - reused) + reused
 
 
+# Solving
+
+
+def integrate(
+    layer: Any,
+    terms: Callable[[Dtypes], diffrax.AbstractTerm],
+    times: Times,
+    y0: Any,
+    args: Any,
+    outputs: Any,
+    *,
+    solver: diffrax.AbstractSolver = SOLVER,
+    controller: diffrax.AbstractStepSizeController = CONTROLLER,
+) -> diffrax.Solution:
+    """Solve with the options of a layer, all in one dtype; what is saved has that of the state.
+
+    **Arguments:**
+
+    - `layer`: has the fields `solver`, `stepsize_controller`, `adjoint`, `max_steps`, `throw` and perhaps
+        `event`.
+    - `terms`: gives the terms for the dtypes of the solve.
+    - `times`, `y0`, `args`: as given. Whatever varies is in `args`: adjoints do not see what a vector field
+        closes over.
+    - `outputs`: a pytree of what the models return from `y0`, of which the dtypes count.
+    - `solver`, `controller`: where the fields are `None`.
+    """
+    controller = plain(layer.stepsize_controller) or controller
+    state = real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
+    event = plain(getattr(layer, "event", None))
+    # Diffrax looks for the zero of an event's condition in JAX's own dtype.
+    least = state if getattr(event, "root_finder", None) is None else promoted(state, promoted())
+    dtypes = Dtypes(state, times.dtype(least, isinstance(controller, diffrax.ConstantStepSize)))
+    controller = fitted(controller, dtypes, layer.max_steps)
+    adjoint = plain(layer.adjoint)
+    t0, t1, dt0, saveat = times.arrays(dtypes.solver)
+    solution = diffrax.diffeqsolve(
+        terms(dtypes),
+        dtypes.options(plain(layer.solver) or solver),
+        t0=t0,
+        t1=t1,
+        dt0=dt0,
+        y0=dtypes.inside(y0),
+        args=args,
+        saveat=saveat,
+        stepsize_controller=controller,
+        adjoint=adjoint or default_adjoint(event, layer.max_steps),
+        event=_in_dtype(event, dtypes),
+        max_steps=layer.max_steps,
+        # The default ones have no solve on the way back that could fail: `check_solution` raises for all.
+        throw=layer.throw and adjoint is not None,
+    )
+    if solution.ys is not None:
+        solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))
+    return check_solution(solution, y0, layer.throw)
+
+
+class _Condition(eqx.Module):
+    """The condition of an event, its value in the dtype of the solve."""
+
+    function: Callable[..., Any]
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        value = jnp.asarray(self.function(*args, **kwargs))
+        return value.astype(self.dtype) if is_floating(value) else value
+
+
+def _in_dtype(event: diffrax.Event | None, dtypes: Dtypes) -> diffrax.Event | None:
+    if event is None:
+        return None
+    found: diffrax.Event = dtypes.options(event)
+    conditions = jax.tree.map(lambda f: _Condition(f, dtypes.solver), found.cond_fn, is_leaf=callable)
+    return eqx.tree_at(lambda event: event.cond_fn, found, conditions, is_leaf=callable)
+
+
 # Failures
 
 
@@ -207,18 +235,18 @@ def check_start(y0: Any, throw: bool) -> Any:
     return require(all_finite(y0), "expected an initial state of finite numbers, found NaN or infinity", y0)
 
 
-def check_solution(solution: diffrax.Solution, y0: Any, controller: Any, throw: bool) -> diffrax.Solution:
+def check_solution(solution: diffrax.Solution, y0: Any, throw: bool) -> diffrax.Solution:
     """The solution, with the code `nonfinite` if it started from, or saved, numbers that are not finite.
 
-    Adaptive steps end with a code of diffrax's own there, which has raised with `throw`.
+    Steps of any kind can end there, adaptive ones by an overflow. A code of diffrax's own stays, unless the
+    start was not finite. With `throw`, all codes but success and that of an event raise.
     """
-    if throw and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
-        return solution
-    finite = all_finite(y0) & _saved_finite(solution)
+    fine = _saved_finite(solution) | ~diffrax.is_okay(solution.result)
+    fine = fine if throw else fine & all_finite(y0)  # `check_start` has raised
     nonfinite: Any = diffrax.RESULTS.nonfinite
-    result = diffrax.RESULTS.where(finite, solution.result, nonfinite)
+    result = diffrax.RESULTS.where(fine, solution.result, nonfinite)
     solution = eqx.tree_at(lambda s: s.result, solution, result)
-    return result.error_if(solution, ~finite) if throw else solution
+    return result.error_if(solution, ~diffrax.is_okay(result)) if throw else solution
 
 
 def _saved_finite(solution: diffrax.Solution) -> Any:
@@ -244,16 +272,22 @@ def all_finite(tree: Any) -> jax.Array:
 # Calls
 
 
-def check_field(field: Callable[..., Any], t0: Any, y0: Any, args: Any) -> None:
-    """Raise unless `field(t0, y0, args)` is like `y0`. Nothing is computed."""
-    dy = jax.eval_shape(field, t0, y0, args)
+def check_field(field: Callable[..., Any], y0: Any, args: Any) -> Any:
+    """What `field(t, y0, args)` is like; raises unless that is `y0`. Nothing is computed.
+
+    The time is of the state's dtype here, so that it does not count for the dtype of the solve.
+    """
+    dy = jax.eval_shape(field, jax.ShapeDtypeStruct((), real_dtype(y0)), y0, args)
     if isinstance(y0, ComponentVector) and isinstance(dy, ComponentVector):
         check_same_layout(y0.layout, dy.layout)
     same = jax.tree.structure(dy) == jax.tree.structure(y0)
-    if not same or any(
-        a.shape != b.shape for a, b in zip(jax.tree.leaves(dy), jax.tree.leaves(y0), strict=True)
-    ):
+    if not same or any(map(_differ, jax.tree.leaves(dy), jax.tree.leaves(y0))):
         raise ValueError(f"expected a model whose output is like y0, {describe(y0)}, found {describe(dy)}")
+    return dy
+
+
+def _differ(dy: Any, y0: Any) -> bool:
+    return dy.shape != y0.shape or (is_complex(dy) and not is_complex(y0))
 
 
 def call_solve(layer: Any, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:

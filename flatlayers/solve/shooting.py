@@ -5,14 +5,17 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from ..core.calling import apply
 from ..core.layer import Wrapper
 from ..core.names import describe
 from . import shared
+from .dtypes import real_dtype
 from .ode import NeuralODE
 from .second_order import SecondOrderNeuralODE
+from .times import Times
 
 
 def multiple_shooting(
@@ -60,7 +63,7 @@ def multiple_shooting(
     if not isinstance(node, NeuralODE) or isinstance(node, SecondOrderNeuralODE):
         raise TypeError(f"expected node to be a NeuralODE, found {node!r}")
     ys, starts = jnp.asarray(ys), shared.check_start(starts, node.throw)
-    ts = jnp.asarray(ts, shared.time_dtype(starts))
+    ts = _as_array(ts, starts)
     _check(ts, ys, starts)
     segments = len(starts)
     steps = (len(ts) - 1) // segments
@@ -82,6 +85,15 @@ class _Segments(Wrapper):
             return self.node.time_leading(solution.ys, y0)
 
         return jax.vmap(solve)(*x), st
+
+
+def _as_array(ts: Any, starts: Any) -> jax.Array:
+    """The times as an array. Those that are known decide themselves which dtype they need."""
+    if isinstance(ts, jax.Array):
+        return ts
+    ts = np.asarray(ts, float)
+    known = Times(ts.min(initial=0.0), ts.max(initial=0.0), saveat=tuple(ts.ravel()))
+    return jnp.asarray(ts, known.dtype(real_dtype(starts), constant=False))
 
 
 def _check(ts: Any, ys: Any, starts: Any) -> None:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.fields import Activation as Function, NonNegative, Positive, Size, check_fields
+from .fixed_point import as_python
 from .shared import SOLVER, time_dtype
 
 
@@ -38,7 +40,8 @@ class SteadyState(optx.AbstractFixedPointSolver):
     - `dt0`: the first step; `None` lets the controller choose it.
     - `max_steps`: the most steps of the differential equation. (Those of optimistix count the solve as one.)
 
-    **Raises:** nothing: the result is `nonlinear_max_steps_reached` if the event did not come in time,
+    **Raises:** `ValueError` for an option out of range or not finite, `TypeError` for one of another kind. A
+    solve raises nothing: the result is `nonlinear_max_steps_reached` if the event did not come in time,
     `nonfinite` or `nonlinear_divergence` for other failures.
 
     >>> import diffrax
@@ -51,15 +54,28 @@ class SteadyState(optx.AbstractFixedPointSolver):
     0.1667
     """
 
-    rtol: float = 1e-4
-    atol: float = 1e-4
-    norm: Callable[[Any], Any] = optx.max_norm
+    rtol: NonNegative = eqx.field(default=1e-4, converter=as_python)
+    atol: NonNegative = eqx.field(default=1e-4, converter=as_python)
+    norm: Function = optx.max_norm
     _: KW_ONLY
     solver: diffrax.AbstractSolver | None = None
     event: Callable[..., Any] | diffrax.Event | None = None
     stepsize_controller: diffrax.AbstractStepSizeController | None = None
-    dt0: float | None = None
-    max_steps: int = 4096
+    dt0: Positive | None = eqx.field(default=None, converter=as_python)
+    max_steps: Size = eqx.field(default=4096, converter=as_python)
+
+    def __check_init__(self) -> None:
+        check_fields(self)
+        kinds = {
+            "solver": diffrax.AbstractSolver,
+            "stepsize_controller": diffrax.AbstractStepSizeController,
+            "event": diffrax.Event | Callable,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, kind)):
+                words = "a function or an event" if name == "event" else f"an {kind.__name__}"
+                raise TypeError(f"SteadyState.{name}: expected {words} of diffrax or None, found {value!r}")
 
     def init(
         self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..core.names import describe
 from ..core.record import Record, as_record
+from .leafwise import differs_by_leaf
 
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ def train_loop(
     - `loss`: a function `loss(ps, st, batch) -> (value, st)`.
     - `ps`: the parameters, a `ComponentVector` or any pytree of floating arrays.
     - `st`: the state.
-    - `optimizer`: an optax optimiser.
+    - `optimizer`: an optax optimiser that needs no more than gradients and parameters. One that works leaf by
+        leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
     - `data`: `None`; one batch, a pytree of arrays that is used in each step; or an iterator of batches of
         the same shapes, `chunk` of which are stacked at a time.
     - `steps`: how many steps.
@@ -104,6 +107,8 @@ def train_loop(
 
     **Raises:** `NonFiniteLossError`, with the step and the last good parameters, as soon as a chunk has a
     loss that is not finite; `ValueError` if the batches come to an end before the steps do.
+
+    **Warns:** if the optimiser works leaf by leaf and sees a vector, as far as a short trial tells.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -119,6 +124,8 @@ def train_loop(
     for name, value in (("steps", steps), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"train_loop: expected {name} to be a positive integer, found {value!r}")
+    if differs_by_leaf(optimizer, ps):
+        warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
     several = isinstance(data, Iterator)
     run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2, donate_argnums=0)
     carry = (ps, as_record(st), optimizer.init(ps))
@@ -143,6 +150,12 @@ def train_loop(
                 break
     ps, st, opt_state = carry
     return TrainResult(ps, st, opt_state, np.concatenate(losses))
+
+
+_BY_LEAF = (
+    "train_loop: this optimiser works leaf by leaf, and a ComponentVector is one leaf: it takes other steps "
+    "than on the tree of its leaves. `fl.per_leaf(optimizer)` shows it the leaves"
+)
 
 
 def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:

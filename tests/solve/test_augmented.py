@@ -39,7 +39,7 @@ def test_pairs_and_what_is_no_array(key):
 
 
 def test_wrong_arguments(key):
-    with pytest.raises(ValueError, match="extra to be an integer of at least 1, found 0"):
+    with pytest.raises(ValueError, match="AugmentedNDE.extra: expected an integer of at least 1, found 0"):
         fl.AugmentedNDE(fl.NeuralODE(fl.Dense(2, 2)), 0)
     layer = fl.AugmentedNDE(fl.NeuralODE(fl.Dense(2, 2)), 1)
     with pytest.raises(ValueError, match=r"\(..., n\), found float64\[\]"):

@@ -251,7 +251,7 @@ def test_a_field_that_does_not_fit_is_named_before_the_solve(key):
     cde = fl.NeuralCDE(fl.Dense(3, 5), 2)
     with pytest.raises(ValueError, match=r"\(..., hidden \* channels\), here \(4, 6\), found float64\[4,5\]"):
         cde((jnp.ones((4, 3)), cubic(wave(0.0))), *fl.setup(key, cde, float))
-    with pytest.raises(ValueError, match="number of channels to be at least 1, found 0"):
+    with pytest.raises(ValueError, match="NeuralCDE.channels: expected an integer of at least 1, found 0"):
         fl.NeuralCDE(FIELD, 0)
     with pytest.raises(ValueError, match="from t0=0.0 to t1=1.0, found 2.0"):
         fl.NeuralCDE(FIELD, 2, t0=0.0, t1=1.0, saveat=[2.0])

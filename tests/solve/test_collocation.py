@@ -65,6 +65,27 @@ def test_polynomials_and_a_sine():
     np.testing.assert_allclose(derivatives, np.cos(ts), atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("scale", "offset"), [(1e-12, 0.0), (1e-9, 0.0), (30.0, 2.46e6), (1e12, 0.0), (1e3, 1e10)]
+)
+def test_any_unit_and_origin_of_time(scale, offset):
+    """The derivative of a parabola is exact, in float32 too; a width beyond all times is a global fit."""
+    ts = np.linspace(0, 2, 21)
+    for ys in (np.float32(ts**2), ts**2):
+        found = scale * fl.collocate(scale * ts + offset, ys)[1]
+        np.testing.assert_allclose(found, 2 * ts, atol=2e-4)
+    fit = np.polynomial.Polynomial.fit(TS, YS[:, 0], 1)
+    found, _ = fl.collocate(scale * TS, YS[:, 0], bandwidth=1e7 * scale)
+    np.testing.assert_allclose(found, fit(TS), rtol=1e-6)
+
+
+def test_half_precisions():
+    for dtype, atol in ((jnp.bfloat16, 0.03), (jnp.float16, 0.003)):
+        found = fl.collocate(TS, jnp.asarray(3 - 2 * TS, dtype), bandwidth=2.0)
+        assert found[0].dtype == found[1].dtype == dtype
+        np.testing.assert_allclose(found[0].astype(float), 3 - 2 * TS, atol=atol)
+
+
 @pytest.mark.slow
 def test_shapes_dtypes_and_vmap():
     ys = jnp.asarray(YS, jnp.float32)
@@ -81,7 +102,20 @@ def test_wrong_arguments():
     for ts, ys in ((TS[:5], YS), (YS, YS), (TS[:2], YS[:2])):
         with pytest.raises(ValueError, match=r"ts of shape \(times,\) and ys of shape .* found"):
             fl.collocate(ts, ys)
-    with pytest.raises(ValueError, match="three times under the kernel.*larger bandwidth"):
+    with pytest.raises(ValueError, match="three distinct times under the kernel.*larger bandwidth"):
         fl.collocate(TS, YS, bandwidth=0.01)
+    with pytest.raises(ValueError, match="three distinct times"):
+        fl.collocate(np.repeat([0.0, 1.0, 9.0], 5), np.ones(15), bandwidth=2.0)
+    for bad in (np.nan, 0.0, -0.7, np.inf):
+        with pytest.raises(ValueError, match=f"bandwidth: expected a finite number above 0, found {bad}"):
+            fl.collocate(TS, YS, bandwidth=bad)
+        with pytest.raises(Exception, match="bandwidth: a finite number above 0"):
+            jax.jit(lambda h: fl.collocate(TS, YS, bandwidth=h))(bad)
+    with pytest.raises(TypeError, match="bandwidth: .* found True"):
+        fl.collocate(TS, YS, bandwidth=True)
+    with pytest.raises(ValueError, match="finite times"):
+        fl.collocate(np.where(TS > 1, np.nan, TS), YS)
+    with pytest.raises(TypeError, match=r"real ys, found complex128\[25,3\]"):
+        fl.collocate(TS, YS + 1j)
     with pytest.raises(Exception, match="larger bandwidth"):
         jax.jit(lambda h: fl.collocate(TS, YS, bandwidth=h))(0.01)

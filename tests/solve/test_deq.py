@@ -175,6 +175,156 @@ def test_any_solver_in_any_dtype(solver, dtype, rtol):
     np.testing.assert_allclose(gradient.data.astype(float), exact, rtol=rtol, atol=rtol * np.abs(exact).max())
 
 
+# Gradients where the model hardly contracts
+
+
+def averaged(z):
+    """Over the neighbours in a path."""
+    return jnp.convolve(z, jnp.array([0.5, 0.0, 0.5], z.dtype), mode="same")
+
+
+def delayed(z):
+    kernel = jnp.exp(-jnp.arange(60.0) / 20).astype(z.dtype)
+    return jnp.convolve(z, kernel / kernel.sum())[: len(z)]
+
+
+def turned(z):
+    q, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(len(z), len(z))))
+    return jnp.asarray(q, z.dtype) @ z
+
+
+def sheared(z):
+    return (0.9 * z + 0.1 * jnp.roll(z, -1).at[-1].set(0)).astype(z.dtype)
+
+
+def carried(z):
+    return jnp.roll(z, 1).at[0].set(0)
+
+
+class Damped(fl.Layer):
+    """`z = rate gain operator(z) + x`."""
+
+    operator: object
+    size: int
+    rate: float
+
+    def parameters(self):
+        return {"gain": fl.Param((self.size,), fl.initializers.ones)}
+
+    def forward(self, zx, ps, st):
+        z, x = zx
+        return self.rate * ps.gain * self.operator(z) + x, st
+
+
+@pytest.mark.parametrize(
+    ("operator", "n", "rate", "dtype"),
+    [
+        (averaged, 250, 0.999, jnp.float32),
+        (delayed, 200, 0.99, jnp.float32),
+        (turned, 90, 0.995, jnp.float64),
+        (sheared, 50, 0.97, jnp.float32),
+        (carried, 130, 0.999, jnp.float64),
+        (carried, 1500, 0.98, jnp.float32),
+    ],
+)
+def test_gradients_of_slow_contractions_are_those_of_a_dense_solve(operator, n, rate, dtype):
+    """`u = (I - J)^-T w` for `x`, and `u rate operator(z)` for the gain."""
+    layer = fl.DeepEquilibriumNetwork(
+        Damped(operator, n, rate), optx.FixedPointIteration(1e-6, 1e-6), max_steps=20_000
+    )
+    ps, st = fl.setup(jax.random.key(0), layer, dtype)
+    x, w = jax.random.normal(jax.random.key(1), (2, n), dtype)
+
+    def loss(ps, x):
+        z, new = layer(x, ps, st)
+        return jnp.sum(w * z), new.stats.result
+
+    by_ps, by_x = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(ps, x)[0]
+    matrix = rate * np.asarray(jax.jit(jax.vmap(operator))(jnp.eye(n))).T
+    z = np.linalg.solve(np.eye(n) - matrix, x.astype(float))
+    u = np.linalg.solve((np.eye(n) - matrix).T, w.astype(float))
+    for found, exact in ((by_x, u), (by_ps.model.gain, u * (matrix @ z))):
+        assert np.linalg.norm(np.asarray(found, float) - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_gradients_of_a_stiff_batch_and_of_scales():
+    """Nonlinear, with samples of their own rates; a tree of two scales, by the dense Jacobian."""
+
+    def cell(zx):
+        z, (x, rate) = zx
+        return {"a": rate * jnp.tanh(jnp.roll(z["b"], 1, -1) + x), "b": rate * jnp.sin(z["a"]) + x}
+
+    zeros = fl.WrappedFunction(lambda xr: {"a": 0 * xr[0], "b": 0 * xr[0]})
+    layer = fl.DeepEquilibriumNetwork(cell, fl.Anderson(1e-6, 1e-6), init=zeros, max_steps=3000)
+    ps, st = fl.setup(jax.random.key(0), layer)
+    rate = jnp.array([[0.3], [0.99], [-0.999]], jnp.float32)
+    x, w = 0.1 * jax.random.normal(jax.random.key(1), (2, 3, 40), jnp.float32)
+
+    def loss(x, layer=layer, dtype=jnp.float32):
+        z = layer((x, rate.astype(dtype)), ps, st)[0]
+        return jnp.sum(w.astype(dtype) * z["a"] * z["b"])
+
+    found = jax.jit(jax.grad(loss))(x)
+    dense = fl.DeepEquilibriumNetwork(
+        cell, optx.Newton(1e-12, 1e-12), init=zeros, adjoint=optx.ImplicitAdjoint()
+    )
+    exact = jax.jit(jax.grad(functools.partial(loss, layer=dense, dtype=float)))(x.astype(float))
+    assert jnp.linalg.norm(found.astype(float) - exact) < 1e-3 * jnp.linalg.norm(exact)
+
+
+@pytest.mark.slow
+def test_derivatives_of_any_order_and_mode():
+    """Against optimistix's own adjoint, which builds the matrix."""
+
+    def loss(adjoint, throw=False):
+        model = fl.WrappedFunction(lambda zx: jnp.tanh(0.5 * zx[0]) + 0.1 * jnp.roll(zx[0], 1) ** 2 + zx[1])
+        layer = fl.DeepEquilibriumNetwork(model, TIGHT, adjoint=adjoint, throw=throw)
+        ps, st = fl.setup(jax.random.key(0), layer, float)
+        return lambda x: jnp.sum(layer(x, ps, st)[0] ** 2)
+
+    x = jnp.array([0.1, 0.2, 0.3])
+    for derivative in (
+        lambda f: lambda x: jax.jvp(f, (x,), (x[::-1],))[1],
+        lambda f: jax.hessian(f),
+        lambda f: jax.jacrev(jax.jacrev(f)),
+        lambda f: jax.jacfwd(jax.hessian(f)),
+        lambda f: lambda x: jax.vmap(jax.grad(f))(jnp.stack([x, 2 * x])),
+    ):
+        exact = jax.jit(derivative(loss(optx.ImplicitAdjoint())))(x)
+        for throw in (False, True):
+            np.testing.assert_allclose(
+                jax.jit(derivative(loss(None, throw)))(x), exact, rtol=1e-8, atol=1e-10
+            )
+
+
+@pytest.mark.filterwarnings("ignore:Complex support")
+def test_complex_states():
+    """No holomorphic map: its derivative is linear in real and imaginary parts only."""
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.normal(size=(3, 3)) + 1j * rng.normal(size=(3, 3))) / 6
+
+    def model(zx):
+        z, x = zx
+        return matrix @ z + 0.2 * jnp.conj(z) * jnp.abs(z).astype(z.dtype) + x
+
+    solver, start = optx.FixedPointIteration(1e-13, 1e-13), fl.WrappedFunction(jnp.zeros_like)
+    layer = fl.DeepEquilibriumNetwork(model, solver, init=start, max_steps=500)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    x, along = jnp.asarray(0.1 * (rng.normal(size=(2, 3)) + 1j * rng.normal(size=(2, 3))))
+    loss = jax.jit(lambda x: jnp.sum(jnp.abs(layer(x, ps, st)[0]) ** 2 * jnp.arange(1.0, 4.0)))
+    gradient = jax.jit(jax.grad(loss))(x)
+    slope = central_difference(loss, x, along)
+    np.testing.assert_allclose(jnp.sum(gradient * along).real, slope, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"y of real arrays with numbers, found complex128\[3\]"):
+        fl.DeepEquilibriumNetwork(model, init=start)(x, ps, st)
+    probed = fl.DeepEquilibriumNetwork(
+        lambda zx: matrix @ zx[0] + zx[1], solver, init=start, jacobian_regularisation=400
+    )
+    ps, st = fl.setup(jax.random.key(0), probed, float)
+    found = probed(x, ps, st)[1].stats.jacobian_loss
+    np.testing.assert_allclose(found, jnp.sum(jnp.abs(matrix) ** 2) / 3, rtol=0.1)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
     wide = fl.Parallel(mixed, fl.Dense(1024, 1024), fl.Dense(16, 1024))
@@ -341,11 +491,32 @@ def test_a_failed_solve_is_a_code_or_an_error():
     start = fl.DeepEquilibriumNetwork(CELL, init=lambda x: jnp.full((5, 4), jnp.nan))
     ps, st, x = problem(start)
     assert jax.jit(start)(x, ps, st)[1].stats.result == BROKEN
-    # I - J is singular: there is no gradient, and that is no silent zero.
-    flat = fl.DeepEquilibriumNetwork(lambda zx: zx[0] + 0 * zx[1])
-    ps, st, x = problem(flat)
-    with pytest.raises(Exception, match="linear solver"):
-        jax.jit(jax.grad(lambda x: flat(x, ps, st)[0].sum()))(x)
+
+
+def test_a_gradient_that_there_is_not_is_nan_or_an_error():
+    """`I - J` is singular, indefinite and large, or not finite; a sample of a batch alone."""
+
+    def gradient(model, throw=False, n=3):
+        layer = fl.DeepEquilibriumNetwork(model, fl.Anderson(1e-6, 1e-6), max_steps=5, throw=throw)
+        ps, st = fl.setup(jax.random.key(0), layer, float)
+        weight = jax.random.normal(jax.random.key(1), (n,))
+        return jax.jit(jax.grad(lambda x: jnp.sum(weight * layer(x, ps, st)[0])))(jnp.zeros(n))
+
+    for model, n in (
+        (lambda zx: zx[0] + 0 * zx[1], 3),
+        (lambda zx: 1.2 * jnp.roll(zx[0], 3) + zx[1], 20_000),
+        (lambda zx: zx[1] + 0 * jnp.sqrt(jnp.abs(zx[0])), 4),
+    ):
+        assert jnp.isnan(gradient(model, n=n)).all()
+        with pytest.raises(Exception, match="linear system of the implicit gradient.*'phantom'"):
+            gradient(model, throw=True, n=n)
+    layer = fl.DeepEquilibriumNetwork(lambda zx: zx[1][1] * jnp.ones(2) * zx[0] + zx[1][0], max_steps=200)
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    each = jax.vmap(jax.grad(lambda x, rate: layer((x, rate), ps, st)[0].sum()), (None, 0))
+    rates = jnp.array([0.5, 1.0, -3.0])
+    np.testing.assert_allclose(
+        jax.jit(each)(jnp.zeros(2), rates), [[2, 2], [np.nan] * 2, [0.25] * 2], rtol=1e-6
+    )
 
 
 def test_bad_input_is_named():
@@ -365,14 +536,36 @@ def test_bad_input_is_named():
         (TypeError, "SteadyState", {"solver": diffrax.Tsit5()}),
         (TypeError, "expected adjoint", {"adjoint": diffrax.DirectAdjoint()}),
         (ValueError, "'phantom', 'unroll'", {"adjoint": "phantoms"}),
-        (ValueError, "expected max_steps", {"max_steps": None}),
-        (ValueError, "expected fixed_depth", {"fixed_depth": 0}),
-        (ValueError, "expected jacobian_regularisation", {"jacobian_regularisation": 0.5}),
+        (TypeError, r"DeepEquilibriumNetwork.max_steps: .* at least 1, found None", {"max_steps": None}),
+        (ValueError, "max_steps: expected an integer of at least 1, found 2.5", {"max_steps": 2.5}),
+        (TypeError, "max_steps: .* found True", {"max_steps": True}),
+        (ValueError, "fixed_depth: .* found 0", {"fixed_depth": 0}),
+        (ValueError, "fixed_depth: .* found nan", {"fixed_depth": np.nan}),
+        (ValueError, "jacobian_regularisation: .* found 0.5", {"jacobian_regularisation": 0.5}),
+        (TypeError, "throw: expected True or False, found 1", {"throw": 1}),
     ):
         with pytest.raises(kind, match=match):
             fl.DeepEquilibriumNetwork(CELL, **options)
-    with pytest.raises(ValueError, match="at least 2 steps"):
+    with pytest.raises(ValueError, match="steps: expected an integer of at least 2, found 1"):
         fl.spectral_radius(CELL, x, x, {}, {}, steps=1)
+    for scales, match in (([0], "found .0."), ([2.5], "found .2.5."), ([(3, -1)], "-1")):
+        with pytest.raises(ValueError, match=f"MultiScaleDeepEquilibriumNetwork.scales: .*{match}"):
+            fl.MultiScaleDeepEquilibriumNetwork([jnp.tanh], [[jnp.tanh]], None, TIGHT, scales)
+    numpys = fl.DeepEquilibriumNetwork(
+        CELL, max_steps=np.int32(9), fixed_depth=np.int64(2), jacobian_regularisation=True
+    )
+    assert numpys == fl.DeepEquilibriumNetwork(CELL, max_steps=9, fixed_depth=2, jacobian_regularisation=1)
+    assert fl.MultiScaleDeepEquilibriumNetwork(
+        [jnp.tanh], [[jnp.tanh]], None, TIGHT, [np.int64(2)], max_steps=np.int64(9)
+    ).scales == ((2,),)
+
+
+def test_a_solver_that_does_not_take_the_dtype_is_named():
+    layer = fl.DeepEquilibriumNetwork(lambda zx: 0.5 * zx[0] + zx[1], optx.Newton(1e-2, 1e-2))
+    ps, st = fl.setup(jax.random.key(0), layer)
+    with pytest.raises(NotImplementedError) as info:
+        layer(jnp.ones(3, jnp.bfloat16), ps, st)
+    assert any("z, bfloat16[3], by Newton" in note for note in info.value.__notes__)
 
 
 def test_equal_layers_are_equal():

@@ -183,18 +183,72 @@ def test_phantom_gradients_are_a_series():
     value, gradient = jax.value_and_grad(solve)(jnp.array(1.0))
     np.testing.assert_allclose(value, 2.5, rtol=1e-12)
     np.testing.assert_allclose(gradient, 0.5 * (1 + 0.8 + 0.8**2), rtol=1e-12)
-    for bad in ({"k": 0}, {"tau": 0.0}, {"tau": 1.5}):
-        with pytest.raises(ValueError, match="expected `(k|tau)`"):
+    for bad in ({"k": 0}, {"k": 1.5}, {"tau": 0.0}, {"tau": 1.5}, {"tau": np.nan}):
+        with pytest.raises(ValueError, match=r"PhantomAdjoint.(k|tau): expected .*, found"):
             fl.PhantomAdjoint(**bad)
+    with pytest.raises(TypeError, match="PhantomAdjoint.k: expected an integer of at least 1, found True"):
+        fl.PhantomAdjoint(True)
+    assert fl.PhantomAdjoint(np.int64(3), np.float32(0.5)) == fl.PhantomAdjoint(3, 0.5)
 
 
 def test_bad_input_is_named():
-    for bad in ({"history": 0}, {"batch_axes": -1}, {"damping": 0.0}, {"history": 2.5}):
-        with pytest.raises(ValueError, match=f"expected {next(iter(bad))}"):
-            fl.Anderson(1e-6, 1e-6, **bad)
+    for bad in (
+        {"rtol": np.nan},
+        {"atol": -1e-6},
+        {"atol": np.inf},
+        {"history": 0},
+        {"history": 2.5},
+        {"batch_axes": -1},
+        {"damping": 0.0},
+        {"damping": np.nan},
+        {"regularisation": -1.0},
+    ):
+        ((name, value),) = bad.items()
+        for kind in SOLVERS if name in fl.Broyden.__dataclass_fields__ else [fl.Anderson]:
+            with pytest.raises(ValueError, match=f"{kind.__name__}.{name}: expected .*, found {value!r}"):
+                kind(**{"rtol": 1e-6, "atol": 1e-6} | bad)
+    for bad in ({"history": True}, {"rtol": "small"}, {"norm": 2}):
+        with pytest.raises(TypeError, match=f"Anderson.{next(iter(bad))}: expected"):
+            fl.Anderson(**{"rtol": 1e-6, "atol": 1e-6} | bad)
     solver = fl.Broyden(1e-6, 1e-6, batch_axes=1)
     for y in (jnp.ones(()), (jnp.ones(2), jnp.ones(3))):
         with pytest.raises(ValueError, match="1 leading axes in common, found"):
             optx.fixed_point(lambda y, _: y, solver, y)
     assert fl.Anderson(1e-4, 1e-4) == fl.Anderson(1e-4, 1e-4) != fl.Anderson(1e-4, 1e-4, damping=0.5)
     assert hash(fl.Broyden(1e-4, 1e-4)) == hash(fl.Broyden(1e-4, 1e-4))
+    numpys = fl.Anderson(np.float64(1e-4), jnp.asarray(1e-4), history=np.int64(4), batch_axes=np.int32(1))
+    assert numpys == fl.Anderson(1e-4, 1e-4, history=4, batch_axes=1)
+    y = optx.fixed_point(lambda y, _: jnp.cos(y), numpys, jnp.ones((2, 1), jnp.float32)).value
+    assert y.dtype == jnp.float32
+
+
+def test_bad_options_of_a_steady_state_are_named():
+    for bad in (
+        {"rtol": np.nan},
+        {"atol": -1.0},
+        {"dt0": 0.0},
+        {"dt0": -np.inf},
+        {"max_steps": 0},
+        {"max_steps": 2.5},
+    ):
+        ((name, value),) = bad.items()
+        with pytest.raises(ValueError, match=f"SteadyState.{name}: expected .*, found {value!r}"):
+            fl.SteadyState(**bad)
+    for bad in ({"solver": fl.SteadyState()}, {"event": 1.0}, {"stepsize_controller": 0.1}, {"dt0": True}):
+        with pytest.raises(TypeError, match=f"SteadyState.{next(iter(bad))}: expected .*, found"):
+            fl.SteadyState(**bad)
+    assert fl.SteadyState(max_steps=np.int64(7)) == fl.SteadyState(max_steps=7)
+
+
+def test_a_steady_state_that_does_not_come_is_a_code():
+    def solve(fn, **options):
+        return optx.fixed_point(fn, fl.SteadyState(1e-6, 1e-6, max_steps=60, **options), 1.0, throw=False)
+
+    codes = (
+        optx.RESULTS.nonlinear_max_steps_reached,
+        optx.RESULTS.nonlinear_divergence,
+        optx.RESULTS.nonfinite,
+    )
+    for fn in (lambda y, _: y + 1, lambda y, _: y + y**2, lambda y, _: jnp.nan * y):
+        assert solve(fn).result in codes
+    assert solve(lambda y, _: -3 * y).result == optx.RESULTS.successful

@@ -315,7 +315,7 @@ def test_bad_input(key):
 def test_bad_options(key):
     with pytest.raises(ValueError, match="'exact' or 'hutchinson', found 'half'"):
         fl.FFJORD(NETWORK, trace="half")
-    with pytest.raises(ValueError, match="at least one probe, found 0"):
+    with pytest.raises(ValueError, match="FFJORD.probes: expected an integer of at least 1, found 0"):
         fl.FFJORD(NETWORK, probes=0)
     with pytest.raises(TypeError, match=r"base with the methods .*, found 3"):
         fl.FFJORD(NETWORK, base=3)

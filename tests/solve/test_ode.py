@@ -525,7 +525,7 @@ def test_each_sample_is_what_the_model_sees(key):
 
 
 def test_wrong_batches(key):
-    with pytest.raises(ValueError, match='batching="shared" or batching="each", found \'all\''):
+    with pytest.raises(ValueError, match="NeuralODE.batching: expected 'shared' or 'each', found 'all'"):
         fl.NeuralODE(MODEL, batching="all")
     node = fl.NeuralODE(Scaled(), batching="each")
     ps, st = fl.setup(key, node, float)

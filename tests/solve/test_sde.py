@@ -281,9 +281,12 @@ def test_equal_layers_are_equal():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "white"}, '"diagonal" or "general", found \'white\''),
+        ({"noise": "white"}, "NeuralSDE.noise: expected 'diagonal' or 'general', found 'white'"),
         ({"noise": "general"}, "noise_dims to be the number of noises .* found None"),
-        ({"noise": "general", "noise_dims": 0}, "noise_dims to be the number of noises .* found 0"),
+        (
+            {"noise": "general", "noise_dims": 0},
+            "NeuralSDE.noise_dims: expected an integer of at least 1 or None, found 0",
+        ),
         ({"noise_dims": 2}, "no noise_dims with diagonal noise"),
         ({"t1": -1.0}, "t0 < t1, found t0=0.0 and t1=-1.0"),
         ({"saveat": [0.5, 2.0]}, "from t0=0.0 to t1=1.0, found 2.0"),

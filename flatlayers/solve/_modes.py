@@ -1,0 +1,89 @@
+"""Derivatives that an adjoint does not have, refused with a sentence that names the way out.
+
+JAX's own errors come from deep inside a solve, and name neither the adjoint nor what to do. Each function
+here is the identity, and leaves nothing in a compiled program.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import equinox as eqx
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+_DIRECT = "adjoint=diffrax.DirectAdjoint() with a small max_steps"
+
+
+def reverse_only(tree: Any, name: str) -> Any:
+    """`tree`, with an error where a tangent of it is evaluated, and not transposed as by reverse mode."""
+    message = (
+        f"{name} has reverse mode, such as jax.grad and jax.jacrev, found forward-mode differentiation, such "
+        f"as jax.jvp, jax.jacfwd or a least squares solver. Use adjoint=diffrax.ForwardMode(), or {_DIRECT} "
+        "for both modes. A solver of optimistix goes by reverse mode with options={'jac': 'bwd'}."
+    )
+    return _each(_reverse_only_p, tree, message)
+
+
+def reversed_once(tree: Any, name: str) -> Any:
+    """`tree`, the outcome of one pass of reverse mode, with an error where a second one comes to it."""
+    message = (
+        f"{name} has no reverse mode over reverse mode, such as jax.grad of jax.grad. Use forward mode over "
+        f"reverse mode, such as jax.jvp or jax.jacfwd of jax.grad and fl.hessian, or {_DIRECT}."
+    )
+    return _each(_forward_only_p, tree, message)
+
+
+def differentiated_once(x: Any, problem: Any, name: str, cause: str, instead: str) -> Any:
+    """`x`, which the pass of reverse mode starts with, with an error where its `problem` has a tangent."""
+    message = f"{name} has no second derivative{cause}. Use {instead} or {_DIRECT}."
+    return _constant_p.bind(x, *jax.tree.leaves(eqx.filter(problem, eqx.is_inexact_array)), message=message)
+
+
+def _each(primitive: Primitive, tree: Any, message: str) -> Any:
+    bind = partial(primitive.bind, message=message)
+    return jax.tree.map(lambda x: bind(x) if eqx.is_inexact_array(x) else x, tree)
+
+
+def _identity(x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+def _raise(*_: Any, message: str, **__: Any) -> NoReturn:
+    raise TypeError(message)
+
+
+def _linear(name: str, evaluate: Callable[..., Any], transpose: Callable[..., Any]) -> Primitive:
+    """A linear primitive that gives an array like the first of what it takes."""
+    primitive = Primitive(name)
+    primitive.def_impl(evaluate)
+    primitive.def_abstract_eval(_identity)
+    mlir.register_lowering(primitive, lambda _, x, *__, **params: [evaluate(x, **params)])
+    batching.defvectorized(primitive)
+    ad.deflinear(primitive, transpose)
+    return primitive
+
+
+def _reverse_only_jvp(primals: Any, tangents: Any, message: str) -> Any:
+    return primals[0], _transposed_only_p.bind(*tangents, *primals, message=message)
+
+
+_constant_p = _linear("constant", _identity, _raise)
+batching.primitive_batchers[_constant_p] = lambda xs, axes, **params: (
+    _constant_p.bind(*xs, **params),
+    axes[0],
+)
+ad.primitive_jvps[_constant_p] = _raise
+
+_forward_only_p = _linear("forward_only", _identity, _raise)
+
+# Reverse mode neither evaluates a tangent nor batches or differentiates it: by then it is transposed. The
+# second operand is the primal value, which may be batched or differentiated where the tangent is not.
+_transposed_only_p = _linear("transposed_only", _raise, lambda ct, **_: [ct, None])
+batching.primitive_batchers[_transposed_only_p] = _raise
+ad.primitive_jvps[_transposed_only_p] = _raise
+
+_reverse_only_p = _linear("reverse_only", _identity, lambda ct, **_: [ct])
+ad.primitive_jvps[_reverse_only_p] = _reverse_only_jvp

@@ -1,0 +1,185 @@
+"""The times of a solve: what the fields of a layer say, and the arrays that the solver takes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.hashable import hashable, plain
+from ..layers.shapes import at_least_float32
+from ._diffrax import sub_saveats
+from .dtypes import is_floating, promoted
+
+
+FINAL = diffrax.SaveAt(t1=True)
+
+# How far outside of an end a time may lie, in units of that end's last place: room for its rounding.
+ULPS = 4
+
+# How far a dtype may move a time: at most this part of the gap to its neighbour, and of the whole solve.
+NEIGHBOUR, WHOLE = 1 / 4, 1e-4
+
+
+# Fields of a layer
+
+
+def freeze_times(layer: Any) -> None:
+    """Check the times of a layer in `__post_init__`, and bring its `saveat` into the final form.
+
+    Times become a tuple of floats from `t0` to `t1`, anything else hashable. An end that is `None` comes with
+    the input: the solver then checks the times.
+    """
+    t0, t1, dt0 = layer.t0, layer.t1, layer.dt0
+    if None not in (t0, t1, dt0) and t0 != t1 and not dt0 * (t1 - t0) > 0:
+        raise ValueError(
+            f"{type(layer).__name__}.dt0: expected a step from t0={t0} towards t1={t1}, found {dt0}"
+        )
+    if hasattr(layer, "saveat"):
+        object.__setattr__(layer, "saveat", _canonical(plain(layer.saveat), t0, t1))
+
+
+def _canonical(saveat: Any, t0: float | None, t1: float | None) -> Any:
+    """Times as a tuple of floats; a `SaveAt` with times alone as well, so that equal nodes are equal."""
+    if saveat is None:
+        return None
+    if not isinstance(saveat, diffrax.SaveAt):
+        return tuple(_between(saveat, t0, t1).tolist())
+    arrays = save_times(saveat)
+    times = [_between(ts, t0, t1) for ts in arrays]
+    if len(arrays) == 1 and bool(eqx.tree_equal(saveat, diffrax.SaveAt(ts=arrays[0]))):
+        return tuple(times[0].tolist())
+    return hashable(eqx.tree_at(save_times, saveat, times) if times else saveat)
+
+
+def _between(times: Any, t0: float | None, t1: float | None) -> np.ndarray:
+    """The times as float64, one that lies outside of an end by no more than rounding on that end."""
+    given = np.asarray(times).ravel()
+    found = given.astype(float)
+    wrong = found[~np.isfinite(found)]
+    if t0 is not None and t1 is not None:
+        eps = float(jnp.finfo(given.dtype).eps) if is_floating(given) else np.finfo(float).eps
+        low, high = min(t0, t1), max(t0, t1)
+        inside = np.clip(found, low, high)
+        room = ULPS * eps * np.where(found < low, abs(low), abs(high))
+        wrong = found[~(abs(found - inside) <= room)]
+        found = inside
+    if wrong.size:
+        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {wrong[0]}")
+    return found
+
+
+def save_times(saveat: diffrax.SaveAt) -> list[Any]:
+    """The arrays of times in a `SaveAt`."""
+    return [sub.ts for sub in sub_saveats(saveat) if sub.ts is not None]
+
+
+def check_saves_values(saveat: Any) -> None:
+    """Raise for a `SaveAt` that gives no values for a call to return."""
+    if isinstance(saveat, diffrax.SaveAt) and saveat.subs is None:
+        raise ValueError(
+            f"expected saveat to save values, which a call returns, found {saveat}; "
+            "use `solution, st = layer.solve(y0, ps, st)`, or add t1=True"
+        )
+
+
+def saves_final_only(saveat: Any) -> bool:
+    """Whether the field `saveat` means the final state alone, which has no time axis then."""
+    if isinstance(saveat, diffrax.SaveAt):
+        return bool(eqx.tree_equal(saveat.subs, FINAL.subs))
+    return saveat is None
+
+
+# A solve
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a solve as they are given: as numbers, which are known, or as arrays of JAX.
+
+    **Arguments:**
+
+    - `t0`, `t1`: the start and the end.
+    - `dt0`: the first step, or `None`.
+    - `saveat`: what to save, as the field of a layer or as a `diffrax.SaveAt`.
+    """
+
+    t0: Any
+    t1: Any
+    dt0: float | None = None
+    saveat: Any = None
+
+    def dtype(self, state: np.dtype, constant: bool) -> np.dtype:
+        """The dtype that they have in a solve with that real dtype of its state.
+
+        At least float32, and float64 if these times are given so as arrays, or if float32 does not tell
+        them apart. `constant`: whether all steps are `dt0`. **Raises:** `ValueError` if there is no such
+        dtype.
+        """
+        arrays, known = self._given()
+        least = promoted(at_least_float32(state), *dict.fromkeys(array.dtype for array in arrays))
+        problem = None
+        for dtype in (least, promoted(least, promoted())):
+            problem = self._problem(known, constant, dtype)
+            if problem is None:
+                return dtype
+        raise ValueError(
+            f"{problem}. The state is of {state}, the solve of {dtype}: count the times from t0=0, "
+            "or use float64 (jax_enable_x64)"
+        )
+
+    def arrays(self, dtype: np.dtype) -> tuple[jax.Array, jax.Array, jax.Array | None, diffrax.SaveAt]:
+        """`(t0, t1, dt0, saveat)` as arrays of a dtype, for the solver."""
+        t0, t1, dt0 = (None if t is None else jnp.asarray(t, dtype) for t in (self.t0, self.t1, self.dt0))
+        return t0, t1, dt0, self._saveat(dtype)  # pyright: ignore[reportReturnType]
+
+    def _saveat(self, dtype: np.dtype) -> diffrax.SaveAt:
+        saveat = plain(self.saveat)
+        if saveat is None:
+            return FINAL
+        if isinstance(saveat, tuple):
+            return diffrax.SaveAt(ts=self._as_array(np.asarray(saveat), dtype))
+        saveat = jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_floating(x) else x, saveat)
+        return eqx.tree_at(save_times, saveat, replace_fn=lambda ts: self._as_array(ts, dtype))
+
+    def _as_array(self, times: Any, dtype: np.dtype) -> jax.Array:
+        """Save times as an array. Where the ends are arrays, times could not be brought onto them before."""
+        ends = [t for t in (self.t0, self.t1) if isinstance(t, jax.Array)]
+        array = jnp.asarray(times, dtype)
+        if not ends or isinstance(times, jax.Array):
+            return array
+        exact = all(np.float32(t) == t for t in times.ravel())
+        eps = max(float(jnp.finfo(kind).eps) for kind in (*(t.dtype for t in ends), "f4" if exact else "f8"))
+        ends = [jnp.asarray(t, dtype) for t in (self.t0, self.t1)]
+        low, high = jnp.minimum(*ends), jnp.maximum(*ends)
+        inside = jnp.clip(array, low, high)
+        room = ULPS * eps * jnp.where(array < low, abs(low), abs(high))
+        return jnp.where(abs(array - inside) <= room, inside, array)
+
+    def _given(self) -> tuple[list[jax.Array], np.ndarray]:
+        """The times that are arrays of JAX, and the others, which are known: sorted, without duplicates."""
+        saveat = plain(self.saveat)
+        saved = save_times(saveat) if isinstance(saveat, diffrax.SaveAt) else [saveat or ()]
+        arrays = [t for t in (self.t0, self.t1, *saved) if isinstance(t, jax.Array)]
+        known = [np.ravel(t) for t in (self.t0, self.t1, *saved, ()) if not isinstance(t, jax.Array)]
+        times = np.unique(np.concatenate(known))
+        return arrays, times[np.isfinite(times)]
+
+    def _problem(self, times: np.ndarray, constant: bool, dtype: np.dtype) -> str | None:
+        """What is wrong with the known times in a dtype, if anything."""
+        rounded = times.astype(dtype).astype(float)
+        gaps = np.concatenate([[np.inf], np.diff(times), [np.inf]])
+        room = np.minimum(NEIGHBOUR * np.minimum(gaps[:-1], gaps[1:]), WHOLE * gaps[1:-1].sum())
+        moved = np.flatnonzero(abs(rounded - times) > room) if len(times) > 1 else []
+        for i in moved[:1]:
+            other = times[i - 1 if gaps[i] < gaps[i + 1] else i + 1]
+            found = f"{times[i]!s}, which becomes {rounded[i]!s}, and {other!s}"
+            return f"expected times that {dtype} tells apart, found {found}"
+        ends = [t for t in (self.t0, self.t1 if constant else self.t0) if not isinstance(t, jax.Array)]
+        longest = max([abs(t) for t in ends if np.isfinite(t)], default=0.0)
+        if self.dt0 is None or abs(self.dt0) >= 2 * float(jnp.finfo(dtype).eps) * longest:
+            return None
+        return f"expected steps that {dtype} resolves at t={longest}, found dt0={self.dt0}"

@@ -1,0 +1,130 @@
+"""Telling whether an optimiser works leaf by leaf, by trying it on a few numbers."""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.layout import Layout
+from ..core.plan import Shape
+from ..core.vector import ComponentVector
+from .in_numpy import InNumpy, widened
+from .per_leaf import UpdateByLeaf, is_vector, show, with_extra_args
+
+
+if TYPE_CHECKING:
+    import optax
+
+
+def differs_by_leaf(optimizer: "optax.GradientTransformation", ps: Any) -> bool:
+    """Whether an optimiser takes other steps on the vectors in `ps` than on their leaves.
+
+    It is tried on a small stand-in for `ps`, without compiling anything, so that this costs a few hundredths
+    of a second for any model.
+
+    The answer is no, too, where it cannot be told: if the optimiser draws random numbers (other ones for
+    other shapes) or has side effects; and if it cannot be run on the stand-in, since it needs more than
+    gradients and a loss, or has arrays of its own of the shape of `ps`.
+    """
+    vectors = any(map(is_vector, jax.tree.leaves(ps, is_leaf=is_vector)))
+    if not vectors or isinstance(getattr(optimizer, "update", None), UpdateByLeaf):
+        return False
+    try:
+        small = jax.tree.map(functools.partial(_stand_in, np.random.default_rng(0)), ps, is_leaf=is_vector)
+        with np.errstate(all="ignore"):
+            return _takes_other_steps(with_extra_args(optimizer), small)
+    except Exception:  # an optimiser may raise anything; what is wrong with it shows where it is used
+        return False
+
+
+# Far above rounding, far below what weight decay of 1e-4 for some of the leaves changes in a step of Adam.
+_SMALL = 1e-5
+
+# One that clips only long gradients shows, and so does one that waits, such as `optax.MultiSteps`.
+_LENGTHS = (1.0, 1e3, 1e-2, 1.0, 1.0, 10.0, 1.0, 1.0)
+
+
+def _takes_other_steps(optimizer: Any, ps: Any) -> bool:
+    by_name = InNumpy(show, ps)
+    numbers = jax.tree.map(widened, ps)
+    steps = _updates(optimizer, ps, numbers), _updates(optimizer, by_name.output, by_name(numbers))
+    for updates, expected in zip(*steps, strict=True):
+        updates, expected = jax.tree.leaves(by_name(updates)), jax.tree.leaves(expected)
+        difference = _largest(map(np.subtract, updates, expected))
+        # What is not a number compares as false.
+        if difference > _SMALL * max(_largest(updates), _largest(expected)):
+            return True
+    return False
+
+
+def _updates(optimizer: Any, shapes: Any, ps: Any) -> Iterator[Any]:
+    """The updates of some steps, all from the same place, with gradients of several lengths."""
+    init = InNumpy(optimizer.init, shapes)
+    loss = np.ones((), jax.tree.leaves(shapes)[0].dtype).real
+    update = InNumpy(
+        lambda *args: optimizer.update(*args[:3], value=args[3]), shapes, init.output, shapes, loss
+    )
+    if not (init.is_a_function and update.is_a_function):
+        return
+    state = init(ps)
+    for number, length in enumerate(_LENGTHS):
+        gradient = jax.tree.map(lambda x, n=number, length=length: length * np.sin(x + n), ps)
+        updates, state = update(gradient, state, ps, loss / (1 + number))
+        yield updates
+
+
+def _largest(arrays: Iterable[np.ndarray]) -> float:
+    return max((np.abs(array).max(initial=0) for array in arrays), default=0.0)
+
+
+# The stand-in
+
+_MOST_LEAVES = 8
+
+
+def _stand_in(rng: np.random.Generator, part: Any) -> Any:
+    """A few random numbers in the place of a vector, or of an array beside it."""
+    if is_vector(part):
+        layout = _small(part.layout)
+        return ComponentVector(_random(rng, (layout.length,), part.dtype), layout)
+    return _random(rng, _shrunk(np.shape(part)), jnp.result_type(part))
+
+
+def _random(rng: np.random.Generator, shape: Shape, dtype: Any) -> np.ndarray:
+    numbers = 3 * rng.normal(size=shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        numbers = numbers + 3j * rng.normal(size=shape)
+    # In half precision there is more rounding than difference.
+    return numbers.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
+
+
+def _small(layout: Layout) -> Layout:
+    """Some leaves of a layout, shrunk: the largest of each last name and number of axes, then others.
+
+    The largest is the one that is longest along its second longest axis: the first that Adafactor factors.
+    """
+    places = {path: slot for path, slot in layout.slots() if path not in layout.ties}
+    lengths = {path: (sorted((0, 0, *slot.shape))[-2], slot.size) for path, slot in places.items()}
+    by_size = sorted(lengths, key=lambda path: lengths[path], reverse=True)
+    kinds: dict[tuple[str, int], str] = {}
+    for path in by_size:
+        kinds.setdefault((path.split(".")[-1], len(places[path].shape)), path)
+    chosen = list(dict.fromkeys([*kinds.values(), *by_size]))[:_MOST_LEAVES]
+    names: dict[str, Any] = {}
+    for path in chosen:
+        *groups, name = path.split(".")
+        inner = functools.reduce(lambda group, part: group.setdefault(part, {}), groups, names)
+        # By default it does so from 128 numbers along two axes on.
+        inner[name] = _shrunk(places[path].shape, 128 if path == by_size[0] else 4)
+    stacked = len(chosen) == 1 and math.prod(places[chosen[0]].copies) > 1
+    return Layout(names).stack(2) if stacked else Layout(names)
+
+
+def _shrunk(shape: Shape, most: int = 4) -> Shape:
+    """At most so many numbers along the two longest axes, and at most 4 along the others."""
+    longest = sorted(range(len(shape)), key=lambda axis: -shape[axis])[:2]
+    return tuple(min(size, most if axis in longest else 4) for axis, size in enumerate(shape))

@@ -1,0 +1,253 @@
+"""`per_leaf`: an optimiser that works leaf by leaf, on the leaves of a vector."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core import packing
+from ..core.layout import Layout
+from ..core.names import join_path
+from ..core.plan import Leaf, Shape
+from ..core.vector import ComponentVector
+
+
+if TYPE_CHECKING:
+    import optax
+
+
+def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransformationExtraArgs":
+    """Show an optimiser the leaves of a vector by name: what it does leaf by leaf is right again.
+
+    A `ComponentVector` is one leaf of one axis. LAMB, LARS, NovoGrad, Adafactor, Muon, clipping by block
+    and masks by `ndim` work leaf by leaf, and would be other algorithms on it. With `fl.per_leaf` they take
+    the steps that they take on a tree of the same numbers, and what comes back is a vector.
+
+    What optax sees is `ps.to_dict()`, but for two things. The copies of a stack, such as those of a
+    `Repeated` layer, are a list: `{"blocks": [{"weight": ..., "bias": ...}, ...]}`, so that each copy has
+    leaves of its own. And of tied names there is the one that has the place. Masks and labels given to
+    optax have this structure, or that of a part of it from the top, such as
+    `{"blocks": True, "readout": False}`; functions of the parameters, such as
+    `mask=lambda p: jax.tree.map(lambda leaf: leaf.ndim > 1, p)`, get it.
+
+    Optimisers that need none of this, such as Adam, are faster on the vector as it is.
+
+    **Arguments:**
+
+    - `optimizer`: an optax optimiser, or any `optax.GradientTransformation`: one link of an `optax.chain`
+        can be wrapped alone.
+
+    **Returns:** an `optax.GradientTransformationExtraArgs` for parameters that are a `ComponentVector`, or a
+    tree with vectors in it, each of which is shown as its leaves. In its state the moments are vectors,
+    wherever optax keeps a tree like the parameters. Further arguments of `update` are shown in the same way,
+    and functions among them, such as the `value_fn` of `optax.lbfgs`, are functions of the vector.
+
+    **Raises:** `ValueError`, from `init` and `update`, for a vector with leading axes: the members of an
+    ensemble would be one leaf together, and `jax.vmap` trains each on its own, by
+    `optax.GradientTransformation(jax.vmap(opt.init), jax.vmap(opt.update))`; and if the optimiser changes
+    the shape of a leaf. `TypeError` for what is no optimiser.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import flatlayers as fl
+    >>> ps = fl.ComponentVector.of({"weight": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)})
+    >>> optimizer = fl.per_leaf(optax.scale_by_trust_ratio())  # updates as long as the parameters, by leaf
+    >>> updates, _ = optimizer.update(ps / ps, optimizer.init(ps), ps)
+    >>> print(updates)
+    ComponentVector(float32[6])
+      weight  [[3., 3.], [3., 3.]]
+      bias    [1., 1.]
+    """
+    import optax  # here, so that importing the library does not cost it
+
+    inner = with_extra_args(optimizer)
+
+    def init(params: Any) -> Any:
+        return _Shown.of(params).hide_all(inner.init(show(params)))
+
+    return optax.GradientTransformationExtraArgs(init, UpdateByLeaf(inner.update))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateByLeaf:
+    """The `update` of an optimiser that `per_leaf` has wrapped, to be known by its type."""
+
+    inner: Callable[..., tuple[Any, Any]]
+
+    def __call__(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        shown = _Shown.of(updates)
+        named = {name: shown.argument(value) for name, value in extra_args.items()}
+        new, state = self.inner(show(updates), show(state), show(params), **named)
+        return shown.hide(new), shown.hide_all(state)
+
+
+def with_extra_args(optimizer: Any) -> "optax.GradientTransformationExtraArgs":
+    """Any optimiser as one that takes further arguments."""
+    import optax
+
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optax.with_extra_args_support(optimizer)
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"expected an optax optimiser, found {type(optimizer).__name__}")
+    # `optax.MultiSteps` is no transformation, but has its functions and passes further arguments on.
+    return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+
+
+def show(tree: Any) -> Any:
+    """A tree with each vector in it as the nested names of its leaves. Leading axes stay in front."""
+    return jax.tree.map(
+        lambda part: _Leaves.of(part).split(part.data) if is_vector(part) else part,
+        tree,
+        is_leaf=is_vector,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """How a tree with vectors is shown, and the way back.
+
+    `outside` is its structure with vectors as leaves, `parts` has what each of these leaves is, and
+    `inside` is the structure that is shown.
+    """
+
+    outside: Any
+    parts: "tuple[_Leaves | None, ...]"
+    inside: Any
+
+    @staticmethod
+    def of(tree: Any) -> "_Shown":
+        leaves, outside = jax.tree.flatten(tree, is_leaf=is_vector)
+        for leaf in leaves:
+            if is_vector(leaf) and leaf.ndim > 1:
+                raise ValueError(
+                    f"per_leaf: expected a vector of shape ({leaf.layout.length},), found {leaf!r}; for an "
+                    "ensemble whose members are optimised each on its own, use `jax.vmap(opt.init)` and "
+                    "`jax.vmap(opt.update)`"
+                )
+        parts = tuple(_Leaves.of(leaf) if is_vector(leaf) else None for leaf in leaves)
+        names = [part.names if part else 0 for part in parts]
+        return _Shown(outside, parts, jax.tree.structure(outside.unflatten(names)))
+
+    def hide(self, tree: Any) -> Any:
+        """What was shown, or is like it, with its vectors."""
+        pieces = self.outside.flatten_up_to(tree)
+        return self.outside.unflatten(
+            [part.join(piece) if part else piece for part, piece in zip(self.parts, pieces, strict=True)]
+        )
+
+    def hide_all(self, tree: Any) -> Any:
+        """`tree` with each part of it that is like what was shown as vectors: the moments in a state."""
+        if not any(self.parts):
+            return tree
+        return jax.tree.map(lambda x: self.hide(x) if self._is_like(x) else x, tree, is_leaf=self._is_like)
+
+    def _is_like(self, tree: Any) -> bool:
+        """Whether it has the names and the shapes, behind the same leading axes, and one dtype per vector."""
+        if jax.tree.structure(tree) != self.inside:
+            return False
+        pieces = self.outside.flatten_up_to(tree)
+        return all(part.fits(piece) for part, piece in zip(self.parts, pieces, strict=True) if part)
+
+    def argument(self, value: Any) -> Any:
+        """A further argument of `update`, such as `value_fn`: it takes vectors, and is given leaves."""
+        if isinstance(value, ComponentVector) or not callable(value):
+            return show(value)
+
+        @functools.wraps(value)  # optax looks at the names of its arguments
+        def of_leaves(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = self.hide_all((args, kwargs))
+            return show(value(*args, **kwargs))
+
+        return of_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaves:
+    """The leaves of a vector, each copy of a stack on its own.
+
+    The copies lie one after another, so each leaf is one piece of the vector: `segments` has them in order.
+    `names` is the tree that is shown, of their paths.
+    """
+
+    layout: Layout
+    dtype: Any
+    segments: tuple[Leaf, ...]
+    names: Any
+
+    @staticmethod
+    def of(vector: ComponentVector) -> "_Leaves":
+        segments: list[Leaf] = []
+
+        def names(group: Layout, copies: Shape, shown: str, path: str) -> Any:
+            # `shown` has the number of each copy, as in "blocks.0.weight"; `path`, as in `ties`, has none.
+            if copies:
+                return [names(group, copies[1:], join_path(shown, str(i)), path) for i in range(copies[0])]
+            below = {}
+            for name, child in group.entries.items():
+                own, place = join_path(shown, name), join_path(path, name)
+                if isinstance(child, Layout):
+                    below[name] = names(child, child.copies, own, place)
+                elif place not in vector.layout.ties:
+                    start = segments[-1].start + segments[-1].size if segments else 0
+                    segments.append(Leaf(own, start, math.prod(child), child))
+                    below[name] = own
+            return below
+
+        tree = names(vector.layout, vector.layout.copies, "", "")
+        return _Leaves(vector.layout, vector.dtype, tuple(segments), tree)
+
+    def split(self, data: Any) -> Any:
+        """The tree of the leaves of `data`, of shape `(..., length)`."""
+        leaves: dict[str, Any] = {}
+        packing.split(self.segments, data, leaves)
+        return jax.tree.map(leaves.__getitem__, self.names)
+
+    def join(self, tree: Any) -> ComponentVector:
+        """The vector of such a tree."""
+        leaves = self._by_path(tree)
+        lead: Shape = ()
+        for number, leaf in enumerate(self.segments):
+            found = _lead(leaves[leaf.path], leaf)
+            if found is None or (number and found != lead):
+                raise ValueError(
+                    f"per_leaf: expected the optimiser to keep the shape {leaf.shape} of {leaf.path!r}, "
+                    f"found {leaves[leaf.path].shape}"
+                )
+            lead = found
+        dtype = jnp.result_type(*leaves.values()) if leaves else self.dtype
+        arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()}
+        return self.layout.vector(packing.join(self.segments, arrays, lead, dtype, jnp.concatenate))
+
+    def fits(self, tree: Any) -> bool:
+        """Whether the leaves of a tree with these names can lie in one vector."""
+        leaves = self._by_path(tree)
+        if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves.values()):
+            return False
+        dtypes = {leaf.dtype for leaf in leaves.values()}
+        leads = {_lead(leaves[leaf.path], leaf) for leaf in self.segments}
+        return len(dtypes) < 2 and len(leads) < 2 and None not in leads and all(map(_is_inexact, dtypes))
+
+    def _by_path(self, tree: Any) -> dict[str, Any]:
+        paths, names = jax.tree.flatten(self.names)
+        return dict(zip(paths, names.flatten_up_to(tree), strict=True))
+
+
+def _lead(array: Any, leaf: Leaf) -> Shape | None:
+    """The axes in front of those of the leaf; `None` if these are others."""
+    lead = array.ndim - len(leaf.shape)
+    return tuple(array.shape[:lead]) if lead >= 0 and array.shape[lead:] == leaf.shape else None
+
+
+def _is_inexact(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_vector(part: Any) -> bool:
+    """Whether it is a vector of numbers: optax puts placeholders in the place of masked data."""
+    return isinstance(part, ComponentVector) and isinstance(part.data, jax.Array | np.ndarray)
