@@ -251,7 +251,9 @@ def _drawn(draw: Callable[[Any, Any, Any], jax.Array], key: Any, shape: Any, dty
 def _check_real(name: str, value: Any, dtype: Any) -> None:
     """Raise where a conversion would discard the imaginary part."""
     if np.iscomplexobj(value) and dtype is not None and not jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"{name}: expected real values for a parameter of dtype {dtype}, found complex ones")
+        raise TypeError(
+            f"{name}: expected real values for a parameter of dtype {jnp.dtype(dtype)}, found complex ones"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

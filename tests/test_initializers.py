@@ -136,3 +136,112 @@ def test_from_array(key):
     assert ps.dtype == jnp.float32
     with pytest.raises(ValueError, match=r"\(3, 2\), found \(2, 3\)"):
         fl.setup(key, fl.Dense(2, 3, init_weight=one))
+
+
+# Complex numbers
+
+
+# The mean of |w|², which is that of real numbers.
+SQUARES = {
+    "uniform": lambda fi, fo: 1 / 3,
+    "normal": lambda fi, fo: 1.0,
+    "truncated_normal": lambda fi, fo: scipy.stats.truncnorm(-2.0, 2.0).var(),
+    "glorot_uniform": lambda fi, fo: 2 / (fi + fo),
+    "glorot_normal": lambda fi, fo: 2 / (fi + fo),
+    "kaiming_uniform": lambda fi, fo: 2 / fi,
+    "kaiming_normal": lambda fi, fo: 2 / fi,
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
+@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("shape", [(200, 150), (3, 3, 50, 60)])
+def test_the_spread_of_complex_numbers(key, dtype, name, shape):
+    w = np.asarray(getattr(init, name)(key, shape, dtype))
+    assert w.dtype == dtype
+    size, square = np.sqrt(w.size), SQUARES[name](*init.fans(shape))
+    np.testing.assert_allclose(np.mean(np.abs(w) ** 2), square, rtol=5 / size)
+    # Neither part is preferred, and they do not depend on each other.
+    np.testing.assert_allclose([np.mean(w.real**2), np.mean(w.imag**2)], square / 2, rtol=8 / size)
+    np.testing.assert_allclose(np.mean(w), 0, atol=5 * np.sqrt(square) / size)
+    np.testing.assert_allclose(np.mean(w.real * w.imag), 0, atol=5 * square / size)
+    real = np.asarray(getattr(init, name)(key, shape, jnp.float64))
+    np.testing.assert_allclose(np.mean(real**2), np.mean(np.abs(w) ** 2), rtol=10 / size)
+    if name.endswith("uniform"):
+        assert np.abs(w).max() <= np.sqrt(3 * square)
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (2, 3, 4)])
+def test_complex_orthogonal_is_unitary(key, dtype, shape):
+    w = np.asarray(init.orthogonal(2.0)(key, shape, dtype)).reshape(-1, shape[-1])
+    small = w.conj().T @ w if w.shape[0] >= w.shape[1] else w @ w.conj().T
+    np.testing.assert_allclose(small, 4 * np.eye(len(small)), atol=1e-5 if dtype == jnp.complex64 else 1e-12)
+    assert np.abs(w.imag).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
+def test_the_others_in_complex_numbers(key, dtype):
+    for name in ("zeros", "ones", "identity"):
+        initializer = getattr(init, name)
+        np.testing.assert_array_equal(initializer(key, (3, 5), dtype), initializer(key, (3, 5), float))
+        assert initializer(key, (3, 5), dtype).dtype == dtype
+    assert (init.constant(1 + 2j)(key, (2,), dtype) == 1 + 2j).all()
+    value = init.sparse(0.75, stddev=2.0)(key, (400, 50), dtype)
+    np.testing.assert_array_equal((value == 0).sum(0), 300)
+    np.testing.assert_allclose(jnp.sum(jnp.abs(value) ** 2) / 5000, 4.0, rtol=0.1)
+    given = init.from_array([1.0 + 1j, 2.0])
+    assert given(key, (2,), dtype).dtype == dtype
+    cut = init.truncated_normal(2.0, lower=-1.0, upper=1.5)(key, (20_000,), dtype)
+    expected = 4 * scipy.stats.truncnorm(-1.0, 1.5).moment(2)
+    np.testing.assert_allclose(jnp.mean(jnp.abs(cut) ** 2), expected, rtol=0.03)
+
+
+def test_no_imaginary_part_is_discarded(key):
+    with pytest.raises(TypeError, match="constant: expected real values for a parameter of dtype float32"):
+        init.constant(1j)(key, (2,), jnp.float32)
+    layer = fl.Dense(1, 2, init_weight=init.from_array([[1.0], [1j]]))
+    with pytest.raises(TypeError, match="from_array: expected real values for a parameter of dtype float64"):
+        fl.setup(key, layer, jnp.float64)
+    assert fl.setup(key, layer, complex)[0].weight[1, 0] == 1j
+
+
+def test_a_complex_model_is_that_of_numpy(key):
+    model = fl.Dense(3, 2, jnp.tanh)
+    ps, st = fl.setup(key, model, jnp.complex64)
+    x = np.array([1.0 + 1j, -2j, 0.5], np.complex64)
+    z = np.asarray(ps.weight) @ x + np.asarray(ps.bias)
+    np.testing.assert_allclose(model(x, ps, st)[0], np.tanh(z), rtol=1e-5)
+
+
+# Options
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "a", None, True, jnp.ones(2)])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("uniform", "scale"),
+        ("normal", "stddev"),
+        ("truncated_normal", "upper"),
+        ("glorot_uniform", "gain"),
+        ("kaiming_normal", "gain"),
+        ("orthogonal", "gain"),
+        ("identity", "gain"),
+        ("sparse", "sparsity"),
+    ],
+)
+def test_options_are_numbers(name, option, bad):
+    with pytest.raises((TypeError, ValueError), match=f"{name}: {option}: expected a finite number.*, found"):
+        getattr(init, name)(**{option: bad})
+
+
+def test_options_in_range():
+    with pytest.raises(ValueError, match="normal: stddev: expected a finite number of at least 0, found -1"):
+        init.normal(-1)
+    with pytest.raises(ValueError, match="sparse: sparsity: .* at least 0 and of at most 1, found 1.5"):
+        init.sparse(1.5)
+    with pytest.raises(ValueError, match=r"lower under upper, found 2.0 and 1.0"):
+        init.truncated_normal(lower=2.0, upper=1.0)(jax.random.key(0), (2,), float)
+    assert init.normal(np.float32(0.5)) == init.normal(0.5)
+    assert isinstance(dict(init.orthogonal(2).options)["gain"], float)
