@@ -1,20 +1,20 @@
 """The backward solve of `GaussAdjoint`: the adjoint state alone, and the nodes of the parameter integral."""
 
-import math
 from typing import Any, get_origin
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import _diffrax
-from ._trajectory import Trajectory, Window, set_at
+from ._division import Division, Rest, is_piecewise
+from ._quadrature import Nodes, Path, Quadrature
+from ._trajectory import Trajectory, Window
 
 
-# How many rows of states go through one vjp: enough for fast matrix products, more only takes memory.
-ROWS = 320
+# How many times as many parts of steps as steps there may be.
+TRIALS = 64
 
 
 class Place(eqx.Module):
@@ -31,35 +31,6 @@ class Place(eqx.Module):
     result: Any
 
 
-class Nodes(eqx.Module):
-    """The nodes of a block of steps: times, weights, states and adjoint states, steps and nodes leading."""
-
-    count: Any
-    t: Any
-    weight: Any
-    y: Any
-    adjoint: Any
-
-    @classmethod
-    def empty(cls, t: Any, y: Any, number: int) -> "Nodes":
-        rows = max(math.prod(y.shape[:-1]) for y in jax.tree.leaves(y))
-        shape = (min(max(ROWS // max(rows * number, 1), 2), 16), number)
-        ys = jax.tree.map(lambda y: jnp.broadcast_to(y, (*shape, *y.shape)), y)
-        return cls(0, jnp.full(shape, t), jnp.zeros(shape, t.dtype), ys, jax.tree.map(jnp.zeros_like, ys))
-
-    @property
-    def is_full(self) -> Any:
-        return self.count == len(self.weight[...])
-
-    def buffers(self) -> list[Any]:
-        return [self.t, self.weight, self.y, self.adjoint]
-
-    def put(self, kept: Any, *values: Any) -> "Nodes":
-        """With the values for a step, which the next one writes over unless it is kept."""
-        buffers = [set_at(b, self.count, x) for b, x in zip(self.buffers(), values, strict=True)]
-        return Nodes(self.count + jnp.where(kept, 1, 0), *buffers)
-
-
 class Backward:
     """The backward solve: what does not change on the way."""
 
@@ -73,9 +44,18 @@ class Backward:
         self.solver, self.controller = setting.back.solver, setting.back.controller
         self.adaptive = isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController)
         self.terms = self._terms()
-        points, weights = np.polynomial.legendre.leggauss(setting.back.nodes)
-        self.points = jnp.asarray(0.5 + 0.5 * points, ts.dtype)
-        self.weights = jnp.asarray(0.5 * weights, ts.dtype)
+        number = setting.back.nodes
+        self.quadrature = Quadrature(self._value, moving, number, ts.dtype)
+        self.division = self._division(2 * number + 1)
+
+    def _division(self, number: int) -> Division | None:
+        """Where the field is piecewise in time, and the step size and all else has a tolerance."""
+        piecewise = any(is_piecewise(field.jaxpr) for field in self.fields)
+        if not (piecewise and self.adaptive and jax.tree.leaves(self.moving)):
+            return None
+        tolerance = jnp.asarray(self.controller.rtol + self.controller.atol)
+        y_dtype = jnp.result_type(*jax.tree.leaves(self.cts))
+        return Division(self._value, self.moving, number, tolerance, self.ts.dtype, y_dtype)
 
     # The adjoint equation, in s = -t: dl/ds = (df/dy)^T l
 
@@ -84,29 +64,17 @@ class Backward:
             return diffrax.MultiTerm(*(diffrax.ODETerm(self._adjoint([field])) for field in self.fields))
         return diffrax.ODETerm(self._adjoint(self.fields))
 
-    def _adjoint(self, fields: list[Any]) -> Any:
-        params = eqx.combine(self.moving, self.fixed)
+    def _value(self, t: Any, y: Any, moving: Any, fields: list[Any] | None = None) -> Any:
+        params = eqx.combine(moving, self.fixed)
+        return _sum(field(t, y, params) for field in fields or self.fields)
 
+    def _adjoint(self, fields: list[Any]) -> Any:
         def field(s: Any, adjoint: Any, window: Window) -> Any:
             y = window.evaluate(-s)
-            _, pull = jax.vjp(lambda y: _sum(field(-s, y, params) for field in fields), y)
+            _, pull = jax.vjp(lambda y: self._value(-s, y, self.moving, fields), y)
             return pull(adjoint)[0]
 
         return field
-
-    def _gradient(self, nodes: Nodes) -> Any:
-        """The parameter integral over a block of steps."""
-        used = jnp.arange(len(nodes.weight))[:, None] < nodes.count
-        weight = jnp.where(used, nodes.weight, jnp.zeros_like(nodes.weight)).ravel()
-        times = jax.vmap(lambda w, y: jax.tree.map(lambda x: w.astype(x.dtype) * x, y))
-
-        def values(moving: Any) -> Any:
-            params = eqx.combine(moving, self.fixed)
-            at = jax.vmap(lambda t, y: _sum(field(t, y, params) for field in self.fields))
-            return at(*_flat((nodes.t, nodes.y)))
-
-        _, pull = jax.vjp(values, self.moving)
-        return pull(times(weight, _flat(nodes.adjoint)))[0]
 
     # The solve: segments of the trajectory, in them blocks of steps, in them steps
 
@@ -118,15 +86,15 @@ class Backward:
         k = jnp.maximum(jnp.sum(self.trajectory.t0 < t) - 1, 0) // size
         window = self._window(k, k != last)
         place = self._start(t, left, window)
+        rest = None if self.division is None else self._nothing_left(place, window)
         total = jax.tree.map(jnp.zeros_like, self.moving)
 
         def segment(carry: Any) -> Any:
-            k, window, place, total = carry
-            place, total = self._blocks(window, place, total)
-            return k - 1, self._window(k - 1, k > 0), place, total
+            k, window, *carry = carry
+            return k - 1, self._window(k - 1, k > 0), *self._blocks(window, *carry)
 
-        carry = (jnp.where(steps > 0, k, -1), window, place, total)
-        _, _, place, total = _diffrax.while_loop(
+        carry = (jnp.where(steps > 0, k, -1), window, place, rest, total)
+        _, _, place, _, total = _diffrax.while_loop(
             lambda carry: (carry[0] >= 0) & self._is_going(carry[2]), segment, carry
         )
         return self._finish(place, total)
@@ -165,24 +133,36 @@ class Backward:
         found = jax.tree.map(lambda x: x * scale.astype(x.dtype), (place.y, total))
         return result.error_if(found, failed) if self.setting.throw else found
 
-    def _blocks(self, window: Window, place: Place, total: Any) -> Any:
+    def _blocks(self, window: Window, place: Place, rest: Rest | None, total: Any) -> Any:
         def inside(place: Place) -> Any:
             return (place.s < -window.t0[0]) & self._is_going(place)
 
+        def goes_on(place: Place, rest: Rest | None) -> Any:
+            return inside(place) if rest is None else inside(place) | self._is_left(place, rest)
+
+        def step(carry: Any) -> Any:
+            place, rest, nodes = carry
+            if rest is None:
+                place, keep, s0, s1, dense = self._attempt(window, place)
+                return place, None, self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1)
+            place, rest = self._whole_step(window, inside, place, rest)
+            return self._parts(window, place, rest, nodes)
+
         def block(carry: Any) -> Any:
-            place, total = carry
-            nodes = Nodes.empty(-place.s, window.evaluate(-place.s), self.points.size)
-            place, nodes = _diffrax.while_loop(
-                lambda carry: inside(carry[0]) & ~carry[1].is_full,
-                lambda carry: self._attempt(window, *carry),
-                (place, nodes),
-                buffers=lambda carry: carry[1].buffers(),
+            place, rest, total = carry
+            nodes = Nodes.empty(-place.s, window.evaluate(-place.s), self.quadrature.points.size)
+            place, rest, nodes = _diffrax.while_loop(
+                lambda carry: goes_on(*carry[:2]) & ~carry[2].is_full,
+                step,
+                (place, rest, nodes),
+                buffers=lambda carry: carry[2].buffers(),
             )
-            return place, jax.tree.map(jnp.add, total, self._gradient(nodes))
+            return place, rest, jax.tree.map(jnp.add, total, self.quadrature.gradient(nodes))
 
-        return _diffrax.while_loop(lambda carry: inside(carry[0]), block, (place, total))
+        return _diffrax.while_loop(lambda carry: goes_on(*carry[:2]), block, (place, rest, total))
 
-    def _attempt(self, window: Window, place: Place, nodes: Nodes) -> tuple[Place, Nodes]:
+    def _attempt(self, window: Window, place: Place) -> tuple[Place, Any, Any, Any, Any]:
+        """The next place, and of the step: whether it is kept, its ends and its dense output."""
         s0, s1 = place.s, self._stop(place.s, place.next, place.left, window)
         y1, error, dense, solver_state, result = self.solver.step(
             self.terms, s0, s1, place.y, window, place.solver_state, place.jump
@@ -191,7 +171,6 @@ class Backward:
         results = diffrax.RESULTS
         result = results.where(keep, result, results.successful)
         result = results.where(diffrax.is_okay(result), control_result, result)
-        nodes = self._put(nodes, keep, window, s0, s1, dense)
         old, new = (place.y, place.solver_state), (y1, solver_state)
         y, solver_state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
         y, left, jumped = self._jumps(s, y, place.left)
@@ -199,7 +178,49 @@ class Backward:
         jump = jnp.where(keep, jump | jumped, place.jump)
         attempts = jnp.where(jumped, 0, place.attempts + 1)  # max_steps is for each saved time, as a solve
         rest = (y, solver_state, controller_state, jump, left, attempts, result)
-        return Place(s, s_next, *jax.tree.map(jnp.asarray, rest)), nodes
+        return Place(s, s_next, *jax.tree.map(jnp.asarray, rest)), keep, s0, s1, dense
+
+    # Where steps are divided for the quadrature
+
+    def _nothing_left(self, place: Place, window: Window) -> Rest:
+        shapes = jax.eval_shape(lambda: self._attempt(window, place)[4])
+        dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return self.division.empty(place.s, dense)
+
+    def _is_left(self, place: Place, rest: Rest) -> Any:
+        return rest.is_left & diffrax.is_okay(place.result)
+
+    def _whole_step(self, window: Window, inside: Any, place: Place, rest: Rest) -> tuple[Place, Rest]:
+        """Attempt a step until there is one, unless there is some left of the last."""
+
+        def attempt(carry: Any) -> Any:
+            place, rest = carry
+            place, *step = self._attempt(window, place)
+            return place, rest.of_step(*step)
+
+        return _diffrax.while_loop(
+            lambda carry: inside(carry[0]) & ~carry[1].is_left, attempt, (place, rest)
+        )
+
+    def _parts(self, window: Window, place: Place, rest: Rest, nodes: Nodes) -> tuple[Place, Rest, Nodes]:
+        """Put the parts of a step among the nodes, as many as there is room for."""
+        most = TRIALS * self.setting.options["max_steps"]
+
+        def attempt(carry: Any) -> Any:
+            rest, nodes = carry
+            path = self._path(rest.start, rest.end, rest.dense)
+            kept, new = self.division.attempt(rest, window, path)
+            return new, self.quadrature.put(nodes, kept, window, path, rest.s, rest.stop)
+
+        rest, nodes = _diffrax.while_loop(
+            lambda carry: self._is_left(place, carry[0]) & (carry[0].trials < most) & ~carry[1].is_full,
+            attempt,
+            (rest, nodes),
+            buffers=lambda carry: carry[1].buffers(),
+        )
+        results = diffrax.RESULTS
+        result = results.where(rest.trials < most, place.result, results.max_steps_reached)
+        return eqx.tree_at(lambda place: place.result, place, result), rest, nodes
 
     def _after(
         self, jumped: Any, s: Any, s_next: Any, y: Any, left: Any, window: Window, solver_state: Any
@@ -244,12 +265,8 @@ class Backward:
         )
         return y, new_left, new_left != left
 
-    def _put(self, nodes: Nodes, keep: Any, window: Window, s0: Any, s1: Any, dense: Any) -> Nodes:
-        """Evaluate the forward and the adjoint solution at the nodes of a step."""
-        s = s0 + (s1 - s0) * self.points
-        adjoint = jax.vmap(self.solver.interpolation_cls(t0=s0, t1=s1, **dense).evaluate)(s)
-        adjoint = jax.tree.map(lambda x, ct: x.astype(ct.dtype), adjoint, self.cts)
-        return nodes.put(keep, -s, (s1 - s0) * self.weights, jax.vmap(window.evaluate)(-s), adjoint)
+    def _path(self, s0: Any, s1: Any, dense: Any) -> Path:
+        return self.solver.interpolation_cls(t0=s0, t1=s1, **dense).evaluate
 
 
 def _sum(trees: Any) -> Any:
@@ -257,8 +274,3 @@ def _sum(trees: Any) -> Any:
     for tree in rest:
         first = jax.tree.map(jnp.add, first, tree)
     return first
-
-
-def _flat(tree: Any) -> Any:
-    """Steps and nodes on one axis."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

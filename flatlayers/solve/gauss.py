@@ -86,7 +86,7 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         state = _with_solver_state(state, (inner, forward.empty(state.y)))
         params, fields = _fields(parts, args, state)
         back = self._back(parts, solver, controller)
-        rest = eqx.tree_at(lambda s: s.y, state, None)
+        rest = eqx.tree_at(lambda s: s.y, state, None, is_leaf=lambda x: x is None)
         forward, saveat, rest, options = _diffrax.stop_gradient((forward, saveat, rest, options))
         setting = Setting(forward, saveat, rest, options, fields, back, throw)
         problem = _modes.reverse_only((state.y, params), _NAME)
@@ -221,5 +221,7 @@ def _solve_bwd(residuals: Any, cotangents: Any, perturbed: Any, problem: Any, se
     cts = jax.tree.map(
         lambda y, ct: jnp.zeros((ts.size, *y.shape), y.dtype) if ct is None else ct, y0, saved.ys
     )
+    if not jax.tree.leaves(y0):
+        return y0, jax.tree.map(jnp.zeros_like, moving)
     backward = Backward(setting, trajectory, ts, cts, moving, fixed)
     return backward.solve(steps)
