@@ -132,7 +132,7 @@ def has_forward_mode(solver: Any) -> bool:
 
 
 def sees_jumps(solver: Any) -> bool:
-    """Whether a step after a jump of `y` needs no more than `made_jump`: another solver carries what `y` was."""
+    """Whether a step after a jump of `y` needs no more than `made_jump`: others carry what `y` was before."""
     return _has_stages(solver)
 
 

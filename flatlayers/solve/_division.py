@@ -16,7 +16,17 @@ from ._trajectory import Window
 
 # What a smooth function of time is made of. Of anything else it may be a piecewise one.
 SMOOTH = {
-    *("add", "add_any", "broadcast_in_dim", "concatenate", "copy", "cos", "cosh", "cumsum", "custom_jvp_call"),
+    *(
+        "add",
+        "add_any",
+        "broadcast_in_dim",
+        "concatenate",
+        "copy",
+        "cos",
+        "cosh",
+        "cumsum",
+        "custom_jvp_call",
+    ),
     *("custom_vjp_call", "custom_vjp_call_jaxpr", "div", "dot_general", "erf", "exp", "exp2", "expand_dims"),
     *("expm1", "integer_pow", "jit", "log", "log1p", "logistic", "mul", "neg", "pad", "pjit", "pow"),
     *("reduce_sum", "reshape", "rev", "rsqrt", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze"),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 
@@ -140,7 +141,8 @@ def _inlined(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> l
 def _has_complex(jaxpr: Jaxpr) -> bool:
     """Whether there are complex numbers anywhere in it."""
     variables = [*jaxpr.constvars, *jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
-    if any(jnp.issubdtype(getattr(var.aval, "dtype", None), jnp.complexfloating) for var in variables):
+    dtypes = [var.aval.dtype for var in variables if isinstance(var.aval, ShapedArray)]
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
         return True
     return any(_has_complex(inner) for eqn in jaxpr.eqns for inner in _inner(eqn))
 
