@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._quadrature import Path, Value
@@ -44,7 +45,8 @@ def is_piecewise(jaxpr: Jaxpr, times: Iterable[int] = (0,)) -> bool:
         inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         if eqn.primitive.name not in SMOOTH | {"convert_element_type"}:
             return True
-        if not all(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars):
+        arrays = [var.aval for var in eqn.outvars if isinstance(var.aval, ShapedArray)]
+        if not all(jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays):
             return True
         if inner is not None and is_piecewise(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, used):
             return True
