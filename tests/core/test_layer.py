@@ -445,7 +445,7 @@ def test_setup_says_what_it_cannot_take(key):
         with pytest.raises(TypeError, match="expected a"):
             fl.setup(key, wrong)
     with pytest.raises(ValueError, match="below 'layer_0': 'weight'.*-3"):
-        _ = fl.Chain(fl.Dense(2, -3)).layout
+        _ = fl.Chain(Linear(2, -3)).layout
     with pytest.raises(ValueError, match="below 'a': below 'b': .*'c-d'"):
         fl.Layout({"a": {"b": {"c-d": ()}}})
 
