@@ -5,6 +5,7 @@ parameter, jump time or tolerance in a float32 solve fails somewhere inside. So 
 before the solve, and all that goes into it is brought into the first.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,28 @@ class Dtypes:
         output promote to.
     - `solver`: of times, and of states inside the solver: the same, but at least float32, and float64 where
         times need it.
+    - `args`: of the model's arguments, leaf by leaf, the dtype if they are in another inside the solver:
+        `None` is that none are.
     """
 
     state: np.dtype
     solver: np.dtype
+    args: tuple[Any, ...] | None = None
+
+    def with_arguments(self, args: Any) -> tuple["Dtypes", Any]:
+        """The same with the floating numbers of `args` in the solver's dtype as well, and these `args`."""
+        given = tuple(x.dtype if is_floating(x) else None for x in jax.tree.leaves(args))
+        if set(given) <= {None, self.solver}:
+            return self, args
+        return dataclasses.replace(self, args=given), self.options(args)
+
+    def given(self, args: Any) -> Any:
+        """The model's arguments of those in the solver."""
+        if self.args is None:
+            return args
+        leaves, structure = jax.tree.flatten(args)
+        pairs = zip(leaves, self.args, strict=True)
+        return structure.unflatten([x if dtype is None else jnp.asarray(x, dtype) for x, dtype in pairs])
 
     def inside(self, tree: Any) -> Any:
         """All numbers in the solver's dtype; complex ones stay complex."""
@@ -68,7 +87,7 @@ class Dtypes:
     def field(self, field: Callable[..., Any], y0: Any, *outputs: Any) -> Callable[..., Any]:
         """A vector field that sees and gives what it should, for `outputs` from `y0`: itself if it does."""
         fits = all(leaf.dtype == _like(leaf.dtype, self.solver) for leaf in jax.tree.leaves((y0, outputs)))
-        fits = fits and self.state == self.solver
+        fits = fits and self.state == self.solver and self.args is None
         return field if fits else _Cast(field, self)
 
 
@@ -80,7 +99,7 @@ class _Cast:
     dtypes: Dtypes
 
     def __call__(self, t: Any, y: Any, args: Any) -> Any:
-        leaves, structure = jax.tree.flatten(self.field(t, self.dtypes.outside(y), args))
+        leaves, structure = jax.tree.flatten(self.field(t, self.dtypes.outside(y), self.dtypes.given(args)))
         pairs = zip(leaves, jax.tree.leaves(y), strict=True)
         return jax.tree.unflatten(structure, [jnp.asarray(leaf, like.dtype) for leaf, like in pairs])
 

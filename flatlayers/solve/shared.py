@@ -174,6 +174,8 @@ def integrate(
     dtypes = Dtypes(state, times.dtype(least, isinstance(controller, diffrax.ConstantStepSize)))
     controller = fitted(controller, dtypes, layer.max_steps)
     adjoint = plain(layer.adjoint)
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for their cotangents as well
+        dtypes, args = dtypes.with_arguments(args)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     solution = diffrax.diffeqsolve(
         terms(dtypes),
