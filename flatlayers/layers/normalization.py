@@ -79,7 +79,7 @@ class BatchNorm(Layer):
         check_trailing(x, (self.channels,))
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
-        return affine_map(self, x.dtype, found, ps), st
+        return affine_map(self, x, found, ps), st
 
 
 class GroupNorm(Layer):
@@ -190,7 +190,7 @@ class InstanceNorm(Layer):
         check_samples(x, self.channels)
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
-        return affine_map(self, x.dtype, found, ps), st
+        return affine_map(self, x, found, ps), st
 
 
 class LayerNorm(Layer):
@@ -309,21 +309,20 @@ def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) 
     axes = as_dims(axis)
     if any(not -x.ndim <= a < x.ndim for a in axes):
         raise ValueError(f"expected x with the axes {axes}, found shape {x.shape}")
-    found = moments(x, axes)
-    return ((found.shifted - found.rest) * jax.lax.rsqrt(found.var + epsilon)).astype(x.dtype)
+    shift, rest, var = moments(x, axes)
+    return ((x.astype(shift.dtype) - shift - rest) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
 
 
 # Moments
 
 
 class Moments(NamedTuple):
-    """`shifted = x - shift` for a number near the mean of `x`; the mean `rest` of that; the biased variance.
+    """A number near the mean of `x`, `shift`; the mean of what is left, `rest`; the biased variance.
 
     The mean is `shift + rest`, which a sum of large numbers does not give exactly: where it is large against
-    the spread, neither `x - mean` nor `mean(x²) - mean²` has a digit left. Of `shifted` both have them all.
+    the spread, neither `x - mean` nor `mean(x²) - mean²` has a digit left. Of `x - shift` both have them all.
     """
 
-    shifted: jax.Array
     shift: jax.Array
     rest: jax.Array
     var: jax.Array
@@ -338,10 +337,9 @@ def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Momen
 
     # Which number is subtracted makes no difference, and none to the derivatives.
     shift = jax.lax.stop_gradient(average(x))
-    shifted = x - shift
-    rest = average(shifted)
-    var = jnp.maximum(average(jnp.square(shifted)) - jnp.square(rest), 0.0)
-    return Moments(shifted, shift, rest, var)
+    x = x - shift
+    rest = average(x)
+    return Moments(shift, rest, jnp.maximum(average(jnp.square(x)) - jnp.square(rest), 0.0))
 
 
 def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
@@ -373,29 +371,31 @@ def tracked(
     if layer.track_stats and not st.training:
         dtype = at_least_float32(x.dtype)
         mean, var = (along_last(value.astype(dtype), x.ndim) for value in (st.running_mean, st.running_var))
-        return Moments(x.astype(dtype) - mean, mean, jnp.zeros_like(mean), var), st
+        return Moments(mean, jnp.zeros_like(mean), var), st
     devices = 1 if axis_name is None else int(jax.lax.psum(1, axis_name))
     count = check_several(devices * math.prod(x.shape[a] for a in axes), x)
     found = moments(x, axes, axis_name)
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: Any, dtype: Any, found: Moments, ps: Any) -> jax.Array:
-    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`.
-
-    It is computed as `activation(slope * shifted + offset)`, where both have a number a
-    channel: one pass over `x`, and one back.
-    """
-    shifted, _, rest, var = found
-    slope, bias = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest)
+def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Any) -> jax.Array:
+    """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`, a line for each channel."""
+    shift, rest, var = found
+    slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest), x.dtype
     if layer.affine:
-        wide = jnp.result_type(shifted, at_least_float32(ps.scale.dtype))
-        scale, bias, slope, rest, shifted = (
-            along_last(part.astype(wide), shifted.ndim) for part in (ps.scale, ps.bias, slope, rest, shifted)
+        dtype = jnp.result_type(x, ps.scale)
+        wide = jnp.result_type(shift, at_least_float32(ps.scale.dtype))
+        shift, rest, slope, scale, bias = (
+            along_last(part.astype(wide), x.ndim) for part in (shift, rest, slope, ps.scale, ps.bias)
         )
-        slope, dtype = scale * slope, jnp.result_type(dtype, ps.scale)
-    y = (shifted * slope + (bias - rest * slope)).astype(dtype)
+        slope = scale * slope
+    # One pass over `x`, and one back, which subtracts again: what is left would be as much memory as `x`.
+    y = jax.checkpoint(_line)(x, shift, slope, bias - rest * slope).astype(dtype)
     return y if layer.activation is None else layer.activation(y)
+
+
+def _line(x: jax.Array, shift: jax.Array, slope: jax.Array, offset: jax.Array) -> jax.Array:
+    return (x.astype(shift.dtype) - shift) * slope + offset
 
 
 def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:

@@ -267,5 +267,5 @@ def test_a_mapping_of_layers():
 
 
 def test_another_word_for_what_to_check():
-    with pytest.raises(ValueError, match='expected nan="forward", "backward" or "both", found \'all\''):
+    with pytest.raises(ValueError, match="debug: nan: expected 'forward', 'backward' or 'both', found 'all'"):
         fl.debug(fl.Dense(2, 2), nan="all")
