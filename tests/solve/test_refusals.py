@@ -73,12 +73,10 @@ def node_loss(key, **options):
     return ps, lambda ps, y=jnp.array([0.5]): node(y, ps, st)[0]
 
 
-def test_least_squares_and_hessians_by_default(key):
+def test_least_squares_by_default(key):
     ps, f = node_loss(key)
     with pytest.raises(TypeError, match=r"options=\{'jac': 'bwd'\}"):
         optx.least_squares(lambda ps, _: f(ps), optx.LevenbergMarquardt(1e-4, 1e-4), ps, max_steps=4)
-    with pytest.raises(TypeError, match="no second derivative|forward-mode"):
-        fl.hessian(lambda ps: f(ps).sum())(ps)
 
 
 def test_reverse_over_reverse(key):
