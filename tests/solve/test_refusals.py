@@ -10,6 +10,7 @@ import flatlayers as fl
 from tests.helpers import assert_close
 
 
+Y0 = jnp.array([0.5])
 ADJOINTS = {"checkpoint": fl.AdaptiveCheckpointAdjoint(), "gauss": fl.GaussAdjoint()}
 
 
@@ -70,7 +71,7 @@ def test_forward_mode(adjoint):
 def node_loss(key, **options):
     node = fl.NeuralODE(fl.Dense(1, 1), max_steps=32, **options)
     ps, st = fl.setup(key, node, float)
-    return ps, lambda ps, y=jnp.array([0.5]): node(y, ps, st)[0]
+    return ps, lambda ps, y=Y0: node(y, ps, st)[0]
 
 
 def test_least_squares_by_default(key):
@@ -82,7 +83,7 @@ def test_least_squares_by_default(key):
 def test_reverse_over_reverse(key):
     ps, f = node_loss(key)
     with pytest.raises(TypeError, match="reverse mode over reverse mode|no second derivative"):
-        jax.grad(lambda ps: jax.grad(lambda y: f(ps, y)[0])(jnp.array([0.5]))[0])(ps)
+        jax.grad(lambda ps: jax.grad(lambda y: f(ps, y)[0])(Y0)[0])(ps)
 
 
 @pytest.mark.slow
