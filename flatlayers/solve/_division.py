@@ -108,7 +108,7 @@ class Division:
         size = jnp.maximum(rest.size, jnp.max(jnp.abs(integral)))
         missed = length * jnp.max(jnp.linalg.norm(jnp.asarray(self.highest, found.dtype) @ found, axis=0))
         ulp = jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(rest.start), jnp.abs(rest.end))
-        kept = (missed <= self.tolerance.astype(size.dtype) * size) | (rest.stop - rest.s <= 16 * ulp)
+        kept = (missed <= 0.25 * self.tolerance.astype(size.dtype) * size) | (rest.stop - rest.s <= 4 * ulp)
         after = Rest(
             rest.stop,
             jnp.minimum(rest.stop + 2 * (rest.stop - rest.s), rest.end),

@@ -119,7 +119,7 @@ class Trajectory(eqx.Module):
         _, _, _, values = _diffrax.while_loop(
             lambda carry: carry[0] < count, body, carry, buffers=lambda carry: carry[3]
         )
-        return eqx.tree_at(lambda s: s.values, self, values)
+        return eqx.tree_at(lambda s: s.values, self, values, is_leaf=lambda x: x is None)
 
     def window(self, k: Any, points: tuple[float, ...]) -> "Window":
         """The solution over segment `k`, whose values it has."""

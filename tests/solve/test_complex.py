@@ -1,4 +1,4 @@
-"""Complex numbers through the default adjoint: against diffrax's own, which differentiates the same numbers."""
+"""Complex numbers through the default adjoint, against the gradients of diffrax's own."""
 
 import diffrax
 import jax
