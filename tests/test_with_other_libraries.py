@@ -109,8 +109,8 @@ def test_optimistix_root_of_a_vector():
 def test_a_saved_vector_says_what_it_is(problem, tmp_path):
     ps, _ = problem
     np.savez(tmp_path / "model.npz", data=np.asarray(ps), layout=ps.layout.to_json())
-    saved = np.load(tmp_path / "model.npz")
-    again = fl.Layout.from_json(str(saved["layout"])).vector(saved["data"])
+    with np.load(tmp_path / "model.npz") as saved:
+        again = fl.Layout.from_json(str(saved["layout"])).vector(saved["data"])
     assert_same(again, ps)
     wider = fl.Chain(fl.Dense(1, 9, jnp.tanh), fl.Dense(9, 1))
     assert again.layout.diff(wider.layout)[0] == "layer_0.weight: (8, 1) became (9, 1)"

@@ -103,8 +103,18 @@ def test_forward_mode_through_a_solve(key):
     expected = np.e / (1 + y0 * (np.e - 1)) ** 2
     np.testing.assert_allclose(fl.jacobian_vector_product(node, y0, ps, st, one), expected, rtol=1e-8)
     default = dataclasses.replace(node, adjoint=None)
-    with pytest.raises(TypeError, match="forward-mode") as info:
+    with pytest.raises(TypeError, match=r"found forward-mode.*adjoint=diffrax.ForwardMode\(\)"):
         fl.jacobian_vector_product(default, y0, ps, st, one)
+
+
+def test_forward_mode_through_a_function_that_has_none():
+    @jax.custom_vjp
+    def double(x):
+        return 2 * x
+
+    double.defvjp(lambda x: (2 * x, None), lambda _, ct: (2 * ct,))
+    with pytest.raises(TypeError, match="custom_vjp") as info:
+        fl.jacobian_vector_product(double, jnp.ones(2), {}, {}, jnp.ones(2))
     assert any("adjoint=diffrax.ForwardMode()" in note for note in info.value.__notes__)
 
 
