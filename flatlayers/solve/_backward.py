@@ -144,7 +144,11 @@ class Backward:
             place, rest, nodes = carry
             if rest is None:
                 place, keep, s0, s1, dense = self._attempt(window, place)
-                return place, None, self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1)
+                return (
+                    place,
+                    None,
+                    self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1),
+                )
             place, rest = self._whole_step(window, inside, place, rest)
             return self._parts(window, place, rest, nodes)
 
@@ -198,9 +202,7 @@ class Backward:
             place, *step = self._attempt(window, place)
             return place, rest.of_step(*step)
 
-        return _diffrax.while_loop(
-            lambda carry: inside(carry[0]) & ~carry[1].is_left, attempt, (place, rest)
-        )
+        return _diffrax.while_loop(lambda carry: inside(carry[0]) & ~carry[1].is_left, attempt, (place, rest))
 
     def _parts(self, window: Window, place: Place, rest: Rest, nodes: Nodes) -> tuple[Place, Rest, Nodes]:
         """Put the parts of a step among the nodes, as many as there is room for."""
@@ -229,8 +231,11 @@ class Backward:
         if _diffrax.sees_jumps(self.solver) or not jax.tree.leaves(solver_state):
             return solver_state
         stop = self._stop(s, s_next, left, window)
-        new = lambda: jax.tree.map(jnp.asarray, self.solver.init(self.terms, s, stop, y, window))
-        return jax.lax.cond(jumped, new, lambda: solver_state)
+
+        def anew() -> Any:
+            return jax.tree.map(jnp.asarray, self.solver.init(self.terms, s, stop, y, window))
+
+        return jax.lax.cond(jumped, anew, lambda: solver_state)
 
     def _control(self, place: Place, s1: Any, y1: Any, error: Any, window: Window) -> Any:
         if not self.adaptive:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
 from ._quadrature import Path, Value
 from ._sketch import Sketch
@@ -16,11 +16,12 @@ from ._trajectory import Window
 
 # What a smooth function of time is made of. Of anything else it may be a piecewise one.
 SMOOTH = {
-    *("add", "add_any", "broadcast_in_dim", "concatenate", "copy", "cos", "cosh", "cumsum", "custom_jvp_call"),
-    *("custom_vjp_call", "custom_vjp_call_jaxpr", "div", "dot_general", "erf", "exp", "exp2", "expand_dims"),
-    *("expm1", "integer_pow", "jit", "log", "log1p", "logistic", "mul", "neg", "pad", "pjit", "pow"),
-    *("reduce_sum", "reshape", "rev", "rsqrt", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze"),
-    *("stack", "stop_gradient", "sub", "tan", "tanh", "transpose"),
+    *("add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos"),
+    *("cosh", "cumsum", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "div"),
+    *("dot_general", "erf", "exp", "exp2", "expand_dims", "expm1", "integer_pow", "jit", "log"),
+    *("log1p", "logistic", "mul", "neg", "pad", "pjit", "pow", "reduce_sum", "reshape", "rev"),
+    *("rsqrt", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze", "stop_gradient"),
+    *("sub", "tan", "tanh", "transpose"),
 }
 
 
@@ -31,12 +32,11 @@ def is_piecewise(jaxpr: Jaxpr, times: Iterable[int] = (0,)) -> bool:
         used = [i for i, var in enumerate(eqn.invars) if not isinstance(var, Literal) and var in reached]
         if not used:
             continue
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if eqn.primitive.name not in SMOOTH | {"convert_element_type"}:
+        discrete = any(not jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        if eqn.primitive.name not in SMOOTH or discrete:
             return True
-        if not all(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars):
-            return True
-        if inner is not None and is_piecewise(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, used):
+        if inner is not None and is_piecewise(getattr(inner, "jaxpr", inner), used):
             return True
         reached.update(eqn.outvars)
     return False
@@ -96,7 +96,7 @@ class Division:
         size = jnp.maximum(rest.size, jnp.max(jnp.abs(integral)))
         missed = length * jnp.max(jnp.linalg.norm(jnp.asarray(self.highest, found.dtype) @ found, axis=0))
         ulp = jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(rest.start), jnp.abs(rest.end))
-        kept = (missed <= self.tolerance.astype(size.dtype) * size) | (rest.stop - rest.s <= 16 * ulp)
+        kept = (missed <= 0.25 * self.tolerance.astype(size.dtype) * size) | (rest.stop - rest.s <= 4 * ulp)
         after = Rest(
             rest.stop,
             jnp.minimum(rest.stop + 2 * (rest.stop - rest.s), rest.end),

@@ -97,7 +97,8 @@ class Trajectory(eqx.Module):
         """With the values of the last step, at the end of the solve."""
         n = state.num_accepted_steps
         values = set_at(self.values, (n - 1) % self.segment, state.solver_state[1])
-        return eqx.tree_at(lambda s: (s.t0, s.values), self, (self.t0.at[n].set(jnp.inf), values))
+        found = (self.t0.at[n].set(jnp.inf), values)
+        return eqx.tree_at(lambda s: (s.t0, s.values), self, found, is_leaf=lambda x: x is None)
 
     def of_segment(self, k: Any, solver: Sampled, again: Any) -> "Trajectory":
         """The same with the values of segment `k`, solved again from its first state if `again`."""
@@ -118,7 +119,7 @@ class Trajectory(eqx.Module):
         _, _, _, values = _diffrax.while_loop(
             lambda carry: carry[0] < count, body, carry, buffers=lambda carry: carry[3]
         )
-        return eqx.tree_at(lambda s: s.values, self, values)
+        return eqx.tree_at(lambda s: s.values, self, values, is_leaf=lambda x: x is None)
 
     def window(self, k: Any, points: tuple[float, ...]) -> "Window":
         """The solution over segment `k`, whose values it has."""
