@@ -14,14 +14,16 @@ from ._sketch import Sketch
 from ._trajectory import Window
 
 
-# What a smooth function of time is made of. Of anything else it may be a piecewise one.
+# What a smooth function of time is made of; of anything else it may be a piecewise one. An index or a
+# condition that depends on time comes from something else.
 SMOOTH = {
-    *("add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos"),
-    *("cosh", "cumsum", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "div"),
-    *("dot_general", "erf", "exp", "exp2", "expand_dims", "expm1", "integer_pow", "jit", "log"),
-    *("log1p", "logistic", "mul", "neg", "pad", "pjit", "pow", "reduce_sum", "reshape", "rev"),
-    *("rsqrt", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze", "stop_gradient"),
-    *("sub", "tan", "tanh", "transpose"),
+    *("add", "add_any", "broadcast_in_dim", "complex", "concatenate", "conv_general_dilated"),
+    *("convert_element_type", "copy", "cos", "cosh", "cumsum", "custom_jvp_call"),
+    *("custom_vjp_call", "div", "dot_general", "dynamic_slice", "dynamic_update_slice", "erf"),
+    *("exp", "exp2", "expand_dims", "expm1", "gather", "imag", "integer_pow", "jit", "log"),
+    *("log1p", "logistic", "mul", "neg", "pad", "pjit", "pow", "real", "reduce_sum", "reshape"),
+    *("rev", "rsqrt", "scatter", "scatter-add", "select_n", "sin", "sinh", "slice", "split"),
+    *("sqrt", "square", "squeeze", "stop_gradient", "sub", "tan", "tanh", "transpose"),
 }
 
 
