@@ -86,7 +86,7 @@ class Backward:
         k = jnp.maximum(jnp.sum(self.trajectory.t0 < t) - 1, 0) // size
         window = self._window(k, k != last)
         place = self._start(t, left, window)
-        rest = None if self.division is None else self._nothing_left(self.division, place, window)
+        rest = None if self.division is None else self._nothing_left(place, window)
         total = jax.tree.map(jnp.zeros_like, self.moving)
 
         def segment(carry: Any) -> Any:
@@ -142,12 +142,15 @@ class Backward:
 
         def step(carry: Any) -> Any:
             place, rest, nodes = carry
-            if self.division is None:
+            if rest is None:
                 place, keep, s0, s1, dense = self._attempt(window, place)
-                nodes = self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1)
-                return place, None, nodes
+                return (
+                    place,
+                    None,
+                    self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1),
+                )
             place, rest = self._whole_step(window, inside, place, rest)
-            return self._parts(self.division, window, place, rest, nodes)
+            return self._parts(window, place, rest, nodes)
 
         def block(carry: Any) -> Any:
             place, rest, total = carry
@@ -183,10 +186,10 @@ class Backward:
 
     # Where steps are divided for the quadrature
 
-    def _nothing_left(self, division: Division, place: Place, window: Window) -> Rest:
+    def _nothing_left(self, place: Place, window: Window) -> Rest:
         shapes = jax.eval_shape(lambda: self._attempt(window, place)[4])
         dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return division.empty(place.s, dense)
+        return self.division.empty(place.s, dense)
 
     def _is_left(self, place: Place, rest: Rest) -> Any:
         return rest.is_left & diffrax.is_okay(place.result)
@@ -201,16 +204,14 @@ class Backward:
 
         return _diffrax.while_loop(lambda carry: inside(carry[0]) & ~carry[1].is_left, attempt, (place, rest))
 
-    def _parts(
-        self, division: Division, window: Window, place: Place, rest: Rest, nodes: Nodes
-    ) -> tuple[Place, Rest, Nodes]:
+    def _parts(self, window: Window, place: Place, rest: Rest, nodes: Nodes) -> tuple[Place, Rest, Nodes]:
         """Put the parts of a step among the nodes, as many as there is room for."""
         most = TRIALS * self.setting.options["max_steps"]
 
         def attempt(carry: Any) -> Any:
             rest, nodes = carry
             path = self._path(rest.start, rest.end, rest.dense)
-            kept, new = division.attempt(rest, window, path)
+            kept, new = self.division.attempt(rest, window, path)
             return new, self.quadrature.put(nodes, kept, window, path, rest.s, rest.stop)
 
         rest, nodes = _diffrax.while_loop(
@@ -231,10 +232,10 @@ class Backward:
             return solver_state
         stop = self._stop(s, s_next, left, window)
 
-        def new() -> Any:
+        def anew() -> Any:
             return jax.tree.map(jnp.asarray, self.solver.init(self.terms, s, stop, y, window))
 
-        return jax.lax.cond(jumped, new, lambda: solver_state)
+        return jax.lax.cond(jumped, anew, lambda: solver_state)
 
     def _control(self, place: Place, s1: Any, y1: Any, error: Any, window: Window) -> Any:
         if not self.adaptive:

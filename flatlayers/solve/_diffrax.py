@@ -29,6 +29,8 @@ else:
 
 TESTED = ("0.7.2", "0.8")
 
+OR_NONE = "Or take it for a constant by jax.lax.stop_gradient."
+
 nondifferentiable = eqxi.nondifferentiable
 
 
@@ -132,8 +134,8 @@ def has_forward_mode(solver: Any) -> bool:
 
 
 def sees_jumps(solver: Any) -> bool:
-    """Whether a step after a jump of `y` needs no more than `made_jump`: others carry what `y` was before."""
-    return _has_stages(solver)
+    """Whether a step after a jump of `y` needs no more than `made_jump`. Other solvers carry what `y` was."""
+    return _has_stages(solver) and type(solver).step.__module__.startswith("diffrax.")
 
 
 def _has_stages(x: Any) -> bool:

@@ -7,31 +7,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
 from ._quadrature import Path, Value
 from ._sketch import Sketch
 from ._trajectory import Window
 
 
-# What a smooth function of time is made of. Of anything else it may be a piecewise one.
+# What a smooth function of time is made of; of anything else it may be a piecewise one. An index or a
+# condition that depends on time comes from something else.
 SMOOTH = {
-    *(
-        "add",
-        "add_any",
-        "broadcast_in_dim",
-        "concatenate",
-        "copy",
-        "cos",
-        "cosh",
-        "cumsum",
-        "custom_jvp_call",
-    ),
-    *("custom_vjp_call", "custom_vjp_call_jaxpr", "div", "dot_general", "erf", "exp", "exp2", "expand_dims"),
-    *("expm1", "integer_pow", "jit", "log", "log1p", "logistic", "mul", "neg", "pad", "pjit", "pow"),
-    *("reduce_sum", "reshape", "rev", "rsqrt", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze"),
-    *("stack", "stop_gradient", "sub", "tan", "tanh", "transpose"),
+    *("add", "add_any", "broadcast_in_dim", "complex", "concatenate", "conv_general_dilated"),
+    *("convert_element_type", "copy", "cos", "cosh", "cumsum", "custom_jvp_call"),
+    *("custom_vjp_call", "div", "dot_general", "dynamic_slice", "dynamic_update_slice", "erf"),
+    *("exp", "exp2", "expand_dims", "expm1", "gather", "imag", "integer_pow", "jit", "log"),
+    *("log1p", "logistic", "mul", "neg", "pad", "pjit", "pow", "real", "reduce_sum", "reshape"),
+    *("rev", "rsqrt", "scatter", "scatter-add", "select_n", "sin", "sinh", "slice", "split"),
+    *("sqrt", "square", "squeeze", "stop_gradient", "sub", "tan", "tanh", "transpose"),
 }
 
 
@@ -42,13 +34,11 @@ def is_piecewise(jaxpr: Jaxpr, times: Iterable[int] = (0,)) -> bool:
         used = [i for i, var in enumerate(eqn.invars) if not isinstance(var, Literal) and var in reached]
         if not used:
             continue
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if eqn.primitive.name not in SMOOTH | {"convert_element_type"}:
+        discrete = any(not jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        if eqn.primitive.name not in SMOOTH or discrete:
             return True
-        arrays = [var.aval for var in eqn.outvars if isinstance(var.aval, ShapedArray)]
-        if not all(jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays):
-            return True
-        if inner is not None and is_piecewise(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, used):
+        if inner is not None and is_piecewise(getattr(inner, "jaxpr", inner), used):
             return True
         reached.update(eqn.outvars)
     return False

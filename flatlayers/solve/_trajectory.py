@@ -97,8 +97,8 @@ class Trajectory(eqx.Module):
         """With the values of the last step, at the end of the solve."""
         n = state.num_accepted_steps
         values = set_at(self.values, (n - 1) % self.segment, state.solver_state[1])
-        new = (self.t0.at[n].set(jnp.inf), values)
-        return eqx.tree_at(lambda s: (s.t0, s.values), self, new, is_leaf=lambda x: x is None)
+        found = (self.t0.at[n].set(jnp.inf), values)
+        return eqx.tree_at(lambda s: (s.t0, s.values), self, found, is_leaf=lambda x: x is None)
 
     def of_segment(self, k: Any, solver: Sampled, again: Any) -> "Trajectory":
         """The same with the values of segment `k`, solved again from its first state if `again`."""

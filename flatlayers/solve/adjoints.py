@@ -24,7 +24,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     For any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
     Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
-    For a Hessian take `jax.jacfwd(jax.jacrev(...))` and give the Runge-Kutta solver `scan_kind="lax"`.
+    For a Hessian take `fl.hessian` or `jax.jacfwd(jax.jacrev(...))`, with an explicit Runge-Kutta method.
 
     Memory: one state an accepted step (with what the solver carries, if it is not an explicit
     Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
@@ -35,10 +35,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     - `every`: keep the state of each `every`-th step only. This divides the memory by `every` up to 128
       steps, and by about its root above, and makes each step once more.
 
-    **Raises:** `ValueError` for events, for `max_steps=None` and for `every` below 1. An error of JAX or
-    Equinox for forward mode, for a gradient with respect to times, step sizes or the controller, and of
-    what is not a saved value: for these use `diffrax.RecursiveCheckpointAdjoint`, or
-    `diffrax.ForwardMode`. `ImportError` for a version of diffrax that this is not tested with.
+    **Raises:** `ValueError` for events, for `max_steps=None` and for `every` below 1. `TypeError` for forward
+    mode and for reverse mode over reverse mode: for these use `diffrax.ForwardMode` or
+    `diffrax.DirectAdjoint`. `RuntimeError` for a gradient with respect to times, to step sizes and their
+    bounds, as `PIDController(dtmax=...)`, and of what is not a saved value: for these use
+    `diffrax.RecursiveCheckpointAdjoint`. (The gradient with respect to the tolerances and the coefficients
+    of a `PIDController` is zero, as diffrax has it.) `ImportError` for a version of diffrax that this is not
+    tested with.
 
     Reference: Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE",
     ICML 2020.
@@ -131,5 +134,5 @@ def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[An
 
 
 def _constant(tree: Any, name: str) -> Any:
-    message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD}"
+    message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD} {_diffrax.OR_NONE}"
     return _diffrax.nondifferentiable(tree, msg=message)

@@ -22,10 +22,16 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
     taken by the Gauss-Legendre rule on each of its steps. The nodes of several steps go through one vjp:
     large matrix products, where other adjoints add up the gradient stage by stage.
 
-    The gradient is that of the true solution up to the tolerance, which is relative to the largest
-    cotangent: a loss times a constant has the gradient times that constant. (The gradient of the numerical
-    solution, exact to rounding, is that of `diffrax.RecursiveCheckpointAdjoint` and of
-    `AdaptiveCheckpointAdjoint`.)
+    The gradient is that of the true solution, about as accurate as the solution itself, by tolerances that
+    are relative to the largest cotangent: a loss times a constant has the gradient times that constant. (The
+    gradient of the numerical solution, exact to rounding, is that of `diffrax.RecursiveCheckpointAdjoint`
+    and of `AdaptiveCheckpointAdjoint`.)
+
+    Where the field is piecewise in time, as by an interpolant of data, a solver may not see the corners, and
+    the integral over a backward step need not be as accurate as the step. There it is controlled: with an
+    adaptive controller the step is divided for the integral until two rules agree to the tolerance. The
+    solution is not: where the field has corners or jumps that act on it, step to them, by
+    `diffrax.ClipStepSizeController(..., step_ts=...)` or `jump_ts`.
 
     For any `diffrax.diffeqsolve` of ODE terms by any solver, with `SaveAt(t0=, t1=, ts=)`, under `jit`
     and `vmap`. Gradients are with respect to `y0`, `args` and the arrays that the terms hold as a pytree.
@@ -41,9 +47,11 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         spans at most two forward ones, and is a forward one if this controller is not an adaptive one.
 
     **Raises:** `ValueError` for events, for `max_steps=None`, for other options of `SaveAt` and for
-    `order` below 1; `TypeError` for terms that are not ODE terms, such as of an SDE. An error for a gradient
-    with respect to what a vector field closes over, to times or to step sizes, and for forward mode.
-    `ImportError` for a version of diffrax that this is not tested with.
+    `order` below 1; `TypeError` for terms that are not ODE terms, such as of an SDE, for forward mode and
+    for second derivatives. `RuntimeError` for a gradient with respect to what a vector field closes over, to
+    times, to step sizes and their bounds, and to what a solver holds. (That with respect to the tolerances
+    and the coefficients of a `PIDController` is zero, as diffrax has it.) `ImportError` for a version of
+    diffrax that this is not tested with.
 
     Reference: Norcliffe and Deisenroth, "Faster Training of Neural ODEs Using Gauss-Legendre Quadrature",
     TMLR 2023; `GaussAdjoint` of SciMLSensitivity.jl.
@@ -163,7 +171,8 @@ def _with_solver_state(state: Any, solver_state: Any) -> Any:
 
 def _constant(tree: Any, name: str) -> Any:
     message = (
-        f"{_NAME} gives no gradient with respect to {name}. Use diffrax.RecursiveCheckpointAdjoint() instead."
+        f"{_NAME} gives no gradient with respect to {name}. Use diffrax.RecursiveCheckpointAdjoint() "
+        f"instead. {_diffrax.OR_NONE}"
     )
     return _diffrax.nondifferentiable(tree, msg=message)
 

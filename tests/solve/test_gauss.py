@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import diffrax
@@ -47,6 +48,10 @@ def weighted(tree):
 
 
 # Against diffrax's default
+
+
+def decay(t, y, rate):
+    return -rate * y
 
 
 def field(t, y, args):
@@ -171,6 +176,71 @@ def test_forcing_through_an_interpolant_under_vmap():
     assert_close(gradient(GAUSS)(data, y0), gradient(DEFAULT)(data, y0), 1e-7, 1e-7)
 
 
+# Solvers that carry a state
+
+
+@pytest.mark.parametrize(
+    ("solver", "times", "dt0", "rtol"),
+    [
+        (diffrax.LeapfrogMidpoint(), [0.25, 0.5, 1.0], 0.004, 1e-4),
+        (diffrax.LeapfrogMidpoint(), [0.0, 0.0031, 0.0032, 0.7], 0.002, 1e-4),
+        (diffrax.ReversibleHeun(), [0.1, 0.45, 0.45, 0.9], 0.004, 1e-4),
+        (diffrax.ReversibleHeun(), [-0.3, -1.0], -0.004, 1e-4),
+    ],
+)
+def test_jumps_are_seen_by_a_solver_that_carries_a_state(solver, times, dt0, rtol):
+    """`y' = -a y` from 1 has `y = exp(-a t)`."""
+    times = jnp.array(times)
+
+    def loss(a):
+        options = {"saveat": diffrax.SaveAt(ts=times), "controller": diffrax.ConstantStepSize(), "dt0": dt0}
+        ys = solve(decay, 1.0, a, times[-1], solver=solver, max_steps=512, **options).ys
+        return jnp.sum(ys**2)
+
+    exact = jnp.sum(-2 * times * jnp.exp(-2 * 0.7 * times))
+    assert_close(jax.jit(jax.grad(loss))(0.7), exact, rtol)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_reversible_heun_with_adaptive_steps(tolerance):
+    times = jnp.array([0.2, 0.4, 0.41, 1.5])
+
+    def loss(a):
+        options = {"saveat": diffrax.SaveAt(ts=times), "dt0": 0.01, "tolerance": tolerance}
+        ys = solve(decay, jnp.array([1.0, 0.3]), a, 1.5, solver=diffrax.ReversibleHeun(), **options).ys
+        return jnp.sum(ys**2)
+
+    exact = 1.09 * jnp.sum(-2 * times * jnp.exp(-2 * 0.7 * times))
+    assert_close(jax.jit(jax.grad(loss))(0.7), exact, 10 * tolerance)
+
+
+# Leaves without numbers
+
+
+@pytest.mark.parametrize(
+    "y0",
+    [
+        {"a": jnp.array([1.0, 0.5]), "b": jnp.zeros((0, 3)), "c": None},
+        (jnp.zeros(0), jnp.array(0.3)),
+        [jnp.zeros((2, 0))],
+        None,
+        {"a": None},
+    ],
+)
+def test_leaves_without_numbers(y0):
+    def loss(p, y0, adjoint):
+        field = lambda t, y, p: jax.tree.map(lambda x: -p * x, y)  # noqa: E731
+        options = {"controller": diffrax.ConstantStepSize(), "dt0": 0.01, "adjoint": adjoint}
+        return 3 * p + weighted(solve(field, y0, p, solver=diffrax.Bosh3(), **options).ys)
+
+    inexact = eqx.filter(y0, eqx.is_inexact_array)
+    found, expected = (
+        jax.grad(lambda p, y0, a=adjoint: loss(p, y0, a), (0, 1))(0.7, inexact)
+        for adjoint in (GAUSS, DEFAULT)
+    )
+    assert_close(found, expected, 1e-6)
+
+
 # Options
 
 
@@ -233,10 +303,6 @@ def test_terms_that_hold_arrays_and_two_terms():
 # Errors
 
 
-def decay(t, y, rate):
-    return -rate * y
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -273,6 +339,62 @@ def test_values_that_have_no_gradient():
         jax.grad(lambda t1: solve(decay, 1.0, 2.0, t1).ys[0])(1.0)
     with pytest.raises(RuntimeError, match=r"no gradient with respect to SaveAt\(ts=...\)"):
         jax.grad(lambda t: solve(decay, 1.0, 2.0, saveat=diffrax.SaveAt(ts=t[None])).ys[0])(0.5)
+
+
+CONTROLLERS = {
+    "PIDController(dtmax=...)": lambda x: diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmax=x),
+    "PIDController(dtmin=...)": lambda x: diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmin=x / 9),
+    "PIDController(dtmax=...) ": lambda x: diffrax.ClipStepSizeController(
+        diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmax=x)
+    ),
+    "ClipStepSizeController": lambda x: diffrax.ClipStepSizeController(pid(1e-3), step_ts=x[None]),
+    "StepTo": lambda x: diffrax.StepTo(jnp.stack([jnp.zeros_like(x), x, jnp.ones_like(x)])),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_controller_has_no_gradient(name):
+    message = re.escape(
+        f"GaussAdjoint gives no gradient with respect to {name.strip()}. Use diffrax.Recursive"
+    )
+
+    def end(x):
+        dt0 = None if name == "StepTo" else 0.1
+        return solve(decay, 1.0, 2.0, controller=CONTROLLERS[name](x), dt0=dt0).ys[0]
+
+    with pytest.raises(RuntimeError, match=message):
+        jax.grad(end)(jnp.array(0.1))
+
+
+def test_tolerances_have_a_gradient_of_zero_as_with_the_default():
+    def end(tolerance, solver, adjoint):
+        return solve(decay, 1.0, 2.0, controller=pid(tolerance), dt0=0.1, solver=solver, adjoint=adjoint).ys[
+            0
+        ]
+
+    for solver in (diffrax.Tsit5(), diffrax.Kvaerno3()):
+        for adjoint in (GAUSS, DEFAULT):
+            assert jax.grad(lambda x, s=solver, a=adjoint: end(x, s, a))(1e-3) == 0
+
+
+def test_the_backward_controller_has_no_gradient():
+    def end(x):
+        back = diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmax=x)
+        return solve(decay, 1.0, 2.0, adjoint=GaussAdjoint(stepsize_controller=back)).ys[0]
+
+    with pytest.raises(RuntimeError, match=r"with respect to PIDController\(dtmax=...\)"):
+        jax.grad(end)(jnp.array(0.1))
+
+
+def test_forward_mode_and_second_derivatives_are_refused():
+    end = lambda rate: solve(decay, 1.0, rate).ys[0]  # noqa: E731
+    for derivative in (jax.jacfwd(end), lambda x: jax.jvp(jax.jit(end), (x,), (x,))):
+        with pytest.raises(TypeError, match=r"GaussAdjoint has reverse mode.*diffrax.ForwardMode\(\)"):
+            derivative(0.7)
+    value = lambda x: jax.value_and_grad(end)(x)[0]  # noqa: E731
+    for derivative in (jax.hessian(end), jax.grad(jax.grad(end)), jax.grad(value)):
+        with pytest.raises(TypeError, match="GaussAdjoint has no second derivative. Use AdaptiveCheckpoint"):
+            derivative(0.7)
 
 
 def test_order_that_is_none():

@@ -1,16 +1,22 @@
-"""The size of compiled programs: instructions of the HLO, which compile time follows."""
+"""The size of compiled programs: instructions of the HLO, which compile time follows.
 
+It is relative to the same model with diffrax's default adjoint, since both depend on the version of JAX.
+Measured for a training step on a CPU: 1810 of 3396 instructions with jax 0.10.2, 1774 of 2223 with jax
+0.12.0, where the loops that diffrax differentiates carry 24 and 31 arrays in place of 41 and 52.
+"""
+
+import functools
 import itertools
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import flatlayers as fl
 
 
+@functools.cache
 def instructions(adjoint, hidden, max_steps=4096):
     """Of the training step of a neural ODE, its arguments donated."""
     sizes = [2, *[8] * hidden, 2]
@@ -28,24 +34,16 @@ def instructions(adjoint, hidden, max_steps=4096):
     return lowered.compile().as_text().count(" = ")
 
 
-DEFAULT = diffrax.RecursiveCheckpointAdjoint()
+PEER = diffrax.RecursiveCheckpointAdjoint()
 
 
-@pytest.fixture(scope="module")
-def programs():
-    """Instructions by adjoint and number of hidden layers."""
-    return {(adjoint, n): instructions(adjoint, n) for adjoint in (None, DEFAULT) for n in (2, 6)}
+def test_a_training_step_is_small():
+    """Measured 0.53 with jax 0.10.2, and 0.80 with jax 0.12.0."""
+    assert instructions(None, 2) < 0.9 * instructions(PEER, 2)
 
 
-def test_a_training_step_is_small(programs):
-    """A share of what diffrax's default adjoint takes: measured 0.53 with jax 0.10.2 and 0.78 with jax 0.12.
-
-    There the other program is a third smaller than with jax 0.10, and this one about the same.
-    """
-    assert programs[None, 2] < 0.85 * programs[DEFAULT, 2]
-
-
-def test_a_layer_more_adds_a_bounded_number(programs):
-    """Each has its part in the solve, in the step that is made again and in its vjp: measured 1.35 times."""
-    more = {adjoint: programs[adjoint, 6] - programs[adjoint, 2] for adjoint in (None, DEFAULT)}
-    assert more[None] < 1.5 * more[DEFAULT]
+def test_a_layer_more_adds_a_bounded_number():
+    """Each has its part in the solve, in the step that is made again and in its vjp."""
+    assert instructions(None, 6) - instructions(None, 2) < 1.5 * (
+        instructions(PEER, 6) - instructions(PEER, 2)
+    )
