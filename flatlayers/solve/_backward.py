@@ -86,7 +86,7 @@ class Backward:
         k = jnp.maximum(jnp.sum(self.trajectory.t0 < t) - 1, 0) // size
         window = self._window(k, k != last)
         place = self._start(t, left, window)
-        rest = None if self.division is None else self._nothing_left(place, window)
+        rest = None if self.division is None else self._nothing_left(self.division, place, window)
         total = jax.tree.map(jnp.zeros_like, self.moving)
 
         def segment(carry: Any) -> Any:
@@ -142,15 +142,12 @@ class Backward:
 
         def step(carry: Any) -> Any:
             place, rest, nodes = carry
-            if rest is None:
+            if self.division is None:
                 place, keep, s0, s1, dense = self._attempt(window, place)
-                return (
-                    place,
-                    None,
-                    self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1),
-                )
+                nodes = self.quadrature.put(nodes, keep, window, self._path(s0, s1, dense), s0, s1)
+                return place, None, nodes
             place, rest = self._whole_step(window, inside, place, rest)
-            return self._parts(window, place, rest, nodes)
+            return self._parts(self.division, window, place, rest, nodes)
 
         def block(carry: Any) -> Any:
             place, rest, total = carry
@@ -186,10 +183,10 @@ class Backward:
 
     # Where steps are divided for the quadrature
 
-    def _nothing_left(self, place: Place, window: Window) -> Rest:
+    def _nothing_left(self, division: Division, place: Place, window: Window) -> Rest:
         shapes = jax.eval_shape(lambda: self._attempt(window, place)[4])
         dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return self.division.empty(place.s, dense)
+        return division.empty(place.s, dense)
 
     def _is_left(self, place: Place, rest: Rest) -> Any:
         return rest.is_left & diffrax.is_okay(place.result)
@@ -204,14 +201,16 @@ class Backward:
 
         return _diffrax.while_loop(lambda carry: inside(carry[0]) & ~carry[1].is_left, attempt, (place, rest))
 
-    def _parts(self, window: Window, place: Place, rest: Rest, nodes: Nodes) -> tuple[Place, Rest, Nodes]:
+    def _parts(
+        self, division: Division, window: Window, place: Place, rest: Rest, nodes: Nodes
+    ) -> tuple[Place, Rest, Nodes]:
         """Put the parts of a step among the nodes, as many as there is room for."""
         most = TRIALS * self.setting.options["max_steps"]
 
         def attempt(carry: Any) -> Any:
             rest, nodes = carry
             path = self._path(rest.start, rest.end, rest.dense)
-            kept, new = self.division.attempt(rest, window, path)
+            kept, new = division.attempt(rest, window, path)
             return new, self.quadrature.put(nodes, kept, window, path, rest.s, rest.stop)
 
         rest, nodes = _diffrax.while_loop(

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, Literal
 
 from ._quadrature import Path, Value
@@ -34,7 +35,8 @@ def is_piecewise(jaxpr: Jaxpr, times: Iterable[int] = (0,)) -> bool:
         used = [i for i, var in enumerate(eqn.invars) if not isinstance(var, Literal) and var in reached]
         if not used:
             continue
-        discrete = any(not jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
+        arrays = [var.aval for var in eqn.outvars if isinstance(var.aval, ShapedArray)]
+        discrete = any(not jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays)
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         if eqn.primitive.name not in SMOOTH or discrete:
             return True
