@@ -104,7 +104,7 @@ NonNegative = Annotated[float, number(low=0)]
 Positive = Annotated[float, number(above=0)]
 Fraction = Annotated[float, number(low=0, high=1)]
 Flag = Annotated[bool, Check("True or False", _flag)]
-Activation = Annotated[Callable[[Any], Any], Check("a function", _function)]
+Function = Annotated[Callable[[Any], Any], Check("a function", _function)]
 
 
 def checked(annotation: Any, where: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import optimistix as optx
 from jax.core import Tracer
 
-from ..core.fields import Activation as Function, Count, NonNegative, Size, check_fields, number
+from ..core.fields import Count, Function, NonNegative, Size, check_fields, number
 from ..core.names import describe
 from ..layers.shapes import at_least_float32
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..core.fields import Activation as Function, NonNegative, Positive, Size, check_fields
+from ..core.fields import Function, NonNegative, Positive, Size, check_fields
 from .fixed_point import as_python
 from .shared import SOLVER, time_dtype
 

@@ -8,11 +8,11 @@ import pytest
 
 import flatlayers as fl
 from flatlayers.core.fields import (
-    Activation,
     Count,
     Finite,
     Flag,
     Fraction,
+    Function,
     Integer,
     NonNegative,
     Positive,
@@ -27,7 +27,7 @@ class Smooth(fl.Layer):
     rate: Positive = 0.5
     padding: Size | tuple[Size, ...] | None = None
     kind: Literal["mean", "sum"] = "mean"
-    activation: Activation | None = None
+    activation: Function | None = None
     free: float = 0.0
 
     def forward(self, x, ps, st):
@@ -71,8 +71,8 @@ def test_numbers_of_all_kinds_become_python_floats(value):
         (NonNegative, -1e-30, ValueError, "a finite number of at least 0, found -1e-30"),
         (Fraction, 1.5, ValueError, "of at least 0 and of at most 1, found 1.5"),
         (Flag, 1, TypeError, "True or False, found 1"),
-        (Activation, fl.Dense, TypeError, "a function, found <class"),
-        (Activation, "relu", TypeError, "a function, found 'relu'"),
+        (Function, fl.Dense, TypeError, "a function, found <class"),
+        (Function, "relu", TypeError, "a function, found 'relu'"),
         (Literal["a", "b", "c"], "d", ValueError, "'a', 'b' or 'c', found 'd'"),
         (Literal[1], True, ValueError, "1, found True"),
         (Size | None, 0, ValueError, "an integer of at least 1 or None, found 0"),

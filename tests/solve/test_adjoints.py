@@ -592,7 +592,10 @@ def test_the_way_out_of_forward_mode():
     for adjoint in (diffrax.ForwardMode(), diffrax.DirectAdjoint()):
         assert_close(jax.jacfwd(end)(rate, adjoint), -jnp.exp(-rate), 1e-6)
     solver = optx.LevenbergMarquardt(1e-10, 1e-10)
-    residual = lambda rate, _: end(rate) - 0.25  # noqa: E731
+
+    def residual(rate, _):
+        return end(rate) - 0.25
+
     solution = optx.least_squares(residual, solver, rate, options={"jac": "bwd"})
     assert_close(solution.value, jnp.log(4.0), 1e-6)
 
@@ -613,7 +616,9 @@ def test_reverse_mode_twice_is_refused_with_the_way_out(name, solver):
 
 
 def test_second_derivatives_with_steps_that_have_reverse_mode_only():
-    end = lambda rate: decay(rate=rate, solver=diffrax.Kvaerno3(), stepsize_controller=PID).ys[0]  # noqa: E731
+    def end(rate):
+        return decay(rate=rate, solver=diffrax.Kvaerno3(), stepsize_controller=PID).ys[0]
+
     for derivative in (jax.hessian(end), jax.grad(jax.grad(end))):
         with pytest.raises(TypeError, match=r"no second derivative with Kvaerno3.*DirectAdjoint\(\)"):
             derivative(0.7)

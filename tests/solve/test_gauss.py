@@ -229,7 +229,9 @@ def test_reversible_heun_with_adaptive_steps(tolerance):
 )
 def test_leaves_without_numbers(y0):
     def loss(p, y0, adjoint):
-        field = lambda t, y, p: jax.tree.map(lambda x: -p * x, y)  # noqa: E731
+        def field(t, y, p):
+            return jax.tree.map(lambda x: -p * x, y)
+
         options = {"controller": diffrax.ConstantStepSize(), "dt0": 0.01, "adjoint": adjoint}
         return 3 * p + weighted(solve(field, y0, p, solver=diffrax.Bosh3(), **options).ys)
 
@@ -387,11 +389,16 @@ def test_the_backward_controller_has_no_gradient():
 
 
 def test_forward_mode_and_second_derivatives_are_refused():
-    end = lambda rate: solve(decay, 1.0, rate).ys[0]  # noqa: E731
+    def end(rate):
+        return solve(decay, 1.0, rate).ys[0]
+
     for derivative in (jax.jacfwd(end), lambda x: jax.jvp(jax.jit(end), (x,), (x,))):
         with pytest.raises(TypeError, match=r"GaussAdjoint has reverse mode.*diffrax.ForwardMode\(\)"):
             derivative(0.7)
-    value = lambda x: jax.value_and_grad(end)(x)[0]  # noqa: E731
+
+    def value(x):
+        return jax.value_and_grad(end)(x)[0]
+
     for derivative in (jax.hessian(end), jax.grad(jax.grad(end)), jax.grad(value)):
         with pytest.raises(TypeError, match="GaussAdjoint has no second derivative. Use AdaptiveCheckpoint"):
             derivative(0.7)

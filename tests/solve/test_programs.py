@@ -39,7 +39,7 @@ PEER = diffrax.RecursiveCheckpointAdjoint()
 
 def test_a_training_step_is_small():
     """Measured 0.53 with jax 0.10.2, and 0.80 with jax 0.12.0."""
-    assert instructions(None, 2) < 0.9 * instructions(PEER, 2)
+    assert instructions(None, 2) < 0.85 * instructions(PEER, 2)
 
 
 def test_a_layer_more_adds_a_bounded_number():
