@@ -1,6 +1,8 @@
 """flatlayers: neural-network layers for scientific machine learning, their parameters in one vector."""
 
 from . import activations as activations, initializers as initializers
+from .adjoints.checkpoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
+from .adjoints.gauss import GaussAdjoint as GaussAdjoint
 from .core.calling import apply as apply, display_name as display_name
 from .core.layer import (
     Container as Container,
@@ -114,7 +116,6 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
-from .solve.adjoints import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
 from .solve.augmented import AugmentedNDE as AugmentedNDE
 from .solve.cde import NeuralCDE as NeuralCDE
 from .solve.collocation import collocate as collocate
@@ -124,7 +125,6 @@ from .solve.deq import (
 )
 from .solve.fixed_point import Anderson as Anderson, Broyden as Broyden
 from .solve.flow import FFJORD as FFJORD
-from .solve.gauss import GaussAdjoint as GaussAdjoint
 from .solve.hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
 from .solve.implicit import PhantomAdjoint as PhantomAdjoint
 from .solve.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork

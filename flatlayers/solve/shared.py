@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..adjoints import _diffrax
+from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
 from ..core.calling import apply, display_name
 from ..core.fields import Check
 from ..core.hashable import hashable, plain
@@ -21,8 +23,6 @@ from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
-from . import _diffrax
-from .adjoints import AdaptiveCheckpointAdjoint
 from .controllers import fitted
 from .dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
 from .times import Times

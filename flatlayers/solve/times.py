@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..adjoints._diffrax import sub_saveats
 from ..core.hashable import hashable, plain
 from ..layers.shapes import at_least_float32
-from ._diffrax import sub_saveats
 from .dtypes import is_floating, promoted
 
 

@@ -8,7 +8,7 @@ import optimistix as optx
 import pytest
 
 import flatlayers as fl
-from flatlayers.solve import _checkpoints, _diffrax
+from flatlayers.adjoints import _checkpoints, _diffrax
 from tests.helpers import assert_close, equations, inner_jaxprs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from flatlayers.solve._division import is_piecewise
+from flatlayers.adjoints._division import is_piecewise
 from tests.helpers import equations
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from flatlayers.solve import _diffrax
-from flatlayers.solve._trajectory import Sampled, Trajectory
-from flatlayers.solve.gauss import GaussAdjoint, _with_solver_state
+from flatlayers.adjoints import _diffrax
+from flatlayers.adjoints._trajectory import Sampled, Trajectory
+from flatlayers.adjoints.gauss import GaussAdjoint, _with_solver_state
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 

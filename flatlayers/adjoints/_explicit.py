@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._field import Field
+from ._jaxpr import Field
 from ._outputs import zeros
 
 

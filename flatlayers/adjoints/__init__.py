@@ -1,0 +1,1 @@
+"""Gradients of any solve by diffrax."""
