@@ -34,6 +34,13 @@ from .core.vector import ComponentVector as ComponentVector
 from .display.model import pformat as pformat
 from .display.summary import summary as summary
 from .display.tree import tree as tree
+from .equations.augmented import AugmentedNDE as AugmentedNDE
+from .equations.cde import NeuralCDE as NeuralCDE
+from .equations.flow import FFJORD as FFJORD
+from .equations.mechanics import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
+from .equations.ode import NeuralODE as NeuralODE
+from .equations.sde import NeuralSDE as NeuralSDE
+from .equations.second_order import SecondOrderNeuralODE as SecondOrderNeuralODE
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.basis import (
     Chebyshev as Chebyshev,
@@ -116,21 +123,14 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
-from .solve.augmented import AugmentedNDE as AugmentedNDE
-from .solve.cde import NeuralCDE as NeuralCDE
 from .solve.collocation import collocate as collocate
 from .solve.deq import (
     DeepEquilibriumNetwork as DeepEquilibriumNetwork,
     spectral_radius as spectral_radius,
 )
 from .solve.fixed_point import Anderson as Anderson, Broyden as Broyden
-from .solve.flow import FFJORD as FFJORD
-from .solve.hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
 from .solve.implicit import PhantomAdjoint as PhantomAdjoint
 from .solve.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
-from .solve.ode import NeuralODE as NeuralODE
-from .solve.sde import NeuralSDE as NeuralSDE
-from .solve.second_order import SecondOrderNeuralODE as SecondOrderNeuralODE
 from .solve.shooting import multiple_shooting as multiple_shooting
 from .solve.steady_state import SteadyState as SteadyState
 from .train.loop import (

@@ -12,8 +12,8 @@ from jax.core import Tracer
 
 from ..core.fields import Positive, checked
 from ..core.names import describe
+from ..equations.solving import require
 from ..layers.shapes import at_least_float32, floating
-from .shared import require
 
 
 def collocate(

@@ -17,10 +17,10 @@ from ..core.layer import Container, Layer, as_layer
 from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
+from ..equations.solving import call_solve
 from ..layers.shapes import at_least_float32
 from .fixed_point import Anderson
 from .implicit import as_adjoint, as_solver, check_solver
-from .shared import call_solve
 
 
 class DeepEquilibriumNetwork(Container):

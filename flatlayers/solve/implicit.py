@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from ..core.fields import Size, check_fields, number
+from ..equations.solving import time_dtype
 from ..layers.shapes import at_least_float32
 from ._krylov import Accuracy, gmres
 from .fixed_point import as_python
-from .shared import time_dtype
 
 
 class PhantomAdjoint(optx.AbstractAdjoint):

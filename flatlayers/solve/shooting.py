@@ -11,11 +11,11 @@ from jax.core import Tracer
 from ..core.calling import apply
 from ..core.layer import Wrapper
 from ..core.names import describe
-from . import shared
-from .dtypes import real_dtype
-from .ode import NeuralODE
-from .second_order import SecondOrderNeuralODE
-from .times import Times
+from ..equations import solving as shared
+from ..equations.ode import NeuralODE
+from ..equations.second_order import SecondOrderNeuralODE
+from ..equations.solver_dtypes import real_dtype
+from ..equations.times import Times
 
 
 def multiple_shooting(

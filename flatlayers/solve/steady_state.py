@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from ..core.fields import Function, NonNegative, Positive, Size, check_fields
+from ..equations.solving import SOLVER, time_dtype
 from .fixed_point import as_python
-from .shared import SOLVER, time_dtype
 
 
 class _Solve(eqx.Module):

@@ -8,7 +8,7 @@ import optimistix as optx
 import pytest
 
 import flatlayers as fl
-from flatlayers.solve.shared import evaluations
+from flatlayers.equations.solving import evaluations
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 

@@ -11,7 +11,7 @@ from ..core.layer import Container, Layer
 from ..core.names import describe
 from ..core.record import Record
 from ..core.vector import ComponentVector
-from . import shared
+from . import solving as shared
 
 
 _ARRAYS = (jax.Array, np.ndarray, ComponentVector)

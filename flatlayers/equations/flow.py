@@ -15,8 +15,8 @@ from ..core.layer import Layer, Wrapper, fold_in_name
 from ..core.names import describe
 from ..core.record import Record
 from ..layers.shapes import as_floating
-from . import shared
-from .dtypes import Dtypes, real_dtype
+from . import solving as shared
+from .solver_dtypes import Dtypes, real_dtype
 from .times import Times, freeze_times
 
 

@@ -24,7 +24,7 @@ from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
 from .controllers import fitted
-from .dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
+from .solver_dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
 from .times import Times
 
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .dtypes import Dtypes
+from .solver_dtypes import Dtypes
 
 
 Adaptive = diffrax.AbstractAdaptiveStepSizeController

@@ -17,8 +17,8 @@ from ..core.names import describe
 from ..core.record import Record
 from ..core.setup import count_states
 from ..core.vector import ComponentVector
-from . import shared
-from .dtypes import Dtypes, promoted, real_dtype
+from . import solving as shared
+from .solver_dtypes import Dtypes, promoted, real_dtype
 from .times import Times, check_saves_values, freeze_times, saves_final_only
 
 

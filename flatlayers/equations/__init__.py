@@ -1,0 +1,1 @@
+"""Layers that solve a differential equation, by diffrax."""
