@@ -41,6 +41,14 @@ from .equations.mechanics import HamiltonianNN as HamiltonianNN, LagrangianNN as
 from .equations.ode import NeuralODE as NeuralODE
 from .equations.sde import NeuralSDE as NeuralSDE
 from .equations.second_order import SecondOrderNeuralODE as SecondOrderNeuralODE
+from .equilibria.accelerated import Anderson as Anderson, Broyden as Broyden
+from .equilibria.deq import (
+    DeepEquilibriumNetwork as DeepEquilibriumNetwork,
+    spectral_radius as spectral_radius,
+)
+from .equilibria.implicit import PhantomAdjoint as PhantomAdjoint
+from .equilibria.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
+from .equilibria.steady_state import SteadyState as SteadyState
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.basis import (
     Chebyshev as Chebyshev,
@@ -124,15 +132,7 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 from .solve.collocation import collocate as collocate
-from .solve.deq import (
-    DeepEquilibriumNetwork as DeepEquilibriumNetwork,
-    spectral_radius as spectral_radius,
-)
-from .solve.fixed_point import Anderson as Anderson, Broyden as Broyden
-from .solve.implicit import PhantomAdjoint as PhantomAdjoint
-from .solve.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
 from .solve.shooting import multiple_shooting as multiple_shooting
-from .solve.steady_state import SteadyState as SteadyState
 from .train.loop import (
     NonFiniteLossError as NonFiniteLossError,
     TrainResult as TrainResult,

@@ -8,7 +8,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from flatlayers.solve._krylov import Accuracy, gmres
+from flatlayers.equilibria._krylov import Accuracy, gmres
 
 
 RNG = np.random.default_rng(7)

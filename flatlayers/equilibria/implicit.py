@@ -14,7 +14,7 @@ from ..core.fields import Size, check_fields, number
 from ..equations.solving import time_dtype
 from ..layers.shapes import at_least_float32
 from ._krylov import Accuracy, gmres
-from .fixed_point import as_python
+from .accelerated import as_python
 
 
 class PhantomAdjoint(optx.AbstractAdjoint):

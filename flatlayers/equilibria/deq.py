@@ -19,7 +19,7 @@ from ..core.record import Record
 from ..core.setup import count_states
 from ..equations.solving import call_solve
 from ..layers.shapes import at_least_float32
-from .fixed_point import Anderson
+from .accelerated import Anderson
 from .implicit import as_adjoint, as_solver, check_solver
 
 

@@ -12,7 +12,7 @@ import optimistix as optx
 
 from ..core.fields import Function, NonNegative, Positive, Size, check_fields
 from ..equations.solving import SOLVER, time_dtype
-from .fixed_point import as_python
+from .accelerated import as_python
 
 
 class _Solve(eqx.Module):

@@ -1,0 +1,1 @@
+"""Layers and solvers for fixed points, by optimistix."""
