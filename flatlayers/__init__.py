@@ -49,6 +49,14 @@ from .equilibria.deq import (
 from .equilibria.implicit import PhantomAdjoint as PhantomAdjoint
 from .equilibria.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
 from .equilibria.steady_state import SteadyState as SteadyState
+from .fitting.collocation import collocate as collocate
+from .fitting.loop import (
+    NonFiniteLossError as NonFiniteLossError,
+    TrainResult as TrainResult,
+    train_loop as train_loop,
+)
+from .fitting.per_leaf import per_leaf as per_leaf
+from .fitting.shooting import multiple_shooting as multiple_shooting
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.basis import (
     Chebyshev as Chebyshev,
@@ -131,14 +139,6 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
-from .solve.collocation import collocate as collocate
-from .solve.shooting import multiple_shooting as multiple_shooting
-from .train.loop import (
-    NonFiniteLossError as NonFiniteLossError,
-    TrainResult as TrainResult,
-    train_loop as train_loop,
-)
-from .train.per_leaf import per_leaf as per_leaf
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.derivatives import (

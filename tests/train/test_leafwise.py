@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import flatlayers as fl
-from flatlayers.train import leafwise
-from flatlayers.train.leafwise import differs_by_leaf
+from flatlayers.fitting import leafwise
+from flatlayers.fitting.leafwise import differs_by_leaf
 
 
 @pytest.fixture(autouse=True)
