@@ -13,10 +13,6 @@ from .core.layer import (
     Wrapper as Wrapper,
     contains_layer as contains_layer,
 )
-from .core.layout import Layout as Layout
-from .core.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
-from .core.plan import Slot as Slot
-from .core.record import Record as Record
 from .core.setup import (
     initial_parameters as initial_parameters,
     initial_states as initial_states,
@@ -30,7 +26,6 @@ from .core.setup import (
     trainmode as trainmode,
     update_state as update_state,
 )
-from .core.vector import ComponentVector as ComponentVector
 from .display.model import pformat as pformat
 from .display.summary import summary as summary
 from .display.tree import tree as tree
@@ -139,6 +134,11 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
+from .vectors.layout import Layout as Layout
+from .vectors.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
+from .vectors.places import Slot as Slot
+from .vectors.record import Record as Record
+from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.derivatives import (

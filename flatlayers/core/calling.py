@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from ..vectors.names import describe, join_path
+from ..vectors.record import as_record
+from ..vectors.vector import ComponentVector
 from .matching import check_parameters, check_state
-from .names import describe, join_path
-from .record import as_record
-from .vector import ComponentVector
 
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .names import value_text
+from ..vectors.names import value_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from .names import describe
+from ..vectors.names import describe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..vectors.layout import Layout
+from ..vectors.names import describe, value_text
+from ..vectors.record import Record
 from .calling import apply, sublayers
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
 from .fields import Check, checks_of
 from .frozen_dict import FrozenDict
 from .identity import Value
-from .layout import Layout
 from .matching import Shapes, shapes_of_state
-from .names import describe, value_text
-from .record import Record
 
 
 def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ..vectors.layout import Layout
+from ..vectors.names import join_path
+from ..vectors.places import Shape
+from ..vectors.record import Record
 from .declaration import Param
-from .layout import Layout
-from .names import join_path
-from .plan import Shape
-from .record import Record
 
 
 if TYPE_CHECKING:

@@ -7,6 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..vectors.layout import Layout
+from ..vectors.names import UnknownNameError, describe, join_path, unknown_name
+from ..vectors.packing import leaves_of
+from ..vectors.record import Record, as_record
+from ..vectors.vector import ComponentVector
 from .calling import apply, display_name
 from .layer import (
     Layer,
@@ -18,11 +23,6 @@ from .layer import (
     layout_of,
     states_of,
 )
-from .layout import Layout
-from .names import UnknownNameError, describe, join_path, unknown_name
-from .packing import leaves_of
-from .record import Record, as_record
-from .vector import ComponentVector
 
 
 def setup(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> tuple[ComponentVector, Record]:

@@ -1,7 +1,7 @@
 """Models, vectors and states as text, and as HTML for notebooks."""
 
 from ..core.layer import Layer
-from ..core.vector import ComponentVector
+from ..vectors.vector import ComponentVector
 from .html import model_html, summary_html, tree_html, vector_html
 from .model import pformat as pformat
 from .summary import Summary

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core.layer import Layer
-from ..core.layout import Layout
-from ..core.names import describe, join_path
-from ..core.vector import ComponentVector
+from ..vectors.layout import Layout
+from ..vectors.names import describe, join_path
+from ..vectors.vector import ComponentVector
 from .model import one_line, title_of, totals, written
 from .places import Run, alike, leaves_in_order, span_text
 from .summary import Row, Summary, flops_text

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..core.layout import Layout
-from ..core.plan import Slot
+from ..vectors.layout import Layout
+from ..vectors.places import Slot
 
 
 Run = tuple[int, int]

@@ -11,10 +11,10 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from ..core.layer import Layer, Wrapper
-from ..core.names import join_path
 from ..core.rebuild import replaceable, with_children
 from ..core.setup import setup
-from ..core.vector import ComponentVector
+from ..vectors.names import join_path
+from ..vectors.vector import ComponentVector
 from .model import one_line, sees_through, title_of, totals
 from .places import Run, alike, joined, runs_of, span_text
 from .table import filled, scaled, table

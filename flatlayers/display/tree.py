@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ..core.names import describe, join_path
-from ..core.vector import ComponentVector
+from ..vectors.names import describe, join_path
+from ..vectors.vector import ComponentVector
 from .table import table
 
 

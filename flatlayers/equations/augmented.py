@@ -8,9 +8,9 @@ import numpy as np
 
 from ..core.fields import Size
 from ..core.layer import Container, Layer
-from ..core.names import describe
-from ..core.record import Record
-from ..core.vector import ComponentVector
+from ..vectors.names import describe
+from ..vectors.record import Record
+from ..vectors.vector import ComponentVector
 from . import solving as shared
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from ..core.fields import Finite, Flag, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
-from ..core.names import describe
-from ..core.record import Record
-from ..core.vector import ComponentVector
+from ..vectors.names import describe
+from ..vectors.record import Record
+from ..vectors.vector import ComponentVector
 from . import solving as shared
 from .solver_dtypes import Dtypes, real_dtype
 from .times import ULPS, Times, check_saves_values, freeze_times, saves_final_only

@@ -12,9 +12,9 @@ from ..core.calling import apply, display_name
 from ..core.fields import Finite, Flag, Size
 from ..core.hashable import plain
 from ..core.layer import Layer, Wrapper, fold_in_name
-from ..core.names import describe
-from ..core.record import Record
 from ..layers.shapes import as_floating
+from ..vectors.names import describe
+from ..vectors.record import Record
 from . import solving as shared
 from .solver_dtypes import Dtypes, real_dtype
 from .times import Times, freeze_times

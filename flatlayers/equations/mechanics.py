@@ -10,9 +10,9 @@ import lineax as lx
 from jax.core import Tracer
 
 from ..core.layer import Layer, Wrapper
-from ..core.names import describe
-from ..core.record import Record
 from ..layers.shapes import as_floating, at_least_float32
+from ..vectors.names import describe
+from ..vectors.record import Record
 
 
 class HamiltonianNN(Wrapper):

@@ -13,10 +13,10 @@ import numpy as np
 from ..core.fields import Finite, Flag, Positive, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Container, Layer, as_layer, fold_in_name
-from ..core.names import describe
-from ..core.record import Record
 from ..core.setup import count_states
-from ..core.vector import ComponentVector
+from ..vectors.names import describe
+from ..vectors.record import Record
+from ..vectors.vector import ComponentVector
 from . import solving as shared
 from .solver_dtypes import Dtypes, promoted, real_dtype
 from .times import Times, check_saves_values, freeze_times, saves_final_only

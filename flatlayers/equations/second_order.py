@@ -6,8 +6,8 @@ from typing import Any
 import diffrax
 import jax.numpy as jnp
 
-from ..core.names import describe
-from ..core.record import Record
+from ..vectors.names import describe
+from ..vectors.record import Record
 from .ode import Field, NeuralODE
 
 

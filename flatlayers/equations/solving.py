@@ -18,11 +18,11 @@ from ..core.calling import apply, display_name
 from ..core.fields import Check
 from ..core.hashable import hashable, plain
 from ..core.layer import Layer, Wrapper
-from ..core.layout import check_same_layout
-from ..core.names import describe
-from ..core.record import Record
 from ..core.setup import count_states
-from ..core.vector import ComponentVector
+from ..vectors.layout import check_same_layout
+from ..vectors.names import describe
+from ..vectors.record import Record
+from ..vectors.vector import ComponentVector
 from .controllers import fitted
 from .solver_dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
 from .times import Times

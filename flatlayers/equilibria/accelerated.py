@@ -13,8 +13,8 @@ import optimistix as optx
 from jax.core import Tracer
 
 from ..core.fields import Count, Function, NonNegative, Size, check_fields, number
-from ..core.names import describe
 from ..layers.shapes import at_least_float32
+from ..vectors.names import describe
 
 
 def as_python(value: Any) -> Any:

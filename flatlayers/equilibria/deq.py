@@ -14,11 +14,11 @@ import optimistix as optx
 from ..core.fields import Flag, Size, checked, integer
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, as_layer
-from ..core.names import describe
-from ..core.record import Record
 from ..core.setup import count_states
 from ..equations.solving import call_solve
 from ..layers.shapes import at_least_float32
+from ..vectors.names import describe
+from ..vectors.record import Record
 from .accelerated import Anderson
 from .implicit import as_adjoint, as_solver, check_solver
 

@@ -14,9 +14,9 @@ import optimistix as optx
 from ..core.fields import Flag, Size
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, WrappedFunction, as_layer
-from ..core.record import Record
 from ..equations.solving import call_solve
 from ..layers.shapes import as_dims, check_count
+from ..vectors.record import Record
 from .deq import DeepEquilibriumNetwork, float_dtype
 
 

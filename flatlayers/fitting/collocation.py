@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core.fields import Positive, checked
-from ..core.names import describe
 from ..equations.solving import require
 from ..layers.shapes import at_least_float32, floating
+from ..vectors.names import describe
 
 
 def collocate(

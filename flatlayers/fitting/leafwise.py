@@ -10,9 +10,9 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layout import Layout
-from ..core.plan import Shape
-from ..core.vector import ComponentVector
+from ..vectors.layout import Layout
+from ..vectors.places import Shape
+from ..vectors.vector import ComponentVector
 from .per_leaf import UpdateByLeaf, is_vector, show, with_extra_args
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.names import describe
-from ..core.record import Record, as_record
+from ..vectors.names import describe
+from ..vectors.record import Record, as_record
 from .leafwise import differs_by_leaf
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import packing
-from ..core.layout import Layout
-from ..core.names import join_path
-from ..core.plan import Leaf, Shape
-from ..core.vector import ComponentVector
+from ..vectors import packing
+from ..vectors.layout import Layout
+from ..vectors.names import join_path
+from ..vectors.places import Leaf, Shape
+from ..vectors.vector import ComponentVector
 
 
 if TYPE_CHECKING:

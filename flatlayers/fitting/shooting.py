@@ -10,12 +10,12 @@ from jax.core import Tracer
 
 from ..core.calling import apply
 from ..core.layer import Wrapper
-from ..core.names import describe
 from ..equations import solving as shared
 from ..equations.ode import NeuralODE
 from ..equations.second_order import SecondOrderNeuralODE
 from ..equations.solver_dtypes import real_dtype
 from ..equations.times import Times
+from ..vectors.names import describe
 
 
 def multiple_shooting(

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.fields import Check, Count, checked
 from ..core.frozen_dict import FrozenDict
 from ..core.layer import Container, Layer, value_text
-from ..core.names import UnknownNameError, unknown_name
+from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text
 from .shapes import as_real, check_count
 

@@ -11,8 +11,8 @@ from jax.core import Tracer
 
 from ..core.fields import Flag, Integer, Positive, Size
 from ..core.layer import Layer, Param
-from ..core.names import describe
 from ..initializers import glorot_uniform, normal, zeros
+from ..vectors.names import describe
 from .fields import Initial, Sizes, as_tuple_of
 from .shapes import along_last, as_dims, check_count, check_trailing, floating
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer, Param
-from ..core.record import Record
 from ..initializers import ones, zeros
+from ..vectors.record import Record
 from .fields import Activation, Probability, Sizes, Text
 from .shapes import along_last, as_dims, as_floating, at_least_float32, check_trailing
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from ..core.fields import Check, Flag, Integer
 from ..core.layer import Container, Layer, Wrapper
-from ..core.names import describe
-from ..core.record import Record
+from ..vectors.names import describe
+from ..vectors.record import Record
 from .fields import AnyLayer, a_function
 from .recurrent import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
 

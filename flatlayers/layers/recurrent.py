@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ..core.fields import Count, Flag, Size
 from ..core.layer import Layer, Param
-from ..core.names import describe
 from ..initializers import uniform, zeros
+from ..vectors.names import describe
 from .fields import Activation, Initial
 from .shapes import along_last, check_trailing
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ..core.fields import Flag, Size
 from ..core.layer import Container, Stacked, states_of
-from ..core.names import describe
-from ..core.vector import ComponentVector
+from ..vectors.names import describe
+from ..vectors.vector import ComponentVector
 from .fields import AnyLayer
 
 

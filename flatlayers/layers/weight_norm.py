@@ -12,8 +12,8 @@ from jax.core import Tracer
 from ..core.declaration import Param, Tied
 from ..core.fields import Integer, Size
 from ..core.layer import Wrapper, fold_in_name
-from ..core.names import UnknownNameError, describe, unknown_name
-from ..core.record import Record
+from ..vectors.names import UnknownNameError, describe, unknown_name
+from ..vectors.record import Record
 from .fields import AnyLayer, Text
 from .shapes import at_least_float32
 

@@ -25,8 +25,8 @@ from ..core.layer import (
     named_parts,
     states_of,
 )
-from ..core.names import check_name, describe, listing, unknown_name, value_text
-from ..core.record import Record
+from ..vectors.names import check_name, describe, listing, unknown_name, value_text
+from ..vectors.record import Record
 from .stateful import StatefulLayer
 
 

@@ -17,9 +17,9 @@ from jax.interpreters import ad, batching, mlir
 from ..core.calling import display_name
 from ..core.fields import checked as checked_field
 from ..core.layer import Layer, Wrapper
-from ..core.names import join_path
 from ..core.rebuild import shared_names
 from ..layers.fields import AnyLayer, Text
+from ..vectors.names import join_path
 from .layer_map import children_of, rebuilt
 
 

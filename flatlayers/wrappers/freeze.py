@@ -8,12 +8,12 @@ import jax
 
 from ..core.declaration import Param, Stacked, Tied
 from ..core.layer import Layer, Wrapper, as_layer, layout_of
-from ..core.layout import Layout
-from ..core.names import describe, join_path
-from ..core.record import Record, as_record
 from ..core.setup import initial_values
-from ..core.vector import ComponentVector
 from ..layers.fields import AnyLayer, Text, as_tuple_of
+from ..vectors.layout import Layout
+from ..vectors.names import describe, join_path
+from ..vectors.record import Record, as_record
+from ..vectors.vector import ComponentVector
 
 
 class FrozenLayer(Wrapper):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from ..core.calling import sublayers
 from ..core.layer import Layer, Stacked, as_layer, contains_layer, layout_of, states_of
-from ..core.layout import Layout
-from ..core.names import (
+from ..core.rebuild import replaceable, with_children
+from ..vectors.layout import Layout
+from ..vectors.names import (
     UnknownNameError,
     UnknownPatternError,
     as_path,
@@ -20,10 +21,9 @@ from ..core.names import (
     listing,
     unknown_name,
 )
-from ..core.packing import leaves_of
-from ..core.rebuild import replaceable, with_children
-from ..core.record import Record, as_record
-from ..core.vector import ComponentVector
+from ..vectors.packing import leaves_of
+from ..vectors.record import Record, as_record
+from ..vectors.vector import ComponentVector
 
 
 def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any, Any, Record]:

@@ -7,8 +7,8 @@ from ..core.declaration import Tied
 from ..core.fields import Check
 from ..core.frozen_dict import FrozenDict
 from ..core.layer import Layer, Wrapper
-from ..core.names import as_path
 from ..layers.fields import AnyLayer
+from ..vectors.names import as_path
 
 
 def _ties(value: Any) -> FrozenDict:

@@ -8,8 +8,8 @@ import jax
 
 from ..core.calling import apply, display_name
 from ..core.layer import Layer, as_layer
-from ..core.names import describe, join_path
-from ..core.record import Record, as_record
+from ..vectors.names import describe, join_path
+from ..vectors.record import Record, as_record
 
 
 @dataclasses.dataclass(eq=False, repr=False)

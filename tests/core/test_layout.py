@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import flatlayers as fl
-from flatlayers.core.names import RESERVED_NAMES
+from flatlayers.vectors.names import RESERVED_NAMES
 from tests.helpers import assert_same
 
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from .layout import Layout, check_same_layout
 from .names import NamedArray, UnknownNameError, as_path, describe
 from .packing import is_number, leaves_of
-from .plan import Slot
+from .places import Slot
 from .record import Record
 
 

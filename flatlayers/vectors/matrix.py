@@ -10,7 +10,7 @@ import numpy as np
 
 from .layout import Layout, check_same_layout
 from .names import describe
-from .plan import Slot
+from .places import Slot
 from .vector import ComponentVector
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import packing, plan
+from . import packing, places as plan
 from .layout_text import differences, to_plain
 from .names import (
     NamedArray,
@@ -24,7 +24,7 @@ from .names import (
     listing,
     unknown_name,
 )
-from .plan import Segment, Shape, Slot
+from .places import Segment, Shape, Slot
 from .record import Record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .frozen_dict import FrozenDict
+from ..core.frozen_dict import FrozenDict
 
 
 # The attributes of `ComponentVector` and the methods of a mapping: a parameter with

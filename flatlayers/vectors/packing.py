@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .names import NamedArray, UnknownNameError, join_path, listing, unknown_name
-from .plan import Leaf, Segment, Shape
+from .places import Leaf, Segment, Shape
 
 
 if TYPE_CHECKING:

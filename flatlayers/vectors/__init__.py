@@ -1,0 +1,1 @@
+"""Named vectors: one array, and names for its parts."""
