@@ -26,6 +26,12 @@ from .core.setup import (
     trainmode as trainmode,
     update_state as update_state,
 )
+from .derivatives import (
+    batched_jacobian as batched_jacobian,
+    hessian_vector_product as hessian_vector_product,
+    jacobian_vector_product as jacobian_vector_product,
+    vector_jacobian_product as vector_jacobian_product,
+)
 from .display.model import pformat as pformat
 from .display.summary import summary as summary
 from .display.tree import tree as tree
@@ -62,6 +68,7 @@ from .layers.basis import (
     Sine as Sine,
     TensorProductLayer as TensorProductLayer,
 )
+from .layers.cells import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from .layers.containers import (
     BranchLayer as BranchLayer,
     Chain as Chain,
@@ -121,7 +128,6 @@ from .layers.recurrence import (
     Recurrence as Recurrence,
     StatefulRecurrentCell as StatefulRecurrentCell,
 )
-from .layers.recurrent import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from .layers.repeated import Repeated as Repeated
 from .layers.reshape import (
     FlattenLayer as FlattenLayer,
@@ -133,7 +139,6 @@ from .layers.reshape import (
 )
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
-from .layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 from .vectors.layout import Layout as Layout
 from .vectors.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
 from .vectors.places import Slot as Slot
@@ -141,12 +146,6 @@ from .vectors.record import Record as Record
 from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
-from .wrappers.derivatives import (
-    batched_jacobian as batched_jacobian,
-    hessian_vector_product as hessian_vector_product,
-    jacobian_vector_product as jacobian_vector_product,
-    vector_jacobian_product as vector_jacobian_product,
-)
 from .wrappers.freeze import FrozenLayer as FrozenLayer, freeze as freeze, unfreeze as unfreeze
 from .wrappers.layer_map import layer_map as layer_map, replace_layer as replace_layer, select as select
 from .wrappers.precision import (
@@ -159,6 +158,7 @@ from .wrappers.precision import (
 )
 from .wrappers.share import SharedParameters as SharedParameters, share_parameters as share_parameters
 from .wrappers.stateful import StatefulLayer as StatefulLayer
+from .wrappers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 
 
 __version__ = "0.1.0"

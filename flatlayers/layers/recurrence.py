@@ -11,8 +11,8 @@ from ..core.fields import Check, Flag, Integer
 from ..core.layer import Container, Layer, Wrapper
 from ..vectors.names import describe
 from ..vectors.record import Record
+from .cells import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
 from .fields import AnyLayer, a_function
-from .recurrent import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
 
 
 Merge = Annotated[Callable[[Any, Any], Any], Check("a function of two sequences", a_function)]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..vectors.layout import check_same_layout
-from ..vectors.names import describe
-from ..vectors.packing import is_number
-from ..vectors.vector import ComponentVector
+from .vectors.layout import check_same_layout
+from .vectors.names import describe
+from .vectors.packing import is_number
+from .vectors.vector import ComponentVector
 
 
 Model = Callable[[Any, Any, Any], tuple[Any, Any]]

@@ -12,10 +12,10 @@ from jax.core import Tracer
 from ..core.declaration import Param, Tied
 from ..core.fields import Integer, Size
 from ..core.layer import Wrapper, fold_in_name
+from ..layers.fields import AnyLayer, Text
+from ..layers.shapes import at_least_float32
 from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.record import Record
-from .fields import AnyLayer, Text
-from .shapes import at_least_float32
 
 
 class WeightNorm(Wrapper):
