@@ -82,7 +82,6 @@ from .layers.convolution import (
     ConvTranspose as ConvTranspose,
     CrossCor as CrossCor,
     DepthwiseConv as DepthwiseConv,
-    SamePad as SamePad,
 )
 from .layers.dense import Bilinear as Bilinear, Dense as Dense, Diagonal as Diagonal
 from .layers.dropout import (
@@ -139,6 +138,7 @@ from .layers.reshape import (
 )
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
+from .layers.windows import SamePad as SamePad
 from .vectors.layout import Layout as Layout
 from .vectors.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
 from .vectors.places import Slot as Slot

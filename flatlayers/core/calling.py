@@ -1,7 +1,7 @@
 """Calling a layer, and saying where in a model an exception comes from."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,6 +14,9 @@ from .matching import check_parameters, check_state
 
 if TYPE_CHECKING:
     from .layer import Layer
+
+# A method of a layer that takes and returns what `forward` does: `(x, ps, st)` → `(y, st)`.
+Method = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def apply(layer: "Layer", x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -44,6 +47,11 @@ def apply(layer: "Layer", x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
     >>> y.shape
     (2,)
     """
+    return call(layer, layer.forward, x, ps, st)
+
+
+def call(layer: "Layer", method: Method, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    """Call a method of a layer as `apply` calls `forward`: parameters unpacked once, errors with a note."""
     st = as_record(st)
     try:
         if isinstance(ps, ComponentVector):
@@ -53,7 +61,7 @@ def apply(layer: "Layer", x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         else:
             ps = as_record(ps)
         with jax.named_scope(display_name(layer)):
-            result = layer.forward(x, ps, st)
+            result = method(x, ps, st)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
         return result[0], as_record(result[1])

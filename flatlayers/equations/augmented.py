@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.calling import call
 from ..core.fields import Size
 from ..core.layer import Container, Layer
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
-from . import solving as shared
 
 
 _ARRAYS = (jax.Array, np.ndarray, ComponentVector)
@@ -57,7 +57,7 @@ class AugmentedNDE(Container):
 
         **Arguments:** as for a call of the layer.
         """
-        return shared.call_solve(self, x, ps, st)
+        return call(self, self._solve, x, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
         solution, new = self.nde.solve(self._augmented(x), ps.nde, st.nde)  # pyright: ignore

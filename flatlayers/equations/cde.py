@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.calling import call
 from ..core.fields import Finite, Flag, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
+from ..dtypes import common_real_dtype
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from . import solving as shared
-from .solver_dtypes import Dtypes, real_dtype
+from .solver_dtypes import Dtypes
 from .times import ULPS, Times, check_saves_values, freeze_times, saves_final_only
 
 
@@ -116,7 +118,7 @@ class NeuralCDE(Wrapper):
 
         **Arguments:** as for a call of the layer; `x` is the pair `(z0, control)`.
         """
-        return shared.call_solve(self, x, ps, st)
+        return call(self, self._solve, x, ps, st)
 
     def _ends(self, control: diffrax.AbstractPath, z0: Any) -> tuple[Any, Any, Any]:
         """`(z0, t0, t1)`; raises for ends beyond those of the path, which would be extrapolated there."""
@@ -125,7 +127,7 @@ class NeuralCDE(Wrapper):
         t1 = last if self.t1 is None else self.t1
         if self.t0 is None and self.t1 is None:
             return z0, t0, t1
-        room = ULPS * float(jnp.finfo(real_dtype(first, last)).eps)  # the path's times may be rounded
+        room = ULPS * float(jnp.finfo(common_real_dtype(first, last)).eps)  # the path's times may be rounded
         low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
         inside = (first - room * abs(first) <= low) & (high <= last + room * abs(last))
         message = f"expected t0={self.t0} and t1={self.t1} within the times of the control"
@@ -143,7 +145,7 @@ class NeuralCDE(Wrapper):
 
         times = Times(t0, t1, self.dt0, self.saveat)
         solution = shared.integrate(self, terms, times, z0, args, matrices)
-        x0 = field.inputs(jnp.asarray(t0, real_dtype(z0)), z0)
+        x0 = field.inputs(jnp.asarray(t0, common_real_dtype(z0)), z0)
         st = shared.state_after(self.field, x0, ps, st, "field")
         evaluations = shared.evaluations(plain(self.solver) or shared.SOLVER, solution)
         return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))
@@ -178,7 +180,7 @@ class _Field:
 
     def check(self, z0: Any, args: Any) -> Any:
         """What the model gives; raises unless that and the path fit to `z0`. Nothing is computed."""
-        t = jax.ShapeDtypeStruct((), real_dtype(z0))
+        t = jax.ShapeDtypeStruct((), common_real_dtype(z0))
         found = jax.eval_shape(self.derivative, t, args)
         shapes = [(self.channels,), (*z0.shape[:-1], self.channels)]
         if getattr(found, "shape", None) not in shapes:

@@ -1,5 +1,6 @@
 """`FFJORD`: a density that is the flow of a neural ODE."""
 
+import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -8,15 +9,15 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from ..core.calling import apply, display_name
+from ..core.calling import call
 from ..core.fields import Finite, Flag, Size
 from ..core.hashable import plain
 from ..core.layer import Layer, Wrapper, fold_in_name
-from ..layers.shapes import as_floating
+from ..dtypes import as_floating, common_real_dtype
 from ..vectors.names import describe
 from ..vectors.record import Record
 from . import solving as shared
-from .solver_dtypes import Dtypes, real_dtype
+from .solver_dtypes import Dtypes
 from .times import Times, freeze_times
 
 
@@ -164,7 +165,7 @@ class FFJORD(Wrapper):
 
         **Arguments:** as for a call of the layer.
         """
-        return shared.call_solve(self, x, ps, st)
+        return call(self, self._solve, x, ps, st)
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], ps: Any, st: Any) -> tuple[jax.Array, Record]:
         """Samples, by a solve from `t0` to `t1`: `(x, st)`.
@@ -175,7 +176,7 @@ class FFJORD(Wrapper):
         - `shape`: the whole shape of `x`, `(..., n)`.
         - `ps`, `st`: as for a call of the layer. The samples are of the dtype of `ps`.
         """
-        return apply(_Sample(self, tuple(shape)), key, ps, st)
+        return call(self, functools.partial(self._sample, tuple(shape)), key, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         x = shared.check_start(as_floating(x), self.throw)
@@ -195,8 +196,8 @@ class FFJORD(Wrapper):
         key, now = jax.random.split(st.key)
         return jax.random.rademacher(now, (self.probes, *shape), jnp.int8), st.replace(key=key)
 
-    def _sample(self, key: Any, shape: tuple[int, ...], ps: Any, st: Any) -> tuple[jax.Array, Record]:
-        z = shared.check_start(self._base.sample(key, shape, real_dtype(ps)), self.throw)
+    def _sample(self, shape: tuple[int, ...], key: Any, ps: Any, st: Any) -> tuple[jax.Array, Record]:
+        z = shared.check_start(self._base.sample(key, shape, common_real_dtype(ps)), self.throw)
         solution, st = self._integrate(self._velocity, z, None, ps, st)
         return solution.ys[-1], st
 
@@ -219,7 +220,7 @@ class FFJORD(Wrapper):
             return diffrax.ODETerm(dtypes.field(field, y0, dz))
 
         solution = shared.integrate(self, terms, Times(start, end, dt0), y0, args, dz)
-        t = jnp.asarray(start, real_dtype(z))
+        t = jnp.asarray(start, common_real_dtype(z))
         st = shared.state_after(self.model, (t, z) if self.with_time else z, ps, st)
         return solution, st.replace(stats=st.stats.replace(**shared.stats_of(solution)))
 
@@ -274,23 +275,6 @@ def _with_regularisers(stats: Record, path: Path) -> Record:
         if name in stats
     }
     return stats.replace(**means)
-
-
-class _Sample(Wrapper):
-    """`flow.sample` as a call of the flow: unpacked once, errors with the same notes."""
-
-    flow: FFJORD
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return display_name(self.flow)
-
-    def __repr__(self) -> str:
-        return repr(self.flow)
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        return self.flow._sample(x, self.shape, ps, st)
 
 
 @dataclass(frozen=True)

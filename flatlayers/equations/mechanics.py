@@ -7,10 +7,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax.core import Tracer
 
 from ..core.layer import Layer, Wrapper
-from ..layers.shapes import as_floating, at_least_float32
+from ..dtypes import as_floating, at_least_float32, is_traced
 from ..vectors.names import describe
 from ..vectors.record import Record
 
@@ -185,7 +184,7 @@ def _solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
         return lx.linear_solve(operator, vector, lx.LU(), throw=False).value
 
     solution = jnp.vectorize(one, signature="(n,n),(n)->(n)")(matrix.astype(dtype), vector.astype(dtype))
-    if not isinstance(solution, Tracer) and bool(jnp.isfinite(vector).all() & ~jnp.isfinite(solution).all()):
+    if not is_traced(solution) and bool(jnp.isfinite(vector).all() & ~jnp.isfinite(solution).all()):
         raise ValueError(
             "expected a Lagrangian with an invertible mass matrix d²L/dv², found a singular one: "
             "L has to be curved in each velocity, so its activations smooth (softplus, tanh)"

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.calling import call
 from ..core.fields import Finite, Flag, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Layer, Wrapper
+from ..dtypes import common_real_dtype
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from . import solving as shared
-from .solver_dtypes import Dtypes, real_dtype
+from .solver_dtypes import Dtypes
 from .times import Times, check_saves_values, freeze_times, saves_final_only
 
 
@@ -131,13 +133,13 @@ class NeuralODE(Wrapper):
 
         **Arguments:** as for a call of the layer.
         """
-        return shared.call_solve(self, y0, ps, st)
+        return call(self, self._solve, y0, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[diffrax.Solution, Record]:
         y0 = shared.check_start(x, self.throw)
         solution = self.integrate(y0, ps, st, self.t0, self.t1, self.saveat)
         first = jax.tree.map(lambda y: y[(0,) * self._lead(y0)], y0)
-        t0 = jnp.asarray(self.t0, real_dtype(y0))
+        t0 = jnp.asarray(self.t0, common_real_dtype(y0))
         st = shared.state_after(self.model, self.field.inputs(t0, first), ps, st)
         evaluations = shared.evaluations(plain(self.solver) or shared.SOLVER, solution)
         return solution, st.replace(stats=shared.stats_of(solution, num_evaluations=evaluations))

@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.calling import call
 from ..core.fields import Finite, Flag, Positive, Size
 from ..core.hashable import Hashable, plain
 from ..core.layer import Container, Layer, as_layer, fold_in_name
 from ..core.setup import count_states
+from ..dtypes import common_real_dtype, promoted
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from . import solving as shared
-from .solver_dtypes import Dtypes, promoted, real_dtype
+from .solver_dtypes import Dtypes
 from .times import Times, check_saves_values, freeze_times, saves_final_only
 
 
@@ -138,14 +140,14 @@ class NeuralSDE(Container):
 
         **Arguments:** as for a call of the layer.
         """
-        return shared.call_solve(self, y0, ps, st)
+        return call(self, self._solve, y0, ps, st)
 
     def brownian_path(self, y0: Any, st: Any) -> diffrax.VirtualBrownianTree:
         """The path `W` of a solve from `y0` with the state `st`.
 
         `path.evaluate(t)` is `W(t) - W(t0)`, of shape `(..., n)` or `(..., noise_dims)`.
         """
-        dtype = self._times().dtype(real_dtype(y0), constant=False)
+        dtype = self._times().dtype(common_real_dtype(y0), constant=False)
         return self._path(y0, st, dtype)
 
     def _path(self, y0: Any, st: Any, dtype: Any) -> diffrax.VirtualBrownianTree:
@@ -198,7 +200,7 @@ class NeuralSDE(Container):
         solution = shared.integrate(
             self, terms, self._times(), y0, args, outputs, solver=SOLVER, controller=CONTROLLER
         )
-        t0 = jnp.asarray(self.t0, real_dtype(y0))
+        t0 = jnp.asarray(self.t0, common_real_dtype(y0))
         x = (t0, y0) if self.with_time else y0
         key, _ = jax.random.split(st.key)
         return solution, st.replace(
@@ -282,7 +284,7 @@ def _check_shapes(drift: _Drift, diffusion: _Diffusion, y0: Any, args: Any) -> l
     """What the drift and the diffusion give; raises unless they fit to `y0`. Nothing is computed."""
     if not isinstance(y0, jax.Array | ComponentVector) or y0.ndim == 0:
         raise ValueError(f"expected y0 to be an array of shape (..., n), found {describe(y0)}")
-    t = jax.ShapeDtypeStruct((), real_dtype(y0))
+    t = jax.ShapeDtypeStruct((), common_real_dtype(y0))
     f = jax.eval_shape(drift, t, y0, args)
     if jax.tree.structure(f) != jax.tree.structure(y0) or f.shape != y0.shape:
         raise ValueError(f"expected a drift whose output is like y0, {describe(y0)}, found {describe(f)}")

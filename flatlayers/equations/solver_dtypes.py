@@ -14,27 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def real_dtype(*trees: Any) -> np.dtype:
-    """The real dtype that the floating and complex numbers of pytrees promote to; JAX's own if none are."""
-    inexact = dict.fromkeys(leaf.dtype for leaf in jax.tree.leaves(trees) if _is_inexact(leaf))
-    return promoted(*(jnp.finfo(dtype).dtype for dtype in inexact))
-
-
-def promoted(*dtypes: Any) -> np.dtype:
-    """What dtypes promote to, whatever the promotion that is allowed elsewhere; of none, JAX's own."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(dtypes or (float,)))
-
-
-def is_floating(x: Any) -> bool:
-    """Whether it is an array of real floating numbers."""
-    return isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def is_complex(x: Any) -> bool:
-    """Whether it has complex numbers."""
-    return jnp.issubdtype(x.dtype, jnp.complexfloating)
+from ..dtypes import is_floating, is_inexact, promoted
 
 
 @dataclass(frozen=True)
@@ -78,7 +58,7 @@ class Dtypes:
         """Floating and complex numbers of the solver in the state's dtype."""
         if self.state == self.solver:
             return tree
-        return jax.tree.map(lambda x: _as_real(x, self.state) if _is_inexact(x) else x, tree)
+        return jax.tree.map(lambda x: _as_real(x, self.state) if is_inexact(x) else x, tree)
 
     def options(self, tree: Any) -> Any:
         """What goes into the solver with arrays in it, such as a controller, with these in its dtype."""
@@ -102,10 +82,6 @@ class _Cast:
         leaves, structure = jax.tree.flatten(self.field(t, self.dtypes.outside(y), self.dtypes.given(args)))
         pairs = zip(leaves, jax.tree.leaves(y), strict=True)
         return jax.tree.unflatten(structure, [jnp.asarray(leaf, like.dtype) for leaf, like in pairs])
-
-
-def _is_inexact(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _as_real(x: Any, real: np.dtype) -> jax.Array:

@@ -14,17 +14,17 @@ from jax.core import Tracer
 
 from ..adjoints import _diffrax
 from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
-from ..core.calling import apply, display_name
 from ..core.fields import Check
 from ..core.hashable import hashable, plain
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer
 from ..core.setup import count_states
+from ..dtypes import common_real_dtype, is_complex, is_floating, promoted
 from ..vectors.layout import check_same_layout
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from .controllers import fitted
-from .solver_dtypes import Dtypes, is_complex, is_floating, promoted, real_dtype
+from .solver_dtypes import Dtypes
 from .times import Times
 
 
@@ -76,7 +76,7 @@ def freeze_options(layer: Layer, *names: str) -> None:
 
 def time_dtype(y0: Any) -> np.dtype:
     """The real dtype of a state. Diffrax's default would turn a float32 state into float64 with x64 on."""
-    return real_dtype(y0)
+    return common_real_dtype(y0)
 
 
 # The state rule: frozen during the solve, then that of one evaluation at the initial point
@@ -167,7 +167,7 @@ def integrate(
     - `solver`, `controller`: where the fields are `None`.
     """
     controller = plain(layer.stepsize_controller) or controller
-    state = real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
+    state = common_real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
     event = plain(getattr(layer, "event", None))
     # Diffrax looks for the zero of an event's condition in JAX's own dtype.
     least = state if getattr(event, "root_finder", None) is None else promoted(state, promoted())
@@ -279,7 +279,7 @@ def check_field(field: Callable[..., Any], y0: Any, args: Any) -> Any:
 
     The time is of the state's dtype here, so that it does not count for the dtype of the solve.
     """
-    dy = jax.eval_shape(field, jax.ShapeDtypeStruct((), real_dtype(y0)), y0, args)
+    dy = jax.eval_shape(field, jax.ShapeDtypeStruct((), common_real_dtype(y0)), y0, args)
     if isinstance(y0, ComponentVector) and isinstance(dy, ComponentVector):
         check_same_layout(y0.layout, dy.layout)
     same = jax.tree.structure(dy) == jax.tree.structure(y0)
@@ -290,22 +290,3 @@ def check_field(field: Callable[..., Any], y0: Any, args: Any) -> Any:
 
 def _differ(dy: Any, y0: Any) -> bool:
     return dy.shape != y0.shape or (is_complex(dy) and not is_complex(y0))
-
-
-def call_solve(layer: Any, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
-    """`layer._solve(x, ps, st)` as a call of the layer: unpacked once, errors with the same notes."""
-    return apply(_Solve(layer), x, ps, st)
-
-
-class _Solve(Wrapper):
-    layer: Layer
-
-    @property
-    def name(self) -> str:
-        return display_name(self.layer)
-
-    def __repr__(self) -> str:
-        return repr(self.layer)
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        return self.layer._solve(x, ps, st)  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,8 +11,7 @@ import numpy as np
 
 from ..adjoints._diffrax import sub_saveats
 from ..core.hashable import hashable, plain
-from ..layers.shapes import at_least_float32
-from .solver_dtypes import is_floating, promoted
+from ..dtypes import at_least_float32, is_floating, promoted
 
 
 FINAL = diffrax.SaveAt(t1=True)

@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jax.core import Tracer
 
 from ..core.fields import Count, Function, NonNegative, Size, check_fields, number
-from ..layers.shapes import at_least_float32
+from ..dtypes import at_least_float32, is_traced
 from ..vectors.names import describe
 
 
 def as_python(value: Any) -> Any:
     """A number of NumPy or JAX as one of Python, which promotes nothing; anything else as it is."""
     scalar = isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0
-    return value.item() if scalar and not isinstance(value, Tracer) else value
+    return value.item() if scalar and not is_traced(value) else value
 
 
 class _Memory(eqx.Module):

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.calling import call
 from ..core.fields import Flag, Size, checked, integer
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, as_layer
 from ..core.setup import count_states
-from ..equations.solving import call_solve
-from ..layers.shapes import at_least_float32
+from ..dtypes import at_least_float32
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .accelerated import Anderson
@@ -120,7 +120,7 @@ class DeepEquilibriumNetwork(Container):
 
         **Arguments:** as for a call of the layer.
         """
-        return call_solve(self, x, ps, st)
+        return call(self, self._solve, x, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[optx.Solution, Record]:
         # Whatever varies is in `args`: adjoints do not see what a function closes over.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from ..core.fields import Size, check_fields, number
+from ..dtypes import at_least_float32
 from ..equations.solving import time_dtype
-from ..layers.shapes import at_least_float32
 from ._krylov import Accuracy, gmres
 from .accelerated import as_python
 

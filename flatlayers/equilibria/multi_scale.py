@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.calling import call
 from ..core.fields import Flag, Size
 from ..core.hashable import hashable, plain
 from ..core.layer import Container, Layer, WrappedFunction, as_layer
-from ..equations.solving import call_solve
 from ..layers.shapes import as_dims, check_count
 from ..vectors.record import Record
 from .deq import DeepEquilibriumNetwork, float_dtype
@@ -112,7 +112,7 @@ class MultiScaleDeepEquilibriumNetwork(Container):
 
     def solve(self, x: Any, ps: Any, st: Any) -> tuple[optx.Solution, Record]:
         """Solve, and return `(solution, st)` with optimistix's own solution object."""
-        return call_solve(self, x, ps, st)
+        return call(self, self._solve, x, ps, st)
 
     def _solve(self, x: Any, ps: Any, st: Any) -> tuple[optx.Solution, Record]:
         names = self.children()

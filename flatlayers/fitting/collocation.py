@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..core.fields import Positive, checked
+from ..dtypes import at_least_float32, floating, is_traced
 from ..equations.solving import require
-from ..layers.shapes import at_least_float32, floating
 from ..vectors.names import describe
 
 
@@ -89,7 +88,7 @@ def default_bandwidth(ts: jax.Array) -> jax.Array:
 
 
 def _as_bandwidth(bandwidth: Any, dtype: Any) -> jax.Array:
-    if not isinstance(bandwidth, Tracer):
+    if not is_traced(bandwidth):
         return jnp.asarray(checked(Positive, "bandwidth", bandwidth), dtype)
     fine = jnp.isfinite(bandwidth) & (bandwidth > 0)
     message = "expected bandwidth: a finite number above 0"

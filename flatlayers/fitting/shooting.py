@@ -1,19 +1,18 @@
 """Multiple shooting: fit a neural differential equation on pieces of its time series."""
 
+import functools
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from ..core.calling import apply
-from ..core.layer import Wrapper
+from ..core.calling import call
+from ..dtypes import common_real_dtype, is_traced
 from ..equations import solving as shared
 from ..equations.ode import NeuralODE
 from ..equations.second_order import SecondOrderNeuralODE
-from ..equations.solver_dtypes import real_dtype
 from ..equations.times import Times
 from ..vectors.names import describe
 
@@ -68,23 +67,20 @@ def multiple_shooting(
     segments = len(starts)
     steps = (len(ts) - 1) // segments
     index = jnp.arange(segments)[:, None] * steps + jnp.arange(steps + 1)[None, :]
-    predictions, _ = apply(_Segments(node), (starts, ts[index]), ps, st)
+    predictions, _ = call(node, functools.partial(_solve_segments, node), (starts, ts[index]), ps, st)
     gaps = predictions[:-1, -1] - starts[1:]
     loss = jnp.mean((predictions - ys[index]) ** 2)
     return loss + continuity * jnp.sum(gaps**2) / max(gaps.size, 1), predictions
 
 
-class _Segments(Wrapper):
-    """The solves from all starts, each at its own times, as a call of a layer."""
+def _solve_segments(node: NeuralODE, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    """The solves from all starts, each at its own times."""
 
-    node: NeuralODE
+    def solve(y0: Any, ts: Any) -> Any:
+        solution = node.integrate(y0, ps, st, ts[0], ts[-1], diffrax.SaveAt(ts=ts))
+        return node.time_leading(solution.ys, y0)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        def solve(y0: Any, ts: Any) -> Any:
-            solution = self.node.integrate(y0, ps, st, ts[0], ts[-1], diffrax.SaveAt(ts=ts))
-            return self.node.time_leading(solution.ys, y0)
-
-        return jax.vmap(solve)(*x), st
+    return jax.vmap(solve)(*x), st
 
 
 def _as_array(ts: Any, starts: Any) -> jax.Array:
@@ -93,7 +89,7 @@ def _as_array(ts: Any, starts: Any) -> jax.Array:
         return ts
     ts = np.asarray(ts, float)
     known = Times(ts.min(initial=0.0), ts.max(initial=0.0), saveat=tuple(ts.ravel()))
-    return jnp.asarray(ts, known.dtype(real_dtype(starts), constant=False))
+    return jnp.asarray(ts, known.dtype(common_real_dtype(starts), constant=False))
 
 
 def _check(ts: Any, ys: Any, starts: Any) -> None:
@@ -109,5 +105,5 @@ def _check(ts: Any, ys: Any, starts: Any) -> None:
             f"found {len(ts)}"
         )
     gaps = jnp.diff(ts)
-    if not isinstance(gaps, Tracer) and not ((gaps > 0).all() or (gaps < 0).all()):
+    if not is_traced(gaps) and not ((gaps > 0).all() or (gaps < 0).all()):
         raise ValueError("expected times that increase or decrease, found some that do not")

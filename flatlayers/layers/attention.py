@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from ..core.fields import Flag, Size
 from ..core.layer import Container, Layer
+from ..dtypes import as_floating, at_least_float32, in_common_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .fields import Probability
-from .shapes import as_floating, at_least_float32, broadcasts_to, in_common_dtype
+from .shapes import broadcasts_to
 
 
 class MultiHeadAttention(Container):

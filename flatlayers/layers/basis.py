@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from ..core.fields import Count, Size
 from ..core.layer import Layer, Param
+from ..dtypes import floating
 from ..initializers import glorot_uniform
 from .fields import Initial
-from .shapes import check_trailing, floating
+from .shapes import check_trailing
 
 
 class Basis(Layer):

@@ -10,9 +10,10 @@ import numpy as np
 from ..core.fields import Check, Count, checked
 from ..core.frozen_dict import FrozenDict
 from ..core.layer import Container, Layer, value_text
+from ..dtypes import as_real
 from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text
-from .shapes import as_real, check_count
+from .shapes import check_count
 
 
 def _callable(value: Any) -> Any:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from ..core.fields import checked
 from ..core.layer import Layer
+from ..dtypes import as_floating, as_inexact, at_least_float32, real_dtype
 from .fields import Axes, Probability
-from .shapes import as_dims, as_floating, as_inexact, at_least_float32, real_dtype
+from .shapes import as_dims
 
 
 # What SELU tends to for large negative numbers: -lambda * alpha.

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..core.fields import Flag, Integer, Positive, Size
 from ..core.layer import Layer, Param
+from ..dtypes import floating, is_traced
 from ..initializers import glorot_uniform, normal, zeros
 from ..vectors.names import describe
 from .fields import Initial, Sizes, as_tuple_of
-from .shapes import along_last, as_dims, check_count, check_trailing, floating
+from .shapes import along_last, as_dims, check_count, check_trailing
 
 
 class Embedding(Layer):
@@ -84,7 +84,7 @@ class Embedding(Layer):
 def _check_indices(x: jax.Array, size: int) -> None:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"expected integer indices, found {describe(x)}")
-    if isinstance(x, Tracer) or x.size == 0:
+    if is_traced(x) or x.size == 0:
         return
     values = np.asarray(x)
     outside = values[(values < 0) | (values >= size)]

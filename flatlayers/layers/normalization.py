@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer, Param
+from ..dtypes import as_floating, at_least_float32
 from ..initializers import ones, zeros
 from ..vectors.record import Record
 from .fields import Activation, Probability, Sizes, Text
-from .shapes import along_last, as_dims, as_floating, at_least_float32, check_trailing
+from .shapes import along_last, as_dims, check_trailing
 
 
 class BatchNorm(Layer):

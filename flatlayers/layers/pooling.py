@@ -11,9 +11,9 @@ import numpy as np
 
 from ..core.fields import Size
 from ..core.layer import Layer
-from .convolution import Pad, Windows, windows_of
+from ..dtypes import as_floating, as_real, at_least_float32
 from .fields import Exponent, Sizes
-from .shapes import as_floating, as_real, at_least_float32
+from .windows import Pad, Windows, windows_of
 
 
 class AbstractPool(Layer):

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..core.fields import Check, Finite, Positive, integer
 from ..core.layer import Layer
-from .shapes import along_last, at_least_float32, broadcasts_to, check_trailing, floating
+from ..dtypes import at_least_float32, floating
+from .shapes import along_last, broadcasts_to, check_trailing
 
 
 def _even(value: Any) -> int:

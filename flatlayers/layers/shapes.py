@@ -27,12 +27,6 @@ def along_last(parameter: jax.Array, ndim: int) -> jax.Array:
     return jax.lax.expand_dims(parameter, range(ndim - parameter.ndim))
 
 
-def floating(x: Any) -> jax.Array:
-    """`x` as an array of floating numbers: integers in JAX's default float dtype."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
-
-
 def as_dims(dims: int | Sequence[int]) -> tuple[int, ...]:
     """One size or several, as a tuple."""
     return tuple(map(operator.index, dims if isinstance(dims, Sequence) else (dims,)))
@@ -48,46 +42,6 @@ def per_axis(sizes: int | tuple[int, ...], rank: int, where: str) -> tuple[int, 
     if len(sizes) != rank:
         raise ValueError(f"{where}: expected an integer or {rank} of them, found {sizes}")
     return sizes
-
-
-def in_common_dtype(*arrays: Any) -> tuple[jax.Array, ...]:
-    """The arrays in the dtype that JAX's promotion gives them together."""
-    dtype = jnp.result_type(*arrays)
-    return tuple(jnp.asarray(array, dtype) for array in arrays)
-
-
-def as_floating(x: Any) -> jax.Array:
-    """`x` as an array. **Raises:** `TypeError` if its numbers are not floating."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
-
-
-def as_inexact(x: Any) -> jax.Array:
-    """`x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
-
-
-def as_real(x: Any) -> jax.Array:
-    """`x` as an array of numbers with an order. **Raises:** `TypeError` for bools and complex numbers."""
-    x = jnp.asarray(x)
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise TypeError(f"expected floating x or integers, found {x.dtype}{list(x.shape)}")
-    return x
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype to compute in: float32 for half precisions, else the dtype itself."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-
-
-def real_dtype(dtype: Any) -> Any:
-    """The dtype of the real part: of a real dtype the dtype itself."""
-    return jnp.finfo(dtype).dtype
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:

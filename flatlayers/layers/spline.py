@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from ..core.fields import Count, Finite, Flag
 from ..core.layer import Layer, Param
+from ..dtypes import at_least_float32, floating, real_dtype
 from ..initializers import from_array, normal
 from .fields import Initial, as_tuple_of
-from .shapes import as_dims, at_least_float32, floating, real_dtype
+from .shapes import as_dims
 
 
 class SplineLayer(Layer):

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..core.fields import Flag, Positive, Size
 from ..core.layer import Layer
+from ..dtypes import as_floating
 from .fields import Sizes
-from .shapes import as_floating, per_axis
+from .shapes import per_axis
 
 
 class PixelShuffle(Layer):

@@ -11,13 +11,13 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.interpreters import ad, batching, mlir
 
 from ..core.calling import display_name
 from ..core.fields import checked as checked_field
 from ..core.layer import Layer, Wrapper
 from ..core.rebuild import shared_names
+from ..dtypes import is_traced
 from ..layers.fields import AnyLayer, Text
 from ..vectors.names import join_path
 from .layer_map import children_of, rebuilt
@@ -128,7 +128,7 @@ def _debugged(model: Any, path: str, nan: Direction) -> Any:
 def checked(x: jax.Array, message: str) -> jax.Array:
     """`x`, if all of its numbers are finite; else an error when it is used."""
     bad = ~jnp.isfinite(x).all()
-    if not isinstance(bad, Tracer) and not bad:
+    if not is_traced(bad) and not bad:
         return x  # it would take a compilation to find out there
     return eqx.error_if(x, bad, f"flatlayers debug: {message}")
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from ..core.declaration import Param, Tied
 from ..core.fields import Integer, Size
 from ..core.layer import Wrapper, fold_in_name
+from ..dtypes import at_least_float32, is_traced
 from ..layers.fields import AnyLayer, Text
-from ..layers.shapes import at_least_float32
 from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.record import Record
 
@@ -179,7 +178,7 @@ def norm_along(v: jax.Array, axis: int) -> jax.Array:
 
 def check_not_zero(norm: jax.Array, name: str) -> None:
     """Raise if a norm is known and zero."""
-    if isinstance(norm, Tracer):
+    if is_traced(norm):
         return
     zeros = int(jnp.sum(norm == 0))
     if zeros:
