@@ -1,0 +1,33 @@
+"""The words that annotations share: what layers take and return, and what solvers do.
+
+`PyTree` is any nest of tuples, lists, mappings and registered classes with arrays as its leaves.
+"""
+
+from typing import TypeAlias
+
+import jax
+import jax.typing
+from jaxtyping import PyTree as PyTree
+
+
+Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.typing.ArrayLike
+DType: TypeAlias = jax.typing.DTypeLike
+Shape: TypeAlias = tuple[int, ...]
+# A typed PRNG key, such as `jax.random.key(0)`.
+Key: TypeAlias = jax.Array
+
+# A call of a layer: `layer(x, ps, st)` is `(y, st)`.
+Input: TypeAlias = PyTree
+Output: TypeAlias = PyTree
+# A `ComponentVector`, a `Record`, a mapping, or any object with the parameters as its attributes.
+Params: TypeAlias = PyTree
+# A `Record` or a mapping.
+State: TypeAlias = PyTree
+
+# A solve of `dy/dt = f(t, y, args)`.
+Time: TypeAlias = jax.typing.ArrayLike
+Y: TypeAlias = PyTree
+Args: TypeAlias = PyTree
+# A derivative of a loss, like what it is taken by; `None` or a zero-sized array where there is none.
+Cotangent: TypeAlias = PyTree
