@@ -24,7 +24,7 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
-	! $(VENV)/bin/pyright --pythonpath $(RUN) --verifytypes flatlayers --ignoreexternal | grep '^flatlayers.core'
+	! $(VENV)/bin/pyright --pythonpath $(RUN) --verifytypes flatlayers --ignoreexternal | grep '^flatlayers.\(core\|vectors\)'
 
 # The site, into build/site. (The variable keeps the theme from announcing its successor.)
 docs: $(VENV)/docs
