@@ -15,7 +15,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import jax
 import numpy as np
@@ -136,7 +136,7 @@ def checks_of(cls: type) -> Mapping[str, Check]:
     return {name: check for name, check in found.items() if check is not None}
 
 
-def check_fields(instance: Any) -> None:
+def check_module_fields(instance: object) -> None:
     """Check the fields of an object that is no layer, such as an `equinox.Module`, by its annotations."""
     for cls in reversed(type(instance).__mro__):
         for name, check in checks_of(cls).items():
@@ -208,6 +208,13 @@ def _tuple_of(kinds: tuple[Any, ...]) -> Check:
 
 def _class_text(kind: type) -> str:
     return "None" if kind is types.NoneType else f"a {kind.__name__}"
+
+
+def is_class_variable(annotation: object, cls: type) -> bool:
+    """Tell whether an annotation of a class declares a variable of the class: `ClassVar`, not a field."""
+    if isinstance(annotation, str):  # what stands in brackets may be unknown here
+        annotation = _evaluated(annotation.partition("[")[0], cls)
+    return annotation is ClassVar or get_origin(annotation) is ClassVar
 
 
 def _evaluated(annotation: Any, cls: type) -> Any:

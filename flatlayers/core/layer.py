@@ -17,23 +17,28 @@ from ..vectors.names import describe, value_text
 from ..vectors.record import Record
 from .calling import apply, sublayers
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
-from .fields import Check, checks_of
+from .fields import Check, checks_of, is_class_variable
 from .frozen_dict import FrozenDict
 from .identity import Value
 from .matching import Shapes, shapes_of_state
 
 
-def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
-    """`__init__`, after which the fields are in their final form and cannot be assigned."""
+def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
+    """`__init__`, and after that of the class itself, not of a base, `check_fields` and the seal."""
 
     @functools.wraps(init)
     def __init__(self: "Layer", *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         if type(self).__init__ is __init__:
-            self.check_fields()
-            self.__dict__["_ready"] = True
+            seal(self)
 
     return __init__
+
+
+def seal(layer: "Layer") -> None:
+    """Let a layer check its fields, and bring them into their final form: from now on it is immutable."""
+    layer._complete()
+    layer.__dict__["_ready"] = True
 
 
 @dataclass_transform()
@@ -46,7 +51,10 @@ class Layer(Value):
     arguments give the same result. A layer is a pytree without leaves, so that `jax.jit` takes it
     as an argument, and equal layers share what was compiled.
 
-    A field `name`, if there is one, is the name that messages and displays use.
+    A field is checked by its annotation (see `flatlayers.core.fields`). What no annotation can say, and
+    what one field is made of another, goes into `check_fields(self)`: it is called once, after
+    `__init__`, and may assign `self.x = ...`. Afterwards the fields are frozen. A field `name`, if there
+    is one, is the name that messages and displays use.
 
     **Raises:** `TypeError` for an array in a field or a field that has no hash.
 
@@ -83,17 +91,23 @@ class Layer(Value):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A subclass without fields of its own keeps the `__init__` that it inherits.
-        own = [kind for kind in inspect.get_annotations(cls).values() if "ClassVar" not in str(kind)]
+        own = [kind for kind in inspect.get_annotations(cls).values() if not is_class_variable(kind, cls)]
         init = "__init__" not in cls.__dict__ and bool(own)
         dataclasses.dataclass(init=init, repr=False, eq=False)(cls)
         cls._checks = {**cls._checks, **checks_of(cls)}
         if "__init__" in cls.__dict__:
-            cls.__init__ = _then_freeze(cls.__init__)
+            cls.__init__ = _then_seal(cls.__init__)
         jax.tree_util.register_static(cls)
 
+    @_then_seal
     def __init__(self) -> None:
-        if type(self).__init__ is Layer.__init__:
-            self.__dict__["_ready"] = True
+        pass
+
+    def check_fields(self) -> None:
+        """Check the fields together, and complete them by plain assignment; called once, after `__init__`.
+
+        A layer that is rebuilt with other children is checked again: what was completed has to pass.
+        """
 
     def parameters(self) -> Mapping[str, Any]:
         """What the layer learns: name → `Param`, `Layer`, `Stacked`, or a mapping, in vector order."""
@@ -139,12 +153,12 @@ class Layer(Value):
                 found.append(declared(jax.random.key(0)))
         return MappingProxyType(found[-1] if keeps_state_type(self) else dict.fromkeys(found[-1]))
 
-    def check_fields(self) -> None:
-        """Bring the fields into their final form; called once, after `__init__`."""
+    def _complete(self) -> None:
+        self.check_fields()
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             where = f"{type(self).__name__}.{field.name}"
             value = frozen_field(getattr(self, field.name), where, "declare it in `parameters`")
-            object.__setattr__(self, field.name, value)
+            self.__dict__[field.name] = value
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_ready" in self.__dict__:
@@ -269,11 +283,11 @@ class Wrapper(Layer):
     (3, 3)
     """
 
-    def check_fields(self) -> None:
+    def _complete(self) -> None:
         names = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
         if names and not any(isinstance(getattr(self, name), Layer) for name in names):
-            object.__setattr__(self, names[0], as_layer(getattr(self, names[0])))
-        super().check_fields()
+            setattr(self, names[0], as_layer(getattr(self, names[0])))
+        super()._complete()
         found = [name for name in names if isinstance(getattr(self, name), Layer)]
         if len(found) != 1:
             raise TypeError(

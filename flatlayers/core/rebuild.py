@@ -6,7 +6,7 @@ from typing import Any
 
 from .calling import sublayers
 from .frozen_dict import FrozenDict
-from .layer import Layer
+from .layer import Layer, seal
 
 
 Place = tuple[Any, ...]
@@ -42,8 +42,7 @@ def with_children(layer: Layer, new: Mapping[str, Layer]) -> Layer:
         copy.__dict__[field.name] = _replaced(getattr(layer, field.name), (field.name,), changes)
     if hasattr(copy, "__post_init__"):
         copy.__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
-    copy.check_fields()
-    copy.__dict__["_ready"] = True
+    seal(copy)
     return copy
 
 

@@ -70,7 +70,7 @@ class MultiHeadAttention(Container):
     v_dims: Size | None = None
     out_dims: Size | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         for name in ("q_proj", "v_proj"):
             features = self._layers[name].out_dims
             if features % self.heads:

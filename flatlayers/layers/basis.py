@@ -187,7 +187,7 @@ class TensorProductLayer(Layer):
     _: KW_ONLY
     init_weight: Initial = glorot_uniform
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         bases = self.bases if isinstance(self.bases, tuple | list) else ()
         if not bases or not all(isinstance(basis, Basis) for basis in bases):
             raise TypeError(

@@ -31,7 +31,7 @@ class AbstractConv(Layer):
     init_weight: Initial = glorot_uniform
     init_bias: Initial = zeros
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not 1 <= len(self.windows.size) <= 3:
             name = type(self).__name__
             raise ValueError(f"{name}.kernel: expected a kernel of 1, 2 or 3 sizes, found {self.kernel}")
@@ -244,8 +244,8 @@ class ConvTranspose(AbstractConv):
     cross_correlation: Flag = False
     output_pad: Counts = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_fields(self) -> None:
+        super().check_fields()
         stride = self.windows.stride
         extra = self.extra(len(stride))
         if any(n >= step for n, step in zip(extra, stride, strict=True)):

@@ -121,10 +121,10 @@ class PeriodicEmbedding(Layer):
     indices: tuple[int, ...]
     periods: tuple[float, ...]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         for name, kind in (("indices", Integer), ("periods", Positive)):
             values = as_tuple_of(kind, f"PeriodicEmbedding.{name}", getattr(self, name))
-            object.__setattr__(self, name, values)
+            setattr(self, name, values)
         if len(self.periods) != len(self.indices):
             raise ValueError(
                 f"PeriodicEmbedding.periods: expected {len(self.indices)} periods, one an index, "
@@ -182,9 +182,9 @@ class PatchEmbedding(Layer):
     init_weight: Initial = glorot_uniform
     init_bias: Initial = zeros
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not isinstance(self.patch, tuple):
-            object.__setattr__(self, "patch", (self.patch, self.patch))
+            self.patch = (self.patch, self.patch)
 
     def parameters(self) -> dict[str, Param]:
         shape = (*as_dims(self.patch), self.in_channels, self.dims)

@@ -122,7 +122,7 @@ class GroupNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.channels % self.groups:
             raise ValueError(
                 f"GroupNorm.groups: expected groups that divide {self.channels} channels, found {self.groups}"
@@ -229,7 +229,7 @@ class LayerNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
@@ -273,7 +273,7 @@ class RMSNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:

@@ -25,7 +25,7 @@ class AbstractPool(Layer):
     pad: Pad = 0
     dilation: Sizes = 1
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         _ = self.windows
 
     @property
@@ -192,7 +192,7 @@ class AbstractAdaptivePool(Layer):
 
     out: tuple[Size, ...]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not self.out:
             raise ValueError(f"{type(self).__name__}.out: expected one size or more, found {self.out}")
 

@@ -49,11 +49,11 @@ class ReshapeLayer(Layer):
 
     shape: SampleSize | tuple[SampleSize, ...]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         sizes = as_dims(self.shape)
         if sizes.count(-1) > 1:
             raise ValueError(f"ReshapeLayer.shape: expected one size of -1 at most, found {sizes}")
-        object.__setattr__(self, "shape", sizes)
+        self.shape = sizes
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         x = jnp.asarray(x)

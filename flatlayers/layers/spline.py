@@ -53,8 +53,8 @@ class SplineLayer(Layer):
     learn_grid: Flag = False
     init_points: Initial = normal
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", as_tuple_of(Finite, "SplineLayer.grid", self.grid))
+    def check_fields(self) -> None:
+        self.grid = as_tuple_of(Finite, "SplineLayer.grid", self.grid)
         if len(self.grid) < 2 or any(b <= a for a, b in itertools.pairwise(self.grid)):
             raise ValueError(
                 f"SplineLayer.grid: expected a grid of 2 or more increasing numbers, found {self.grid}"

@@ -101,7 +101,7 @@ class Upsample(Layer):
     size: Sizes | None = None
     align_corners: Flag = False
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if (self.scale is None) == (self.size is None):
             found = "neither" if self.scale is None else f"scale={self.scale} and size={self.size}"
             raise ValueError(f"Upsample: expected one of scale and size, found {found}")

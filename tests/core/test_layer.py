@@ -104,6 +104,94 @@ def test_an_init_written_out_may_assign():
             layer.sizes = ()
 
 
+class Sized(fl.Layer):
+    """Its hook completes one field from another."""
+
+    sizes: list
+    total: int | None = None
+
+    def check_fields(self):
+        if not self.sizes:
+            raise ValueError("Sized.sizes: expected one size or more, found none")
+        self.sizes = [2 * size for size in self.sizes] if self.total is None else self.sizes
+        self.total = sum(self.sizes)
+
+
+def test_the_hook_completes_fields_by_plain_assignment():
+    layer = Sized([1, 2])
+    assert (layer.sizes, layer.total) == ((2, 4), 6)
+    assert hash(layer) == hash(Sized((1, 2)))
+    with pytest.raises(ValueError, match="one size or more"):
+        Sized([])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        layer.total = 3
+    assert pickle.loads(pickle.dumps(layer)) == layer
+    assert dataclasses.replace(layer, sizes=(3,)).total == 3
+
+    class Empty(fl.Layer):
+        def check_fields(self):
+            self.extra = 3
+
+    assert Empty().extra == 3  # a layer without fields has the hook, too
+
+
+def test_the_hook_is_called_once_by_the_class_itself():
+    calls = []
+
+    class Base(fl.Layer):
+        size: int
+
+        def __init__(self, size):
+            self.size = size
+
+        def check_fields(self):
+            calls.append(type(self).__name__)
+
+    class Derived(Base):
+        def __init__(self):
+            super().__init__(3)
+            self.size = 4
+
+    assert (Base(2).size, Derived().size) == (2, 4)
+    assert calls == ["Base", "Derived"]
+
+
+def test_what_the_hook_leaves_is_checked():
+    class Holder(fl.Layer):
+        value: object
+
+        def check_fields(self):
+            self.value = jnp.ones(2)
+
+    with pytest.raises(TypeError, match=r"Holder.value: layers hold no arrays"):
+        Holder(3)
+
+
+def test_a_post_init_works_as_in_any_dataclass():
+    class Plain(fl.Layer):
+        size: int
+
+        def __post_init__(self):
+            self.size = self.size + 1
+
+        def check_fields(self):
+            self.size = 10 * self.size
+
+    assert Plain(1).size == 20
+
+
+def test_the_hook_of_a_wrapper_finds_the_child():
+    class Inner(fl.Wrapper):
+        layer: fl.Layer
+        size: int | None = None
+
+        def check_fields(self):
+            self.size = fl.parameter_length(self.child)
+
+    assert Inner(jnp.sin).size == 0
+    assert Inner(fl.Dense(3, 2)).size == 8
+
+
 def test_arrays_in_fields_are_refused():
     class Holder(fl.Layer):
         value: object
@@ -430,6 +518,23 @@ def test_a_subclass_with_a_class_variable_keeps_the_init_it_inherits():
 
     assert len(Forgetful(fl.Dense(2, 2), jnp.tanh)) == 2
     assert not fl.preserves_state_type({"a": Forgetful(fl.Dense(2, 2))})
+
+
+def test_a_class_variable_is_known_by_its_annotation_not_by_the_word():
+    class ClassVariety:
+        pass
+
+    class Tagged(fl.Dense):
+        tag: ClassVariety | None = None
+
+    class Written(fl.Dense):
+        tag: "ClassVariety | None" = None
+        count: "ClassVar[ClassVariety | int]" = 3
+
+    assert Tagged(3, 2, tag=None) == Tagged(3, 2)
+    assert [field.name for field in dataclasses.fields(Tagged)][-1] == "tag"
+    assert Written(3, 2, tag=None) == Written(3, 2)
+    assert Written.count == Written(3, 2).count == 3
 
 
 def test_layers_copy_and_replace():
