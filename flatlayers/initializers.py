@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .core.fields import Finite, Fraction, NonNegative, checked
-from .core.identity import Value
+from .core.values import Value
 
 
 # The gain of a ReLU.

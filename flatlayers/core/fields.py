@@ -1,4 +1,4 @@
-"""What a field of a layer may be: said by its annotation, checked when the field is assigned.
+"""Checks of the fields of layers: said by an annotation, done when the field is assigned.
 
     class Smooth(fl.Layer):
         width: Size                # an integer of at least 1, NumPy's too
@@ -38,7 +38,7 @@ class Check:
     expected: str
     accept: Callable[[Any], Any]
 
-    def __call__(self, where: str, value: Any) -> Any:
+    def __call__(self, where: str, value: object) -> Any:
         try:
             return self.accept(value)
         except (TypeError, ValueError) as error:
@@ -107,8 +107,8 @@ Flag = Annotated[bool, Check("True or False", _flag)]
 Function = Annotated[Callable[[Any], Any], Check("a function", _function)]
 
 
-def checked(annotation: Any, where: str, value: Any) -> Any:
-    """The value in the final form that an annotation asks for.
+def checked(annotation: object, where: str, value: object) -> Any:
+    """Return the value in the final form that an annotation asks for.
 
     **Arguments:**
 
@@ -131,7 +131,7 @@ def checked(annotation: Any, where: str, value: Any) -> Any:
 
 
 def checks_of(cls: type) -> Mapping[str, Check]:
-    """The checks that the annotations of a class ask for, by field; those of its bases are not among them."""
+    """Return the checks that the annotations of a class itself, not of its bases, ask for, by field."""
     found = {name: check_of(_evaluated(kind, cls)) for name, kind in inspect.get_annotations(cls).items()}
     return {name: check for name, check in found.items() if check is not None}
 
@@ -144,7 +144,7 @@ def check_module_fields(instance: object) -> None:
 
 
 def check_of(annotation: Any) -> Check | None:
-    """The check that an annotation asks for; `None` if it asks for none."""
+    """Return the check that an annotation asks for; `None` if it asks for none."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return next((part for part in annotation.__metadata__ if isinstance(part, Check)), None)

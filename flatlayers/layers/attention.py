@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container
 from ..core.fields import Flag, Size
-from ..core.layer import Container, Layer
+from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, in_common_dtype
 from .dense import Dense
 from .dropout import Dropout

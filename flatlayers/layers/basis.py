@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import floating
 from ..initializers import glorot_uniform
 from .fields import Initial

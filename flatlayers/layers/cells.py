@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Flag, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..initializers import uniform, zeros
 from ..vectors.names import describe
 from .fields import Activation, Initial

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.composite import Container
 from ..core.fields import Check, Count, checked
-from ..core.frozen_dict import FrozenDict
-from ..core.layer import Container, Layer, value_text
+from ..core.layer import Layer
+from ..core.values import FrozenDict, value_text
 from ..dtypes import as_real
 from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Flag, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import in_common_dtype
 from ..initializers import glorot_uniform, zeros
 from .fields import Activation, Initial, Sizes

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Flag
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..initializers import glorot_uniform, ones, zeros
 from .fields import Activation, Initial
 from .shapes import along_last, as_dims, check_count, check_trailing

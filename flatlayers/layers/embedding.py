@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.declaration import Param
 from ..core.fields import Flag, Integer, Positive, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import floating, is_traced
 from ..initializers import glorot_uniform, normal, zeros
 from ..vectors.names import describe

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.composite import Container
 from ..core.fields import Count
-from ..core.layer import Container, Layer
+from ..core.layer import Layer
 from .containers import child_named
 from .dense import Dense
 from .fields import Activation, Sizes

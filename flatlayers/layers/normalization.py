@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Flag, NonNegative, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32
 from ..initializers import ones, zeros
 from ..vectors.record import Record

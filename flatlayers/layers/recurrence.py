@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container, Wrapper
 from ..core.fields import Check, Flag, Integer
-from ..core.layer import Container, Layer, Wrapper
+from ..core.layer import Layer
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .cells import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container
+from ..core.declaration import Stacked, as_declared
 from ..core.fields import Flag, Size
-from ..core.layer import Container, Stacked, states_of
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
 from .fields import AnyLayer
@@ -59,7 +60,7 @@ class Repeated(Container):
         return {"layer": self.layer if self.shared else Stacked(self.layer, self.n)}
 
     def states(self, key: jax.Array) -> dict[str, Any]:
-        return states_of({"layer": Stacked(self.layer, self.n)}, key)
+        return as_declared({"layer": Stacked(self.layer, self.n)}).declared_states(key) or {}
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         ps = ps.layer.unpack() if isinstance(ps.layer, ComponentVector) else ps.layer

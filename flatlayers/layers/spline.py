@@ -9,8 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Finite, Flag
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import at_least_float32, floating, real_dtype
 from ..initializers import from_array, normal
 from .fields import Initial, as_tuple_of
