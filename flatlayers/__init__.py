@@ -101,7 +101,7 @@ from .layers.normalization import (
     InstanceNorm as InstanceNorm,
     LayerNorm as LayerNorm,
     RMSNorm as RMSNorm,
-    normalise as normalise,
+    normalize as normalize,
 )
 from .layers.pooling import (
     AdaptiveLPPool as AdaptiveLPPool,

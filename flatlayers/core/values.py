@@ -15,7 +15,7 @@ from ..types import PyTree
 # Comparing
 
 
-def identity(value: object) -> HasHash:
+def comparison_key(value: object) -> HasHash:
     """Return what stands for a value where layers are compared: equal for values that compute the same.
 
     Python's `==` is not that: `2 == 2.0 == True` and `0.0 == -0.0`, which give other dtypes or signs, and a
@@ -24,19 +24,19 @@ def identity(value: object) -> HasHash:
     """
     kind = type(value)
     if isinstance(value, complex | np.complexfloating):
-        return kind, identity(value.real), identity(value.imag)
+        return kind, comparison_key(value.real), comparison_key(value.imag)
     if isinstance(value, float | np.floating):
         return kind, float(value).hex()
     if isinstance(value, tuple):
-        return kind, tuple(map(identity, value))
+        return kind, tuple(map(comparison_key, value))
     if _is_compared_by_fields(value):
         return kind, tuple(
-            identity(getattr(value, field.name))
+            comparison_key(getattr(value, field.name))
             for field in dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
         )
     leaves, structure = jax.tree.flatten(value)
     if len(leaves) != 1 or leaves[0] is not value:
-        return kind, structure, tuple(map(identity, leaves))
+        return kind, structure, tuple(map(comparison_key, leaves))
     return kind, value
 
 
@@ -47,7 +47,7 @@ def _is_compared_by_fields(value: object) -> bool:
 
 
 class Value:
-    """The base of frozen dataclasses (with `eq=False`) that are compared by the `identity` of their fields.
+    """The base of frozen dataclasses (with `eq=False`) that are compared by their `comparison_key`s.
 
     The hash is computed once: a compiled call asks for it each time.
     """
@@ -69,7 +69,7 @@ class Value:
     @functools.cached_property
     def _identity(self) -> HasHash:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        return tuple(identity(getattr(self, field.name)) for field in fields if field.compare)
+        return tuple(comparison_key(getattr(self, field.name)) for field in fields if field.compare)
 
     def __getstate__(self) -> dict[str, object]:
         # Without what is computed from the fields, which need not be something that can be pickled.
@@ -106,7 +106,7 @@ class FrozenDict(Mapping[Any, Any]):
         return hash(self._identity())
 
     def _identity(self) -> HasHash:
-        return identity(tuple(self.items()))
+        return comparison_key(tuple(self.items()))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("frozen dicts are immutable")

@@ -138,7 +138,7 @@ class GroupNorm(Layer):
         grouped = x.reshape(*x.shape[:-1], self.groups, self.channels // self.groups)
         axes = (*range(1, x.ndim - 1), x.ndim)
         check_several(math.prod(grouped.shape[a] for a in axes), x)
-        y = normalise(grouped, axis=axes, epsilon=self.epsilon).reshape(x.shape)
+        y = normalize(grouped, axis=axes, epsilon=self.epsilon).reshape(x.shape)
         return finish(y, ps, self.affine, self.activation), st
 
 
@@ -238,7 +238,7 @@ class LayerNorm(Layer):
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
         check_trailing(x, as_dims(self.shape))
-        y = normalise(x, axis=last_axes(self.shape), epsilon=self.epsilon)
+        y = normalize(x, axis=last_axes(self.shape), epsilon=self.epsilon)
         return finish(y, ps, self.affine, self.activation), st
 
 
@@ -289,7 +289,7 @@ class RMSNorm(Layer):
         return along_last(ps.scale, y.ndim) * y if self.affine else y, st
 
 
-def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
+def normalize(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
     """Bring `x` to mean 0 and variance 1 along axes: `(x - mean) / sqrt(var + epsilon)`.
 
     **Arguments:**
@@ -304,7 +304,7 @@ def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) 
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
-    >>> fl.normalise(jnp.array([1.0, 3.0]), axis=0).round(3)
+    >>> fl.normalize(jnp.array([1.0, 3.0]), axis=0).round(3)
     Array([-1.,  1.], dtype=float32)
     """
     x = as_floating(x)
