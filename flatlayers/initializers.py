@@ -16,7 +16,7 @@ import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, overload
 
 import jax
@@ -312,7 +312,7 @@ class GivenArray:
         return f"from_array({self.content.dtype}[{','.join(map(str, self.content.shape))}])"
 
 
-def from_array(array: ArrayLike) -> GivenArray:
+def from_array(array: ArrayLike | Sequence[object]) -> GivenArray:
     """Make the initializer that gives this array, whatever the key. Equal contents give equal initializers.
 
     **Raises:** when it is used, `ValueError` if the parameter has another shape, `TypeError` if it is real

@@ -84,7 +84,8 @@ def number(
     return Check(" ".join(["a finite number", *" and ".join(words).split()]), accept)
 
 
-def _function(value: Any) -> Any:
+def a_callable(value: object) -> object:
+    """Return a function, or another object that can be called; a class is none."""
     if not callable(value) or isinstance(value, type):
         raise TypeError
     return value
@@ -104,7 +105,7 @@ NonNegative = Annotated[float, number(low=0)]
 Positive = Annotated[float, number(above=0)]
 Fraction = Annotated[float, number(low=0, high=1)]
 Flag = Annotated[bool, Check("True or False", _flag)]
-Function = Annotated[Callable[[Any], Any], Check("a function", _function)]
+Function = Annotated[Callable[[Any], Any], Check("a function", a_callable)]
 
 
 def checked(annotation: object, where: str, value: object) -> Any:

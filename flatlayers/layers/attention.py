@@ -12,6 +12,7 @@ from ..core.composite import Container
 from ..core.fields import Flag, Size
 from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, in_common_dtype
+from ..types import Input, Output, Params, Shape, State
 from .dense import Dense
 from .dropout import Dropout
 from .fields import Probability
@@ -97,10 +98,10 @@ class MultiHeadAttention(Container):
             "dropout": Dropout(self.dropout),
         }
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         layers = self._layers
 
-        def project(name: str, x: Any) -> jax.Array:
+        def project(name: str, x: Input) -> jax.Array:
             return layers[name](x, getattr(ps, name), st[name])[0]
 
         q, k, v, mask = _inputs(x)
@@ -118,7 +119,7 @@ class MultiHeadAttention(Container):
         return y, st.replace(dropout=dropout)
 
 
-def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
+def _inputs(x: Input) -> tuple[Any, Any, Any, Any]:
     """Queries, keys, values and mask, in shapes that fit each other."""
     parts = x if type(x) is tuple else (x, x)
     if len(parts) == 2:
@@ -141,7 +142,7 @@ def _split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
+def _kept(mask: Any, causal: bool, shape: Shape) -> jax.Array | None:
     """Which query sees which key, of the shape `(*batch, heads, queries, keys)`; `None` is all."""
     triangle = jnp.broadcast_to(jnp.tril(jnp.ones(shape[-2:], bool)), shape) if causal else None
     if mask is None:
@@ -159,7 +160,7 @@ def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
     return mask if triangle is None else mask & triangle
 
 
-def _check_axes(shape: tuple[int, ...], batch: int) -> None:
+def _check_axes(shape: Shape, batch: int) -> None:
     """Raise for a mask whose axes could be others than broadcasting takes them for."""
     full, fewer = batch + 3, not batch and len(shape) == 2
     if len(shape) < full and shape and not fewer:
@@ -178,7 +179,7 @@ def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
     return drops or q.dtype == jnp.float64 or v.dtype == jnp.float64 or q.shape[-1] != v.shape[-1]
 
 
-def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Any, st: Any) -> tuple[Any, Any]:
+def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Params, st: State) -> tuple[Any, Any]:
     """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
     weights, st = dropout(_weights(q, k, keep).astype(v.dtype), ps, st)
     return _weighted(weights, v), st

@@ -4,16 +4,17 @@ import functools
 import operator
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from ..core.declaration import Param
-from ..core.fields import Count, Size
+from ..core.fields import Check, Count, Size
 from ..core.layer import Layer
 from ..dtypes import floating
 from ..initializers import glorot_uniform
+from ..types import Input, Output, Params, State
 from .fields import Initial
 from .shapes import check_trailing
 
@@ -30,7 +31,7 @@ class Basis(Layer):
         """The `n` functions at `x`."""
         raise TypeError(f"{type(self).__name__} does not define `terms(self, x)`")
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return jnp.stack(self.terms(floating(x)), axis=-1), st
 
 
@@ -155,6 +156,15 @@ class Sine(Basis):
         return [jnp.sin(k * x) for k in range(1, self.n + 1)]
 
 
+def _bases(value: object) -> tuple[Basis, ...]:
+    if not isinstance(value, tuple | list) or not value or not all(isinstance(b, Basis) for b in value):
+        raise TypeError
+    return tuple(value)
+
+
+Bases = Annotated[tuple[Basis, ...], Check("a tuple of bases such as (Chebyshev(4),)", _bases)]
+
+
 class TensorProductLayer(Layer):
     """A linear map of all products of basis functions: `y = weight @ (b_1(x_1) ⊗ b_2(x_2) ⊗ ...)`.
 
@@ -183,24 +193,16 @@ class TensorProductLayer(Layer):
     ((2, 15), (7, 2))
     """
 
-    bases: tuple[Basis, ...]
+    bases: Bases
     out_dims: Count
     _: KW_ONLY
     init_weight: Initial = glorot_uniform
-
-    def check_fields(self) -> None:
-        bases = self.bases if isinstance(self.bases, tuple | list) else ()
-        if not bases or not all(isinstance(basis, Basis) for basis in bases):
-            raise TypeError(
-                "TensorProductLayer.bases: expected a tuple of bases such as (Chebyshev(4),), "
-                f"found {self.bases!r}"
-            )
 
     def parameters(self) -> dict[str, Param]:
         products = functools.reduce(operator.mul, (basis.n for basis in self.bases))
         return {"weight": Param((self.out_dims, products), self.init_weight)}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (len(self.bases),))
         x = floating(x)
         values = [basis(x[..., i], {}, {})[0] for i, basis in enumerate(self.bases)]

@@ -8,22 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.composite import Container
-from ..core.fields import Check, Count, checked
+from ..core.fields import Check, Count, a_callable, checked
 from ..core.layer import Layer
-from ..core.values import FrozenDict, value_text
+from ..core.values import FrozenDict
 from ..dtypes import as_real
+from ..types import Input, Output, Params, State
 from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text
 from .shapes import check_count
 
 
-def _callable(value: Any) -> Any:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError
-    return value
-
-
-Connection = Annotated[Callable[..., Any], Check("a function or a layer", _callable)]
+Connection = Annotated[Callable[..., Any], Check("a function or a layer", a_callable)]
 
 
 def child_named(layer: Container, layers: Mapping[str, Layer], name: str) -> Layer:
@@ -72,11 +67,11 @@ class NamedLayers(Container):
     def children(self) -> Mapping[str, Any]:
         return {**self.layers, **{k: c for k, c in self.connections().items() if isinstance(c, Layer)}}
 
-    def call_layer(self, name: str, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def call_layer(self, name: str, x: Input, ps: Params, st: State) -> tuple[Any, Any]:
         y, new = self.layers[name](x, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def connect(self, name: str, inputs: tuple[Any, ...], ps: Any, st: Any) -> tuple[Any, Any]:
+    def connect(self, name: str, inputs: tuple[Any, ...], ps: Params, st: State) -> tuple[Any, Any]:
         """Join `inputs`: a function takes them as arguments, a layer as one tuple; `None` returns it."""
         connection = self.connections()[name]
         if connection is None:
@@ -86,14 +81,11 @@ class NamedLayers(Container):
         y, new = connection(inputs, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._argument_texts())})"
-
-    def _argument_texts(self) -> Iterator[str]:
-        keyword = False
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        by_name = False
         for i, (name, layer) in enumerate(self.layers.items()):
-            keyword = keyword or name != f"layer_{i}"
-            yield f"{name}={layer!r}" if keyword else repr(layer)
+            by_name = by_name or name != f"layer_{i}"
+            yield name, layer, by_name
 
 
 class Chain(NamedLayers):
@@ -133,7 +125,7 @@ class Chain(NamedLayers):
         super().__init__(*layers, **named)
         self.name = name
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         for name in self.layers:
             x, st = self.call_layer(name, x, ps, st)
         return x, st
@@ -157,10 +149,10 @@ class Chain(NamedLayers):
             return self.layers[key]
         return list(self.layers.values())[key]
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield from super().constructor_arguments()
         if self.name is not None:
-            yield f"name={self.name!r}"
+            yield "name", self.name, True
 
 
 class Parallel(NamedLayers):
@@ -198,7 +190,7 @@ class Parallel(NamedLayers):
     def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * len(self.layers)
         check_count(len(xs), len(self.layers), "layer")
         ys = []
@@ -207,9 +199,9 @@ class Parallel(NamedLayers):
             ys.append(y)
         return self.connect("connection", tuple(ys), ps, st)
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield "connection", self.connection, False
+        yield from super().constructor_arguments()
 
 
 class BranchLayer(NamedLayers):
@@ -244,17 +236,17 @@ class BranchLayer(NamedLayers):
     def connections(self) -> Mapping[str, Connection | None]:
         return {"fusion": self.fusion}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ys = []
         for name in self.layers:
             y, st = self.call_layer(name, x, ps, st)
             ys.append(y)
         return self.connect("fusion", tuple(ys), ps, st)
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield from super().constructor_arguments()
         if self.fusion is not None:
-            yield f"fusion={value_text(self.fusion)}"
+            yield "fusion", self.fusion, True
 
 
 class PairwiseFusion(NamedLayers):
@@ -291,7 +283,7 @@ class PairwiseFusion(NamedLayers):
     def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * (len(self.layers) + 1)
         check_count(len(xs), len(self.layers) + 1, "layer and one to start with")
         y = xs[0]
@@ -300,9 +292,9 @@ class PairwiseFusion(NamedLayers):
             y, st = self.connect("connection", (y, part), ps, st)
         return y, st
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield "connection", self.connection, False
+        yield from super().constructor_arguments()
 
 
 class Maxout(NamedLayers):
@@ -343,7 +335,7 @@ class Maxout(NamedLayers):
         if not self.layers:
             raise ValueError("Maxout: expected one layer or more, found none")
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ys = []
         for name in self.layers:
             y, st = self.call_layer(name, x, ps, st)
@@ -353,7 +345,7 @@ class Maxout(NamedLayers):
         return functools.reduce(jnp.maximum, ys), st
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number)
 
 
@@ -382,7 +374,7 @@ class SkipConnection(Container):
     layer: AnyLayer
     connection: Connection
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, ps.layer, st.layer)
         st = st.replace(layer=new)
         if not isinstance(self.connection, Layer):

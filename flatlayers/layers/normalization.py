@@ -13,7 +13,9 @@ from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32
 from ..initializers import ones, zeros
+from ..types import Input, Key, Output, Params, Shape, State
 from ..vectors.record import Record
+from .ending import activated
 from .fields import Activation, Probability, Sizes, Text
 from .shapes import along_last, as_dims, check_trailing
 
@@ -74,10 +76,10 @@ class BatchNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
+    def states(self, key: Key) -> dict[str, Any]:
         return running_values(self.channels) if self.track_stats else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (self.channels,))
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
@@ -132,7 +134,7 @@ class GroupNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_samples(x, self.channels)
         x = as_floating(x)
         grouped = x.reshape(*x.shape[:-1], self.groups, self.channels // self.groups)
@@ -185,10 +187,10 @@ class InstanceNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
+    def states(self, key: Key) -> dict[str, Any]:
         return running_values(self.channels) if self.track_stats else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_samples(x, self.channels)
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
@@ -236,7 +238,7 @@ class LayerNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias(as_dims(self.shape), self.affine)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, as_dims(self.shape))
         y = normalize(x, axis=last_axes(self.shape), epsilon=self.epsilon)
         return finish(y, ps, self.affine, self.activation), st
@@ -280,7 +282,7 @@ class RMSNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return {"scale": Param(as_dims(self.shape), ones)} if self.affine else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, as_dims(self.shape))
         x = as_floating(x)
         wide = x.astype(at_least_float32(x.dtype))
@@ -289,7 +291,7 @@ class RMSNorm(Layer):
         return along_last(ps.scale, y.ndim) * y if self.affine else y, st
 
 
-def normalize(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
+def normalize(x: Input, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
     """Bring `x` to mean 0 and variance 1 along axes: `(x - mean) / sqrt(var + epsilon)`.
 
     **Arguments:**
@@ -348,14 +350,14 @@ def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def finish(y: jax.Array, ps: Any, affine: bool, activation: Activation | None) -> Any:
+def finish(y: jax.Array, ps: Params, affine: bool, activation: Activation | None) -> Any:
     """The scale, the bias and the activation."""
     if affine:
         y = along_last(ps.scale, y.ndim) * y + along_last(ps.bias, y.ndim)
-    return y if activation is None else activation(y)
+    return activated(activation, y)
 
 
-def scale_and_bias(shape: tuple[int, ...], affine: bool) -> dict[str, Param]:
+def scale_and_bias(shape: Shape, affine: bool) -> dict[str, Param]:
     return {"scale": Param(shape, ones), "bias": Param(shape, zeros)} if affine else {}
 
 
@@ -367,7 +369,7 @@ def running_values(channels: int) -> dict[str, Any]:
 
 
 def tracked(
-    layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None
+    layer: Any, x: jax.Array, axes: tuple[int, ...], st: State, axis_name: Any = None
 ) -> tuple[Moments, Any]:
     """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
@@ -380,7 +382,7 @@ def tracked(
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Any) -> jax.Array:
+def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
     """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`, a line for each channel."""
     shift, rest, var = found
     slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest), x.dtype
@@ -393,7 +395,7 @@ def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Any) -> jax.Array:
         slope = scale * slope
     # One pass over `x`, and one back, which subtracts again: what is left would be as much memory as `x`.
     y = jax.checkpoint(_line)(x, shift, slope, bias - rest * slope).astype(dtype)
-    return y if layer.activation is None else layer.activation(y)
+    return activated(layer.activation, y)
 
 
 def _line(x: jax.Array, shift: jax.Array, slope: jax.Array, offset: jax.Array) -> jax.Array:
@@ -427,7 +429,7 @@ def check_several(count: int, x: jax.Array) -> int:
     return count
 
 
-def check_samples(x: Any, channels: int) -> None:
+def check_samples(x: Input, channels: int) -> None:
     shape = jnp.shape(x)
     if len(shape) < 2 or shape[-1] != channels:
         raise ValueError(f"expected x of shape (batch, ..., {channels}), found shape {shape}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ..core.composite import Container
 from ..core.declaration import Stacked, as_declared
 from ..core.fields import Flag, Size
+from ..types import Input, Key, Output, Params, State
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
 from .fields import AnyLayer
@@ -59,10 +60,10 @@ class Repeated(Container):
     def parameters(self) -> dict[str, Any]:
         return {"layer": self.layer if self.shared else Stacked(self.layer, self.n)}
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
+    def states(self, key: Key) -> dict[str, Any]:
         return as_declared({"layer": Stacked(self.layer, self.n)}).declared_states(key) or {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ps = ps.layer.unpack() if isinstance(ps.layer, ComponentVector) else ps.layer
 
         def step(y: Any, own: Any) -> tuple[Any, Any]:
@@ -77,7 +78,7 @@ class Repeated(Container):
         return y, st.replace(layer=states)
 
 
-def _like_output(x: Any, y: Any) -> Any:
+def _like_output(x: Input, y: Any) -> Any:
     """`x` in the dtypes that it and the output of a layer promote to, if they have the same shapes."""
     same = jax.tree.structure(x) == jax.tree.structure(y)
     if not same or jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, y):

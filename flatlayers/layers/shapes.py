@@ -2,13 +2,14 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..types import Input
 
-def check_trailing(x: Any, expected: tuple[int, ...]) -> None:
+
+def check_trailing(x: Input, expected: tuple[int, ...]) -> None:
     """Raise unless the last axes of `x` are the expected ones."""
     shape = jnp.shape(x)
     if len(shape) < len(expected) or shape[len(shape) - len(expected) :] != expected:

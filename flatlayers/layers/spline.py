@@ -2,9 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from ..core.fields import Count, Finite, Flag
 from ..core.layer import Layer
 from ..dtypes import at_least_float32, floating, real_dtype
 from ..initializers import from_array, normal
-from .fields import Initial, as_tuple_of
+from ..types import Input, Output, Params, State
+from .fields import Initial, sequence_of
 from .shapes import as_dims
 
 
@@ -47,7 +47,7 @@ class SplineLayer(Layer):
     Array(1.5, dtype=float32)
     """
 
-    grid: Sequence[float]
+    grid: Annotated[tuple[float, ...], sequence_of(Finite)]
     dims: Count | tuple[Count, ...]
     _: KW_ONLY
     kind: Literal["linear", "cubic"] = "linear"
@@ -55,7 +55,6 @@ class SplineLayer(Layer):
     init_points: Initial = normal
 
     def check_fields(self) -> None:
-        self.grid = as_tuple_of(Finite, "SplineLayer.grid", self.grid)
         if len(self.grid) < 2 or any(b <= a for a, b in itertools.pairwise(self.grid)):
             raise ValueError(
                 f"SplineLayer.grid: expected a grid of 2 or more increasing numbers, found {self.grid}"
@@ -66,7 +65,7 @@ class SplineLayer(Layer):
         parameters = {"points": Param((n, *as_dims(self.dims)), self.init_points)}
         return parameters | ({"grid": Param((n,), from_array(self.grid))} if self.learn_grid else {})
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, points = floating(x), floating(ps.points)
         learned = (floating(ps.grid),) if self.learn_grid else ()
         for part in (x, *learned):
