@@ -1,4 +1,4 @@
-"""What a layer declares its parameters with: the parts of a declaration, and what each of them answers."""
+"""The parts of a declaration, `Param`, `Stacked`, `Tied` and mappings, and the questions that all answer."""
 
 import abc
 import dataclasses
@@ -208,7 +208,7 @@ class Group(Declared, Mapping[str, Any]):
 
 
 class Tied(Group):
-    """What is declared, with names that have one place, as `Layout.tie` does it for a layout.
+    """A mapping in which some names have one place, as `Layout.tie` does it for a layout.
 
     `parameters` may return one, or give one as a value. It reads as the mapping it is made of.
 

@@ -91,7 +91,7 @@ def a_callable(value: object) -> object:
     return value
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError
     return bool(value)
@@ -158,8 +158,8 @@ def check_of(annotation: Any) -> Check | None:
     return None
 
 
-def _one_of(values: tuple[Any, ...]) -> Check:
-    def accept(value: Any) -> Any:
+def _one_of(values: tuple[object, ...]) -> Check:
+    def accept(value: object) -> object:
         if not any(type(value) is type(known) and value == known for known in values):
             raise ValueError
         return value
@@ -169,7 +169,7 @@ def _one_of(values: tuple[Any, ...]) -> Check:
 
 
 def _any_of(kinds: tuple[Any, ...]) -> Check | None:
-    """What one of the kinds of a union accepts. One that is neither checked nor a class accepts all."""
+    """Accept what one of the kinds of a union does. One that is neither checked nor a class accepts all."""
     checks = {kind: check_of(kind) for kind in kinds}
     if not any(checks.values()) or any(c is None and not isinstance(k, type) for k, c in checks.items()):
         return None
@@ -229,7 +229,7 @@ def _evaluated(annotation: Any, cls: type) -> Any:
         return None
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     if isinstance(value, jax.Array | np.ndarray) and not isinstance(value, np.generic):
         return ("a traced " if isinstance(value, Tracer) else "") + describe(value)
     text = f"{value!r}; write {value.__name__}(...)" if isinstance(value, type) else repr(value)

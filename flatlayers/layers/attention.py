@@ -12,7 +12,7 @@ from ..core.composite import Container
 from ..core.fields import Flag, Size
 from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, in_common_dtype
-from ..types import Input, Output, Params, Shape, State
+from ..types import Array, ArrayLike, Input, Output, Params, Shape, State
 from .dense import Dense
 from .dropout import Dropout
 from .fields import Probability
@@ -142,7 +142,7 @@ def _split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _kept(mask: Any, causal: bool, shape: Shape) -> jax.Array | None:
+def _kept(mask: ArrayLike | None, causal: bool, shape: Shape) -> jax.Array | None:
     """Which query sees which key, of the shape `(*batch, heads, queries, keys)`; `None` is all."""
     triangle = jnp.broadcast_to(jnp.tril(jnp.ones(shape[-2:], bool)), shape) if causal else None
     if mask is None:
@@ -179,13 +179,17 @@ def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
     return drops or q.dtype == jnp.float64 or v.dtype == jnp.float64 or q.shape[-1] != v.shape[-1]
 
 
-def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Params, st: State) -> tuple[Any, Any]:
+def _attend(
+    q: Array, k: Array, v: Array, keep: Array | None, dropout: Layer, ps: Params, st: State
+) -> tuple[Any, Any]:
     """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
     weights, st = dropout(_weights(q, k, keep).astype(v.dtype), ps, st)
     return _weighted(weights, v), st
 
 
-def _attend_without_dropout(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+def _attend_without_dropout(
+    q: Array, k: Array, v: Array, keep: Array | None, may_see_none: bool
+) -> jax.Array:
     # On a CPU JAX's function takes 1.4 times as long as the formula; see benchmarks/README.md.
     return jax.lax.platform_dependent(
         *(q, k, v, keep),
@@ -210,7 +214,7 @@ def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.swapaxes(weights @ jnp.swapaxes(v, -3, -2), -3, -2)
 
 
-def _attend_in_jax(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+def _attend_in_jax(q: Array, k: Array, v: Array, keep: Array | None, may_see_none: bool) -> jax.Array:
     """The same by JAX, which has one batch axis."""
     batch = q.shape[:-3]
     q, k, v = (part.reshape(math.prod(batch), *part.shape[-3:]) for part in (q, k, v))

@@ -4,7 +4,7 @@ import functools
 import operator
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ..core.fields import Check, Count, Size
 from ..core.layer import Layer
 from ..dtypes import floating
 from ..initializers import glorot_uniform
-from ..types import Input, Output, Params, State
+from ..types import Array, Input, Output, Params, State
 from .fields import Initial
 from .shapes import check_trailing
 
@@ -93,7 +93,7 @@ class Legendre(Basis):
     """
 
     def terms(self, x: jax.Array) -> list[jax.Array]:
-        def following(k: int, last: Any, before: Any) -> Any:
+        def following(k: int, last: Array, before: Array) -> Array:
             return ((2 * k + 1) * x * last - k * before) / (k + 1)
 
         return _by_recurrence(self.n, x, following)
@@ -209,7 +209,7 @@ class TensorProductLayer(Layer):
         return functools.reduce(_outer, values) @ ps.weight.T, st
 
 
-def _by_recurrence(n: int, x: jax.Array, following: Callable[[int, Any, Any], Any]) -> list[jax.Array]:
+def _by_recurrence(n: int, x: jax.Array, following: Callable[[int, Array, Array], Array]) -> list[jax.Array]:
     """`1, x` and what follows: term `k + 1` is `following(k, term k, term k - 1)`."""
     terms = [jnp.ones_like(x), x]
     for k in range(1, n - 1):

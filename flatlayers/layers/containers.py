@@ -14,7 +14,7 @@ from ..core.values import FrozenDict
 from ..dtypes import as_real
 from ..types import Input, Output, Params, State
 from ..vectors.names import UnknownNameError, unknown_name
-from .fields import AnyLayer, Text
+from .fields import AnyLayer, LayerLike, Text
 from .shapes import check_count
 
 
@@ -43,10 +43,10 @@ class NamedLayers(Container):
 
     layers: FrozenDict
 
-    def __init__(self, *layers: Any, **named: Any):
+    def __init__(self, *layers: LayerLike, **named: LayerLike):
         numbered = {f"layer_{i}": layer for i, layer in enumerate(layers)}
-        if isinstance(named.get("layers"), Mapping):  # as dataclasses.replace gives them
-            named = {**named.pop("layers"), **named}
+        if isinstance(given := named.get("layers"), Mapping):  # as dataclasses.replace gives them
+            named = {**given, **{name: layer for name, layer in named.items() if name != "layers"}}
         if both := numbered.keys() & named.keys():
             raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
         where = type(self).__name__
@@ -61,7 +61,7 @@ class NamedLayers(Container):
         return [*super().__dir__(), *self.layers]
 
     def connections(self) -> Mapping[str, Connection | None]:
-        """What joins the outputs, by the name of its field."""
+        """Return the functions or layers that join outputs, by the names of their fields."""
         return {}
 
     def children(self) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ class Chain(NamedLayers):
 
     name: Text | None
 
-    def __init__(self, *layers: Any, name: str | None = None, **named: Any):
+    def __init__(self, *layers: LayerLike, name: str | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
         self.name = name
 
@@ -183,7 +183,7 @@ class Parallel(NamedLayers):
 
     connection: Connection | None
 
-    def __init__(self, connection: Connection | None, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection | None, *layers: LayerLike, **named: LayerLike):
         super().__init__(*layers, **named)
         self.connection = connection
 
@@ -229,7 +229,7 @@ class BranchLayer(NamedLayers):
 
     fusion: Connection | None
 
-    def __init__(self, *layers: Any, fusion: Connection | None = None, **named: Any):
+    def __init__(self, *layers: LayerLike, fusion: Connection | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
         self.fusion = fusion
 
@@ -276,7 +276,7 @@ class PairwiseFusion(NamedLayers):
 
     connection: Connection
 
-    def __init__(self, connection: Connection, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection, *layers: LayerLike, **named: LayerLike):
         super().__init__(*layers, **named)
         self.connection = connection
 
@@ -325,7 +325,7 @@ class Maxout(NamedLayers):
     (5, 2)
     """
 
-    def __init__(self, *layers: Any, **named: Any):
+    def __init__(self, *layers: Any, **named: LayerLike):
         if len(layers) == 2 and _is_number(layers[1]) and not isinstance(layers[0], Layer):
             make_layer, n = layers[0], checked(Count, "Maxout.n", layers[1])
             if not callable(make_layer):

@@ -12,7 +12,7 @@ from ..core.fields import Flag, Size
 from ..core.layer import Layer
 from ..dtypes import in_common_dtype
 from ..initializers import glorot_uniform, zeros
-from ..types import Input, Output, Params, State
+from ..types import Input, Output, Params, Shape, State
 from .ending import ended, weight_and_bias
 from .fields import Activation, Initial, Sizes
 from .shapes import per_axis
@@ -44,10 +44,10 @@ class AbstractConv(Layer):
     def windows(self) -> Windows:
         return windows_of(self, "kernel")
 
-    def declare(self, weight_shape: tuple[int, ...], groups: int, **options: Any) -> dict[str, Param]:
+    def declare(self, weight_shape: Shape, groups: int, output_axis: int | None = None) -> dict[str, Param]:
         size = math.prod(self.kernel)
         fan_in, fan_out = size * self.in_channels // groups, size * self.out_channels // groups
-        weight = Param(weight_shape, self.init_weight, fan_in=fan_in, fan_out=fan_out, **options)
+        weight = Param(weight_shape, self.init_weight, fan_in, fan_out, output_axis)
         return weight_and_bias(self, weight, (self.out_channels,))
 
     def check_groups(self, groups: int) -> None:
@@ -280,7 +280,7 @@ class ConvTranspose(AbstractConv):
         return ended(self, y, ps), st
 
     def transposed_pads(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-        """What is put around `x`, with zeros between its entries, to give the result its sizes."""
+        """Return the padding of `x`, with zeros between its entries, that gives the result its sizes."""
         where = self.windows
         ends = zip(where.span, where.pads, self.extra(len(sizes)), strict=True)
         pads = [(span - 1 - low, span - 1 - high + more) for span, (low, high), more in ends]

@@ -201,7 +201,7 @@ def dropout(
 
 
 def draw_mask(key: Key, x: jax.Array, p: float, axis: int | Sequence[int] | None = None) -> jax.Array:
-    """What is kept. It is drawn in float32 at least: a half precision cannot tell small probabilities."""
+    """Draw which numbers are kept, in float32 at least: a half precision cannot tell small probabilities."""
     return jax.random.uniform(key, mask_shape(x.shape, axis), at_least_float32(real_dtype(x.dtype))) >= p
 
 

@@ -1,4 +1,4 @@
-"""How many layers end: a weight has a bias, which is added, and an activation follows."""
+"""The end that many layers share: a weight has a bias, which is added, and an activation follows."""
 
 from typing import Protocol
 

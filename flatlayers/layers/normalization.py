@@ -317,6 +317,9 @@ def normalize(x: Input, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5
     return ((x.astype(shift.dtype) - shift - rest) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
 
 
+# The name, or names, of mapped axes that the devices lie along.
+Axis = str | tuple[str, ...] | None
+
 # Moments
 
 
@@ -332,7 +335,7 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Moments:
+def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Axis = None) -> Moments:
     """The moments with axes of size 1 left in place, in float32 at least."""
     x = x.astype(at_least_float32(x.dtype))
 
@@ -346,12 +349,12 @@ def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Momen
     return Moments(shift, rest, jnp.maximum(average(jnp.square(x)) - jnp.square(rest), 0.0))
 
 
-def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
+def over_devices(mean: jax.Array, axis_name: Axis) -> jax.Array:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def finish(y: jax.Array, ps: Params, affine: bool, activation: Activation | None) -> Any:
-    """The scale, the bias and the activation."""
+def finish(y: jax.Array, ps: Params, affine: bool, activation: Activation | None) -> jax.Array:
+    """Apply the scale, the bias and the activation."""
     if affine:
         y = along_last(ps.scale, y.ndim) * y + along_last(ps.bias, y.ndim)
     return activated(activation, y)
@@ -369,7 +372,11 @@ def running_values(channels: int) -> dict[str, Any]:
 
 
 def tracked(
-    layer: Any, x: jax.Array, axes: tuple[int, ...], st: State, axis_name: Any = None
+    layer: BatchNorm | InstanceNorm,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    st: State,
+    axis_name: Axis = None,
 ) -> tuple[Moments, Any]:
     """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
@@ -382,7 +389,7 @@ def tracked(
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
+def affine_map(layer: BatchNorm | InstanceNorm, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
     """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`, a line for each channel."""
     shift, rest, var = found
     slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest), x.dtype

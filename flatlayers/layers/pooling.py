@@ -18,7 +18,7 @@ from .windows import Pad, Windows, windows_of
 
 
 class AbstractPool(Layer):
-    """What the pools over windows of a given size share: their fields."""
+    """The base of the pools over windows of a given size."""
 
     window: tuple[Size, ...]
     _: KW_ONLY
@@ -189,7 +189,7 @@ class GlobalLPPool(Layer):
 
 
 class AbstractAdaptivePool(Layer):
-    """What the pools to a given size share."""
+    """The base of the pools to a given size."""
 
     out: tuple[Size, ...]
 

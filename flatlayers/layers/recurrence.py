@@ -1,4 +1,4 @@
-"""What runs a cell over a sequence."""
+"""Layers that run a cell over a sequence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
@@ -179,7 +179,7 @@ def _run_layer(
     # The first step gives the carry, and a state of the first call, the type of all others.
     y_first, carry, st = _step(cell, first, carry, ps, st)
 
-    def step(loop: Any, x: Input) -> tuple[Any, Any]:
+    def step(loop: PyTree, x: Input) -> tuple[Any, Any]:
         _, carry, st = loop
         y, carry, st = _step(cell, x, (carry,), ps, st)
         return (y, carry, st), y if return_sequence else None

@@ -97,7 +97,7 @@ def _evaluate(x: jax.Array, grid: jax.Array, points: jax.Array, cubic: bool) -> 
 
 
 def _second_derivatives(grid: jax.Array, points: jax.Array) -> jax.Array:
-    """Those of the natural spline at its points, by which its first derivative is continuous."""
+    """Solve for the second derivatives of the natural spline at its points: its first one is continuous."""
     h = jnp.diff(grid)
     slope = jnp.diff(points, axis=0) / h[:, None]
     return jax.lax.linalg.tridiagonal_solve(
