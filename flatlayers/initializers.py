@@ -37,7 +37,7 @@ SQRT_2 = math.sqrt(2)
 
 
 def _number(value: object) -> complex:
-    if isinstance(value, bool) or not isinstance(value, int | float | complex | np.number):
+    if not isinstance(value, int | float | complex | np.number | np.bool_):
         raise TypeError
     return value  # pyright: ignore[reportReturnType]
 
