@@ -4,11 +4,8 @@ import pytest
 
 import flatlayers as fl
 from flatlayers.core.declaration import Tied, as_declared, fold_in_name
-from tests.core.models import Counter, Linear
+from tests.core.models import Counter, Linear, net
 from tests.helpers import assert_same
-
-
-# net
 
 
 def test_layout_is_declared_and_cached():
