@@ -340,17 +340,14 @@ def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Axis = None) -> Mome
     x = x.astype(at_least_float32(x.dtype))
 
     def average(x: jax.Array) -> jax.Array:
-        return over_devices(jnp.mean(x, axes, keepdims=True), axis_name)
+        mean = jnp.mean(x, axes, keepdims=True)
+        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
     # Which number is subtracted makes no difference, and none to the derivatives.
     shift = jax.lax.stop_gradient(average(x))
     x = x - shift
     rest = average(x)
     return Moments(shift, rest, jnp.maximum(average(jnp.square(x)) - jnp.square(rest), 0.0))
-
-
-def over_devices(mean: jax.Array, axis_name: Axis) -> jax.Array:
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 def finish(y: jax.Array, ps: Params, affine: bool, activation: Activation | None) -> jax.Array:
