@@ -49,7 +49,7 @@ Number = Annotated[complex, Check("a number", _number)]
 class Initializer(Value):
     """`init(key, shape, dtype)` draws an array; `init(**options)` gives another initializer.
 
-    What draws is given by place, what configures by name. Only the value of `constant` may be given by place.
+    The arguments for a draw are given by place, options by name, but for the value of `constant`.
 
     **Arguments:**
 

@@ -24,7 +24,7 @@ Method = Callable[[Input, Params, State], tuple[Output, State]]
 
 
 def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
-    """`__init__`, and after that of the class itself, not of a base, `check_fields` and the seal."""
+    """Seal the layer after `__init__`, but after that of its own class alone, not of a base."""
 
     @functools.wraps(init)
     def __init__(self: "Layer", *args: object, **kwargs: object) -> None:
@@ -51,10 +51,10 @@ class Layer(Value, Declared):
     arguments give the same result. A layer is a pytree without leaves, so that `jax.jit` takes it
     as an argument, and equal layers share what was compiled.
 
-    A field is checked by its annotation (see `flatlayers.core.fields`). What no annotation can say, and
-    what one field is made of another, goes into `check_fields(self)`: it is called once, after
-    `__init__`, and may assign `self.x = ...`. Afterwards the fields are frozen. A field `name`, if there
-    is one, is the name that messages and displays use.
+    A field is checked by its annotation (see `flatlayers.core.fields`). Checks that no annotation can
+    express, and fields that follow from others, go into `check_fields(self)`: it is called once, after
+    `__init__`, and may assign `self.x = ...`. Then the fields are frozen. A field `name`, if there is one,
+    is the name that messages and displays use.
 
     **Raises:** `TypeError` for an array in a field or a field that has no hash.
 
@@ -83,7 +83,7 @@ class Layer(Value, Declared):
     (5, 2)
     """
 
-    # Whether a call returns a state of the structure, shapes and dtypes it was given.
+    # True unless a call may return a state of another structure, other shapes or dtypes.
     keeps_state_type: ClassVar[bool] = True
     # The checks of its fields, by name.
     _checks: ClassVar[Mapping[str, Check]] = {}

@@ -8,7 +8,7 @@ from .layer import Layer, seal, sublayers
 from .values import FrozenDict
 
 
-# Where a value stands in the fields of a layer: the name of the field, then indices and keys.
+# The place of a value in a layer: the name of its field, then indices and keys.
 FieldPath = tuple[Any, ...]
 
 

@@ -16,7 +16,7 @@ from .fields import Axes, Probability
 from .shapes import as_dims
 
 
-# What SELU tends to for large negative numbers: -lambda * alpha.
+# The limit of SELU for large negative numbers: -lambda * alpha.
 SELU_LIMIT = -1.0507009873554805 * 1.6732632423543772
 
 

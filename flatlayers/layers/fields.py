@@ -25,7 +25,7 @@ Probability = Annotated[float, Check("a probability from 0 to 1", number(low=0, 
 Exponent = Annotated[float, Check("a finite exponent p of at least 1", number(low=1).accept)]
 Activation = Annotated[Callable[[Any], Any], Check("an elementwise function", a_function)]
 Initial = Annotated[Callable[..., Any], Check("an initializer `init(key, shape, dtype)`", a_function)]
-# What becomes a layer, as an argument.
+# An argument that becomes a layer.
 LayerLike = Layer | Callable[[Any], Any]
 AnyLayer = Annotated[Layer, Check("a layer or a function", as_layer)]
 

@@ -410,7 +410,7 @@ def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
     """The state with the running values moved towards the moments of `count` numbers a channel."""
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        # What is remembered is not differentiated: no gradient passes from call to call.
+        # No gradient passes from call to call: the running values are not differentiated.
         batch = jax.lax.stop_gradient(jnp.mean(new, tuple(range(new.ndim - 1)))).astype(old.dtype)
         return (1 - momentum) * old + momentum * batch
 
@@ -421,7 +421,7 @@ def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
     )
 
 
-# What is checked
+# Checks
 
 
 def check_several(count: int, x: jax.Array) -> int:
