@@ -98,8 +98,8 @@ def _check_indices(x: jax.Array, size: int) -> None:
 class PeriodicEmbedding(Layer):
     """Some features as points on a circle: `x_i` becomes `sin(2 pi x_i / p_i)` and `cos(2 pi x_i / p_i)`.
 
-    The layers that follow are then periodic and smooth in them. The other features come first, as they are; then all
-    sines, then all cosines.
+    The layers that follow are then periodic and smooth in them. The other features come first, as they are;
+    then all sines, then all cosines.
 
     **Arguments:**
 
