@@ -3,15 +3,14 @@
 from . import activations as activations, initializers as initializers
 from .adjoints.checkpoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
 from .adjoints.gauss import GaussAdjoint as GaussAdjoint
-from .core.calling import apply as apply, display_name as display_name
+from .core.composite import Container as Container, Wrapper as Wrapper
+from .core.declaration import Param as Param, Stacked as Stacked
 from .core.layer import (
-    Container as Container,
     Layer as Layer,
-    Param as Param,
-    Stacked as Stacked,
     WrappedFunction as WrappedFunction,
-    Wrapper as Wrapper,
+    apply as apply,
     contains_layer as contains_layer,
+    display_name as display_name,
 )
 from .core.setup import (
     initial_parameters as initial_parameters,
@@ -102,7 +101,7 @@ from .layers.normalization import (
     InstanceNorm as InstanceNorm,
     LayerNorm as LayerNorm,
     RMSNorm as RMSNorm,
-    normalise as normalise,
+    normalize as normalize,
 )
 from .layers.pooling import (
     AdaptiveLPPool as AdaptiveLPPool,

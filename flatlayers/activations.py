@@ -1,7 +1,5 @@
 """Activation functions: those of `jax.nn`, and `identity`. Any elementwise function will do as well."""
 
-from typing import Any
-
 from jax.nn import (
     celu,
     elu,
@@ -28,6 +26,8 @@ from jax.nn import (
     tanh,
 )
 from jax.numpy import cos, sin
+
+from .types import PyTree
 
 
 __all__ = [
@@ -60,6 +60,6 @@ __all__ = [
 ]
 
 
-def identity(x: Any) -> Any:
-    """`x` itself."""
+def identity(x: PyTree) -> PyTree:
+    """Return `x` itself."""
     return x

@@ -1,86 +1,86 @@
-"""The dtypes of numbers: what is asked of them, and what they are brought into."""
-
-from typing import Any
+"""The dtypes of numbers: questions about them, and conversions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .types import Array, ArrayLike, DType, PyTree
 
-def floating(x: Any) -> jax.Array:
-    """`x` as an array of floating numbers: integers in JAX's default float dtype."""
+
+def floating(x: ArrayLike) -> jax.Array:
+    """Return `x` as an array of floating numbers: integers in JAX's default float dtype."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
 
 
-def as_floating(x: Any) -> jax.Array:
-    """`x` as an array. **Raises:** `TypeError` if its numbers are not floating."""
+def as_floating(x: ArrayLike) -> jax.Array:
+    """Return `x` as an array. **Raises:** `TypeError` if its numbers are not floating."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
     return x
 
 
-def as_inexact(x: Any) -> jax.Array:
-    """`x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
+def as_inexact(x: ArrayLike) -> jax.Array:
+    """Return `x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
     return x
 
 
-def as_real(x: Any) -> jax.Array:
-    """`x` as an array of numbers with an order. **Raises:** `TypeError` for bools and complex numbers."""
+def as_real(x: ArrayLike) -> jax.Array:
+    """Return `x` as an array of ordered numbers. **Raises:** `TypeError` for bools and complex numbers."""
     x = jnp.asarray(x)
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
         raise TypeError(f"expected floating x or integers, found {x.dtype}{list(x.shape)}")
     return x
 
 
-def in_common_dtype(*arrays: Any) -> tuple[jax.Array, ...]:
-    """The arrays in the dtype that JAX's promotion gives them together."""
+def in_common_dtype(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
+    """Return the arrays in the dtype that JAX's promotion gives them together."""
     dtype = jnp.result_type(*arrays)
     return tuple(jnp.asarray(array, dtype) for array in arrays)
 
 
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype to compute in: float32 for half precisions, else the dtype itself."""
+def at_least_float32(dtype: DType) -> DType:
+    """Return the dtype to compute in: float32 for half precisions, else the dtype itself."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def real_dtype(dtype: Any) -> np.dtype:
-    """The dtype of the real part: of a real dtype the dtype itself."""
+def real_dtype(dtype: DType) -> np.dtype:
+    """Return the dtype of the real part: of a real dtype the dtype itself."""
     return jnp.finfo(dtype).dtype
 
 
-def common_real_dtype(*trees: Any) -> np.dtype:
-    """The real dtype that the floating and complex numbers of pytrees promote to; JAX's own if none are."""
+def common_real_dtype(*trees: PyTree) -> np.dtype:
+    """Return the real dtype that the inexact numbers of pytrees promote to; JAX's own if there are none."""
     inexact = dict.fromkeys(leaf.dtype for leaf in jax.tree.leaves(trees) if is_inexact(leaf))
     return promoted(*(real_dtype(dtype) for dtype in inexact))
 
 
-def promoted(*dtypes: Any) -> np.dtype:
-    """What dtypes promote to, whatever the promotion that is allowed elsewhere; of none, JAX's own."""
+def promoted(*dtypes: DType) -> np.dtype:
+    """Promote dtypes, whatever promotion is allowed elsewhere; of none, return JAX's own."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(dtypes or (float,)))
 
 
-def is_floating(x: Any) -> bool:
-    """Whether it is an array of real floating numbers."""
+def is_floating(x: object) -> bool:
+    """Tell whether it is an array of real floating numbers."""
     return isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def is_complex(x: Any) -> bool:
-    """Whether it has complex numbers."""
+def is_complex(x: Array) -> bool:
+    """Tell whether it has complex numbers."""
     return jnp.issubdtype(x.dtype, jnp.complexfloating)
 
 
-def is_inexact(x: Any) -> bool:
-    """Whether it has floating or complex numbers."""
+def is_inexact(x: Array) -> bool:
+    """Tell whether it has floating or complex numbers."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def is_traced(x: Any) -> bool:
-    """Whether its numbers are known only when a compiled function runs."""
+def is_traced(x: object) -> bool:
+    """Tell whether its numbers are known only when a compiled function runs."""
     return isinstance(x, Tracer)

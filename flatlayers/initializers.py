@@ -8,47 +8,64 @@ A complex parameter has a real and an imaginary part that are drawn alike and ap
 so the mean of `|w|²` is that of a real one. The columns or rows of `orthogonal` are then those of a unitary
 matrix.
 
-An initializer also takes its options by a call, and gives an initializer:
-`glorot_uniform(gain=0.1)`, `normal(0.02)`.
+Called with options, by name, an initializer gives another one: `glorot_uniform(gain=0.1)`,
+`normal(stddev=0.02)`.
 """
 
 import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .core.fields import Finite, Fraction, NonNegative, checked
-from .core.identity import Value
+from .core.fields import Check, Finite, Fraction, NonNegative, checked
+from .core.values import ArrayContent, Value
+from .dtypes import at_least_float32
+from .types import Array, ArrayLike, DType, Key, Shape
+from .vectors.names import describe
 
 
+# The numbers of inputs and outputs.
+Fans = tuple[int, int]
 # The gain of a ReLU.
 SQRT_2 = math.sqrt(2)
+
+
+def _number(value: object) -> complex:
+    if not isinstance(value, int | float | complex | np.number | np.bool_):
+        raise TypeError
+    return value  # pyright: ignore[reportReturnType]
+
+
+Number = Annotated[complex, Check("a number", _number)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Initializer(Value):
     """`init(key, shape, dtype)` draws an array; `init(**options)` gives another initializer.
 
+    The arguments for a draw are given by place, options by name, but for the value of `constant`.
+
     **Arguments:**
 
-    - `draw`: a function `draw(key, shape, dtype, **options)`. If it takes `fans`, it is given the
+    - `draw`: a function `draw(key, shape, dtype, *, **options)`. If it takes `fans`, it is given the
         pair `(fan_in, fan_out)`.
     - `options`: the options that are set, as pairs of name and value.
     - `fans`: the fans, if they are not those of the shape.
 
-    **Raises:** `TypeError` for an option that there is not or that is no number, `ValueError` for one that is
-    not finite or out of range; when it draws, `TypeError` for complex values of a real parameter.
+    **Raises:** `TypeError` for an option by place, for one that there is not or that is no number,
+    `ValueError` for one that is not finite or out of range; when it draws, `TypeError` for complex values of
+    a real parameter.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> from flatlayers.initializers import constant, normal
-    >>> normal(0.1)
+    >>> normal(stddev=0.1)
     normal(stddev=0.1)
     >>> constant(3.0)(jax.random.key(0), (2,), jnp.float32)
     Array([3., 3.], dtype=float32)
@@ -61,29 +78,40 @@ class Initializer(Value):
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.draw.__doc__)
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        names = self._argument_names()
-        bound = dict(zip(["key", "shape", "dtype"], args, strict=False)) | named
-        if "shape" in bound and not isinstance(bound["key"], int | float):
-            return self._draw(**bound)
-        if len(args) > 1:
-            raise TypeError(f"{self}: expected (key, shape, dtype) or options by name, found {args!r}")
-        options = dict(zip(names[:1], args, strict=False)) | named
+    @overload
+    def __call__(self, key: Key, shape: Shape, dtype: DType = float, /) -> Array: ...
+    @overload
+    def __call__(self, value: complex, /) -> "Initializer": ...
+    @overload
+    def __call__(self, /, **options: complex) -> "Initializer": ...
+    def __call__(self, /, *args: Any, **options: object) -> "Array | Initializer":
+        names = self._options()
+        by_place = [name for name, kind in names.items() if kind.kind is not kind.KEYWORD_ONLY]
+        if len(args) in (2, 3) and not options and not isinstance(args[0], int | float):
+            return self._draw(*args)
+        if len(args) > len(by_place):
+            raise TypeError(
+                f"{self}: expected (key, shape, dtype) to draw, or options by name "
+                f"({', '.join(names) or 'there are none'}), found {describe(args)}"
+            )
+        return self._configured({**dict(zip(by_place, args, strict=False)), **options}, names)
+
+    def _configured(self, options: dict[str, object], names: dict[str, inspect.Parameter]) -> "Initializer":
         for name in options:
             if name not in names:
                 raise TypeError(f"{self}: no option {name!r}; there are: {', '.join(names) or 'none'}")
-        parameters, function = inspect.signature(self.draw).parameters, self.draw.__name__
-        options = {
-            name: checked(parameters[name].annotation, f"{function}: {name}", value)
+        function = self.draw.__name__
+        values = {
+            name: checked(names[name].annotation, f"{function}: {name}", value)
             for name, value in options.items()
         }
-        return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
+        return dataclasses.replace(self, options=tuple((dict(self.options) | values).items()))
 
     def with_fans(self, fan_in: int | None, fan_out: int | None) -> "Initializer":
-        """The same with the given fans instead of those of the shape; `None` leaves one as it is."""
+        """Give the same with the given fans instead of those of the shape; `None` leaves one as it is."""
         return dataclasses.replace(self, fans=(fan_in, fan_out))
 
-    def _draw(self, key: jax.Array, shape: Any, dtype: Any = float) -> jax.Array:
+    def _draw(self, key: Key, shape: Shape | int, dtype: DType = float) -> Array:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         options = dict(self.options)
         if "fans" in inspect.signature(self.draw).parameters:
@@ -91,11 +119,11 @@ class Initializer(Value):
             options["fans"] = tuple(of_shape if fan is None else fan for fan, of_shape in given)
         return self.draw(key, shape, jax.dtypes.canonicalize_dtype(dtype), **options)
 
-    def _argument_names(self) -> list[str]:
-        names = list(inspect.signature(self.draw).parameters)[3:]
-        return [name for name in names if name != "fans"]
+    def _options(self) -> dict[str, inspect.Parameter]:
+        parameters = list(inspect.signature(self.draw).parameters.items())[3:]
+        return {name: kind for name, kind in parameters if name != "fans"}
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         # By name: under the name of the function stands the initializer that was made of it.
         return _restore, (self.draw.__module__, self.draw.__qualname__, self.options, self.fans)
 
@@ -105,13 +133,13 @@ class Initializer(Value):
         return f"{name}({inside})" if inside else name
 
 
-def _restore(module: str, name: str, options: Any, fans: Any) -> Initializer:
+def _restore(module: str, name: str, options: tuple[tuple[str, object], ...], fans: Fans) -> Initializer:
     found = getattr(importlib.import_module(module), name)
     return Initializer(found.draw if isinstance(found, Initializer) else found, options, fans)
 
 
-def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The numbers of inputs and outputs `(fan_in, fan_out)` of a weight.
+def fans(shape: Shape) -> Fans:
+    """Return the numbers of inputs and outputs `(fan_in, fan_out)` of a weight.
 
     >>> from flatlayers.initializers import fans
     >>> fans((4, 2)), fans((3, 3, 5, 7)), fans((6,))
@@ -126,45 +154,46 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 @Initializer
-def zeros(key: Any, shape: Any, dtype: Any) -> jax.Array:
+def zeros(key: Key, shape: Shape, dtype: DType) -> Array:
     """All zeros."""
     return jnp.zeros(shape, dtype)
 
 
 @Initializer
-def ones(key: Any, shape: Any, dtype: Any) -> jax.Array:
+def ones(key: Key, shape: Shape, dtype: DType) -> Array:
     """All ones."""
     return jnp.ones(shape, dtype)
 
 
 @Initializer
-def constant(key: Any, shape: Any, dtype: Any, value: complex = 0.0) -> jax.Array:
-    """`constant(c)`: all equal to `c`."""
+def constant(key: Key, shape: Shape, dtype: DType, value: Number = 0.0) -> Array:
+    """`constant(value)`: all equal to it."""
     _check_real("constant", value, dtype)
     return jnp.full(shape, value, dtype)
 
 
 @Initializer
-def uniform(key: Any, shape: Any, dtype: Any, scale: Finite = 1.0) -> jax.Array:
+def uniform(key: Key, shape: Shape, dtype: DType, *, scale: Finite = 1.0) -> Array:
     """Uniform in `[-scale, scale)`."""
     return _drawn_uniform(key, shape, dtype, scale)
 
 
 @Initializer
-def normal(key: Any, shape: Any, dtype: Any, stddev: NonNegative = 1.0) -> jax.Array:
+def normal(key: Key, shape: Shape, dtype: DType, *, stddev: NonNegative = 1.0) -> Array:
     """Normal with mean 0 and the given standard deviation."""
     return jax.nn.initializers.normal(stddev)(key, shape, dtype)
 
 
 @Initializer
 def truncated_normal(
-    key: Any,
-    shape: Any,
-    dtype: Any,
+    key: Key,
+    shape: Shape,
+    dtype: DType,
+    *,
     stddev: NonNegative = 1.0,
     lower: Finite = -2.0,
     upper: Finite = 2.0,
-) -> jax.Array:
+) -> Array:
     """A normal cut off at `lower` and `upper`, times `stddev`; what is left has a smaller spread."""
     if lower >= upper:
         raise ValueError(f"truncated_normal: expected lower under upper, found {lower} and {upper}")
@@ -173,43 +202,51 @@ def truncated_normal(
 
 
 @Initializer
-def glorot_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0, *, fans: Any) -> jax.Array:
+def glorot_uniform(
+    key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: tuple[int, int]
+) -> Array:
     """Uniform in `±gain * sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     bound = gain * math.sqrt(6 / max(sum(fans), 1))
     return _drawn_uniform(key, shape, dtype, bound)
 
 
 @Initializer
-def glorot_normal(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0, *, fans: Any) -> jax.Array:
+def glorot_normal(
+    key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: tuple[int, int]
+) -> Array:
     """Normal with standard deviation `gain * sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     return gain * math.sqrt(2 / max(sum(fans), 1)) * jax.random.normal(key, shape, dtype)
 
 
 @Initializer
-def kaiming_uniform(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
+def kaiming_uniform(
+    key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: tuple[int, int]
+) -> Array:
     """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
     bound = gain * math.sqrt(3 / max(fans[0], 1))
     return _drawn_uniform(key, shape, dtype, bound)
 
 
 @Initializer
-def kaiming_normal(key: Any, shape: Any, dtype: Any, gain: Finite = SQRT_2, *, fans: Any) -> jax.Array:
+def kaiming_normal(
+    key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: tuple[int, int]
+) -> Array:
     """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
     return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)
 
 
 @Initializer
-def orthogonal(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
-    """`orthogonal(gain)`: orthonormal rows or columns, whichever are fewer, times `gain` (Saxe et al., 2014).
+def orthogonal(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0) -> Array:
+    """Orthonormal rows or columns, whichever are fewer, times `gain` (Saxe et al., 2014).
 
     With three axes or more the last one is the output; all others together are the input.
     """
-    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # there is no QR in half precision
+    wide = at_least_float32(dtype)  # there is no QR in half precision
     return jax.nn.initializers.orthogonal(gain)(key, shape, wide).astype(dtype)
 
 
 @Initializer
-def identity(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
+def identity(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0) -> Array:
     """`gain` times the identity: a matrix with ones on the diagonal, a kernel that passes its centre on."""
     if len(shape) < 2:
         raise ValueError(f"identity: expected a shape with at least two axes, found {shape}")
@@ -222,9 +259,9 @@ def identity(key: Any, shape: Any, dtype: Any, gain: Finite = 1.0) -> jax.Array:
 
 @Initializer
 def sparse(
-    key: Any, shape: Any, dtype: Any, sparsity: Fraction = 0.9, stddev: NonNegative = 0.01
-) -> jax.Array:
-    """`sparse(sparsity)`: normal, with that fraction of every column of a matrix zero (Martens, 2010)."""
+    key: Key, shape: Shape, dtype: DType, *, sparsity: Fraction = 0.9, stddev: NonNegative = 0.01
+) -> Array:
+    """Normal, with the fraction `sparsity` of every column of a matrix zero (Martens, 2010)."""
     if len(shape) != 2:
         raise ValueError(f"sparse: expected the shape of a matrix, found {shape}")
     value_key, place_key = jax.random.split(key)
@@ -233,23 +270,23 @@ def sparse(
     return jnp.where(rank < math.ceil(sparsity * shape[0]), jnp.zeros((), dtype), values)
 
 
-def _drawn_uniform(key: Any, shape: Any, dtype: Any, bound: float) -> jax.Array:
-    def draw(key: Any, shape: Any, dtype: Any) -> jax.Array:
+def _drawn_uniform(key: Key, shape: Shape, dtype: DType, bound: float) -> Array:
+    def draw(key: Key, shape: Shape, dtype: DType) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return _drawn(draw, key, shape, dtype)
 
 
-def _drawn(draw: Callable[[Any, Any, Any], jax.Array], key: Any, shape: Any, dtype: Any) -> jax.Array:
-    """What `draw` gives; for complex numbers two of it, over `sqrt(2)`: the mean of `|w|²` stays."""
+def _drawn(draw: Callable[[Key, Shape, DType], Array], key: Key, shape: Shape, dtype: DType) -> Array:
+    """Call `draw`; for complex numbers twice, over `sqrt(2)`: the mean of `|w|²` stays."""
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         return draw(key, shape, dtype)
     real, imaginary = (draw(part, shape, jnp.finfo(dtype).dtype) for part in jax.random.split(key))
     return jax.lax.complex(real, imaginary) / math.sqrt(2)
 
 
-def _check_real(name: str, value: Any, dtype: Any) -> None:
-    """Raise where a conversion would discard the imaginary part."""
+def _check_real(name: str, value: ArrayLike, dtype: DType | None) -> None:
+    """Raise `TypeError` if a conversion would discard the imaginary part."""
     if np.iscomplexobj(value) and dtype is not None and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
             f"{name}: expected real values for a parameter of dtype {jnp.dtype(dtype)}, found complex ones"
@@ -258,25 +295,25 @@ def _check_real(name: str, value: Any, dtype: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GivenArray:
-    """The initializer of `from_array`: an array as bytes, so that it can be compared and hashed."""
+    """The initializer of `from_array`."""
 
-    shape: tuple[int, ...]
-    dtype: str
-    content: bytes
+    content: ArrayContent
 
-    def __call__(self, key: Any, shape: Any, dtype: Any = None) -> jax.Array:
-        if tuple(shape) != self.shape:
-            raise ValueError(f"from_array: expected the parameter's shape {tuple(shape)}, found {self.shape}")
-        array = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
+    def __call__(self, key: Key, shape: Shape, dtype: DType | None = None) -> Array:
+        array = self.content.array()
+        if tuple(shape) != array.shape:
+            raise ValueError(
+                f"from_array: expected the parameter's shape {tuple(shape)}, found {array.shape}"
+            )
         _check_real("from_array", array, dtype)
         return jnp.asarray(array, dtype)
 
     def __repr__(self) -> str:
-        return f"from_array({self.dtype}[{','.join(map(str, self.shape))}])"
+        return f"from_array({self.content.dtype}[{','.join(map(str, self.content.shape))}])"
 
 
-def from_array(array: Any) -> GivenArray:
-    """The initializer that gives this array, whatever the key. Equal contents give equal initializers.
+def from_array(array: ArrayLike | Sequence[object]) -> GivenArray:
+    """Make the initializer that gives this array, whatever the key. Equal contents give equal initializers.
 
     **Raises:** when it is used, `ValueError` if the parameter has another shape, `TypeError` if it is real
     and the array complex.
@@ -288,6 +325,4 @@ def from_array(array: Any) -> GivenArray:
     >>> fl.initial_parameters(jax.random.key(0), layer).weight
     Array([[1., 2.]], dtype=float32)
     """
-    array = np.asarray(array)
-    array = array.astype(array.dtype.newbyteorder("="))
-    return GivenArray(array.shape, array.dtype.name, array.tobytes())
+    return GivenArray(ArrayContent.of(array))

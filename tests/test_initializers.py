@@ -85,13 +85,13 @@ def test_from_array_in_another_byte_order(key):
 
 def test_options(key):
     assert (init.constant(3.0)(key, (2,), jnp.float32) == 3).all()
-    np.testing.assert_allclose(jnp.std(init.normal(0.1)(key, (10_000,), float)), 0.1, rtol=0.05)
+    np.testing.assert_allclose(jnp.std(init.normal(stddev=0.1)(key, (10_000,), float)), 0.1, rtol=0.05)
     np.testing.assert_allclose(jnp.std(init.normal()(key, (10_000,), float)), 1.0, rtol=0.05)
     assert jnp.abs(init.uniform(scale=0.5)(key, (1000,), float)).max() <= 0.5
-    cut = init.truncated_normal(2.0, lower=-1.0, upper=1.5)(key, (20_000,), float)
+    cut = init.truncated_normal(stddev=2.0, lower=-1.0, upper=1.5)(key, (20_000,), float)
     np.testing.assert_allclose(jnp.std(cut), 2 * scipy.stats.truncnorm(-1.0, 1.5).std(), rtol=0.02)
     assert init.glorot_uniform(gain=2.0) == init.glorot_uniform(gain=2.0) != init.glorot_uniform
-    assert repr(init.normal(0.1)) == "normal(stddev=0.1)"
+    assert repr(init.normal(stddev=0.1)) == "normal(stddev=0.1)"
     twice = init.glorot_normal(gain=2.0)(key, (5, 4), float)
     np.testing.assert_allclose(twice, 2 * init.glorot_normal(key, (5, 4), float))
     with pytest.raises(TypeError, match="no option 'std'; there are: stddev"):
@@ -102,7 +102,7 @@ def test_options(key):
 
 def test_orthogonal(key):
     for shape in [(6, 4), (4, 6)]:
-        q = init.orthogonal(2.0)(key, shape, float)
+        q = init.orthogonal(gain=2.0)(key, shape, float)
         small = q.T @ q if shape[0] > shape[1] else q @ q.T
         np.testing.assert_allclose(small, 4 * jnp.eye(4), atol=1e-12)
 
@@ -117,10 +117,10 @@ def test_identity(key):
 
 
 def test_sparse(key):
-    value = init.sparse(0.75)(key, (8, 5), float)
+    value = init.sparse(sparsity=0.75)(key, (8, 5), float)
     np.testing.assert_array_equal((value == 0).sum(0), 6)
     with pytest.raises(ValueError, match="matrix"):
-        init.sparse(0.5)(key, (3,), float)
+        init.sparse(sparsity=0.5)(key, (3,), float)
 
 
 def test_from_array(key):
@@ -174,7 +174,7 @@ def test_the_spread_of_complex_numbers(key, dtype, name, shape):
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (2, 3, 4)])
 def test_complex_orthogonal_is_unitary(key, dtype, shape):
-    w = np.asarray(init.orthogonal(2.0)(key, shape, dtype)).reshape(-1, shape[-1])
+    w = np.asarray(init.orthogonal(gain=2.0)(key, shape, dtype)).reshape(-1, shape[-1])
     small = w.conj().T @ w if w.shape[0] >= w.shape[1] else w @ w.conj().T
     np.testing.assert_allclose(small, 4 * np.eye(len(small)), atol=1e-5 if dtype == jnp.complex64 else 1e-12)
     assert np.abs(w.imag).max() > 0.1
@@ -187,12 +187,12 @@ def test_the_others_in_complex_numbers(key, dtype):
         np.testing.assert_array_equal(initializer(key, (3, 5), dtype), initializer(key, (3, 5), float))
         assert initializer(key, (3, 5), dtype).dtype == dtype
     assert (init.constant(1 + 2j)(key, (2,), dtype) == 1 + 2j).all()
-    value = init.sparse(0.75, stddev=2.0)(key, (400, 50), dtype)
+    value = init.sparse(sparsity=0.75, stddev=2.0)(key, (400, 50), dtype)
     np.testing.assert_array_equal((value == 0).sum(0), 300)
     np.testing.assert_allclose(jnp.sum(jnp.abs(value) ** 2) / 5000, 4.0, rtol=0.1)
     given = init.from_array([1.0 + 1j, 2.0])
     assert given(key, (2,), dtype).dtype == dtype
-    cut = init.truncated_normal(2.0, lower=-1.0, upper=1.5)(key, (20_000,), dtype)
+    cut = init.truncated_normal(stddev=2.0, lower=-1.0, upper=1.5)(key, (20_000,), dtype)
     expected = 4 * scipy.stats.truncnorm(-1.0, 1.5).moment(2)
     np.testing.assert_allclose(jnp.mean(jnp.abs(cut) ** 2), expected, rtol=0.03)
 
@@ -238,10 +238,28 @@ def test_options_are_numbers(name, option, bad):
 
 def test_options_in_range():
     with pytest.raises(ValueError, match="normal: stddev: expected a finite number of at least 0, found -1"):
-        init.normal(-1)
+        init.normal(stddev=-1)
     with pytest.raises(ValueError, match="sparse: sparsity: .* at least 0 and of at most 1, found 1.5"):
-        init.sparse(1.5)
+        init.sparse(sparsity=1.5)
     with pytest.raises(ValueError, match=r"lower under upper, found 2.0 and 1.0"):
         init.truncated_normal(lower=2.0, upper=1.0)(jax.random.key(0), (2,), float)
-    assert init.normal(np.float32(0.5)) == init.normal(0.5)
-    assert isinstance(dict(init.orthogonal(2).options)["gain"], float)
+    assert init.normal(stddev=np.float32(0.5)) == init.normal(stddev=0.5)
+    assert isinstance(dict(init.orthogonal(gain=2).options)["gain"], float)
+
+
+def test_options_are_given_by_name_and_what_draws_by_place(key):
+    for wrong in ((key,), (0.1,), (0.1, (2,), float), (key, (2,), float, 1)):
+        with pytest.raises(
+            TypeError, match=r"normal: expected \(key, shape, dtype\) to draw, or .*\(stddev\)"
+        ):
+            init.normal(*wrong)
+    with pytest.raises(TypeError, match="to draw, or options by name"):
+        init.normal(key, (2,), stddev=2.0)
+    with pytest.raises(TypeError, match="no option 'key'"):
+        init.normal(key=key, shape=(2,))
+    with pytest.raises(TypeError, match=r"zeros: expected .*\(there are none\)"):
+        init.zeros(3.0)
+    assert init.constant(2) == init.constant(value=2)
+    for wrong in (key, "a", jnp.ones(2)):
+        with pytest.raises(TypeError, match="constant: value: expected a number, found"):
+            init.constant(wrong)

@@ -1,1 +1,1 @@
-"""The four ideas: `Layout`, `ComponentVector`, `Layer` and `Record`."""
+"""The layer: what it declares, how it is called, and what is made of it."""

@@ -1,17 +1,78 @@
-"""What a layer declares its parameters with."""
+"""The parts of a declaration, `Param`, `Stacked`, `Tied` and mappings, and the questions that all answer."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..vectors.names import value_text
+from ..types import Array, DType, Key, PyTree, Shape
+from ..vectors.layout import Layout
+from ..vectors.names import describe, join_path
+from ..vectors.record import Record
+from .values import value_text
+
+
+class Declared(abc.ABC):
+    """A part of a declaration: a `Param`, a `Layer`, a `Stacked`, a `Tied`, or a mapping as a `Group`.
+
+    `as_declared` makes one of what a user writes.
+    """
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> Layout | Shape:
+        """The layout of the parameters; the shape, where it is one parameter without a name."""
+
+    @abc.abstractmethod
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        """Draw the initial values, by the dotted path that each has below `path`.
+
+        Each name on the way folds the key once more.
+        """
+
+    @abc.abstractmethod
+    def declared_states(self, key: Key) -> dict[str, Any] | None:
+        """Return the states, made with the key that the parameters' keys are folded from.
+
+        A parameter has none, `None`: its name does not occur among the states.
+        """
+
+    @abc.abstractmethod
+    def declared_parts(self) -> Mapping[str, Any]:
+        """Return what is directly inside, by path. The path of what has no name of its own is empty."""
+
+    @abc.abstractmethod
+    def as_child(self) -> Any:
+        """Return what it is among the children of a layer: a layer or a mapping of them, or `None`."""
+
+    @abc.abstractmethod
+    def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Declared | None":
+        """Return the part whose leaves are kept, by their paths below `path`; `None` if none is."""
+
+    def key_under(self, key: Key, name: str) -> Key:
+        """Return the key of what is declared under a name, in what has the given key."""
+        return fold_in_name(key, name)
+
+
+def as_declared(declared: object) -> Declared:
+    """Return what answers for a part of a declaration: it itself, or a mapping as a `Group`.
+
+    **Raises:** `TypeError` for anything else.
+    """
+    if isinstance(declared, Declared):
+        return declared
+    if isinstance(declared, Mapping):
+        return Group(declared)
+    raise TypeError(f"expected a Param, a Layer or a mapping of them, found {describe(declared)}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Param:
+class Param(Declared):
     """The declaration of one parameter.
 
     **Arguments:**
@@ -32,7 +93,7 @@ class Param:
     (3, 2)
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     init: Callable[..., Any]
     fan_in: int | None = None
     fan_out: int | None = None
@@ -45,8 +106,13 @@ class Param:
         if not callable(self.init):
             raise TypeError(f"expected an initializer `init(key, shape, dtype)`, found {self.init!r}")
 
-    def initial(self, key: jax.Array, dtype: Any) -> jax.Array:
-        """The initial value. **Raises:** `ValueError` if `init` returns another shape."""
+    @property
+    def layout(self) -> Shape:
+        """Its shape."""
+        return self.shape
+
+    def initial(self, key: Key, dtype: DType) -> Array:
+        """Draw the initial value. **Raises:** `ValueError` if `init` returns another shape."""
         init = self.init
         if (self.fan_in, self.fan_out) != (None, None) and hasattr(init, "with_fans"):
             init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
@@ -57,14 +123,112 @@ class Param:
             )
         return value
 
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        try:
+            return {path: self.initial(key, dtype)}
+        except Exception as error:
+            error.add_note(f"in the initial value of the parameter {path!r}")
+            raise
+
+    def declared_states(self, key: Key) -> None:
+        return None
+
+    def declared_parts(self) -> Mapping[str, Any]:
+        return {}
+
+    def as_child(self) -> None:
+        return None
+
+    def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Param | None":
+        return self if keep(path) else None
+
+    def key_under(self, key: Key, name: str) -> Key:
+        return fold_in_name(key, self.key_name or name)
+
     def __repr__(self) -> str:
         options = {name: getattr(self, name) for name in ("fan_in", "fan_out", "output_axis", "key_name")}
         given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
         return f"Param({self.shape}, {value_text(self.init)}{given})"
 
 
+class Group(Declared, Mapping[str, Any]):
+    """A mapping of names to what is declared. The names are those of the vector, in its order."""
+
+    def __init__(self, declared: Mapping[str, Any]):
+        self.declared = declared
+
+    @property
+    def layout(self) -> Layout:
+        layouts = {}
+        for name, part in self.declared.items():
+            try:
+                layouts[name] = as_declared(part).layout
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"below {name!r}: {error}") from None
+        return Layout(layouts)
+
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        leaves: dict[str, Array] = {}
+        for name, part in self.declared.items():
+            inner = as_declared(part)
+            leaves |= inner.initial_leaves(inner.key_under(key, name), dtype, join_path(path, name))
+        return leaves
+
+    def declared_states(self, key: Key) -> dict[str, Any]:
+        inner = {
+            name: as_declared(part).declared_states(fold_in_name(key, name))
+            for name, part in self.declared.items()
+        }
+        return {name: states for name, states in inner.items() if states is not None}
+
+    def declared_parts(self) -> Mapping[str, Any]:
+        return self.declared
+
+    def as_child(self) -> dict[str, Any] | None:
+        known = {n: part for n, part in self.declared.items() if isinstance(part, Declared | Mapping)}
+        inner = {name: as_declared(part).as_child() for name, part in known.items()}
+        return {name: child for name, child in inner.items() if child is not None} or None
+
+    def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Group | None":
+        inner = {
+            name: as_declared(part).declared_where(keep, join_path(path, name))
+            for name, part in self.declared.items()
+        }
+        kept = {name: part for name, part in inner.items() if part is not None}
+        return Group(kept) if kept else None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.declared[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.declared)
+
+    def __len__(self) -> int:
+        return len(self.declared)
+
+
+class Tied(Group):
+    """A mapping in which some names have one place, as `Layout.tie` does it for a layout.
+
+    `parameters` may return one, or give one as a value. It reads as the mapping it is made of.
+
+    **Arguments:**
+
+    - `declared`: a mapping of names to `Param`s, layers, `Stacked` and mappings.
+    - `ties`: which name goes to the place of which other, as dotted paths.
+    """
+
+    def __init__(self, declared: Mapping[str, Any], ties: Mapping[str, str]):
+        super().__init__(declared)
+        self.ties = ties
+
+    @property
+    def layout(self) -> Layout:
+        return as_declared(self.declared).layout.tie(self.ties)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @dataclasses.dataclass(frozen=True)
-class Stacked:
+class Stacked(Declared):
     """`n` copies of what is declared, each with a key of its own: what `jax.lax.scan` runs over.
 
     `parameters` may give one as a value. A parameter then has shape `(n, *shape)`, and so have the
@@ -85,27 +249,53 @@ class Stacked:
     declared: Any
     n: int
 
+    @property
+    def layout(self) -> Layout | Shape:
+        one = as_declared(self.declared).layout
+        return one.stack(self.n) if isinstance(one, Layout) else (self.n, *one)
 
-class Tied(Mapping[str, Any]):
-    """What is declared, with names that have one place: what `Layout.tie` is for a layout.
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        declared = as_declared(self.declared)
+        return self._for_each(lambda key: declared.initial_leaves(key, dtype, path), key)
 
-    `parameters` may return one, or give one as a value. It reads as the mapping it is made of.
+    def declared_states(self, key: Key) -> dict[str, Any] | None:
+        """Return each copy's own states; those declared by a `Param` are a `Param` of all copies."""
+        declared = as_declared(self.declared)
 
-    **Arguments:**
+        def parts(key: Key) -> list[Any]:
+            return jax.tree.leaves(Record(declared.declared_states(key) or {}))
 
-    - `declared`: a mapping of names to `Param`s, layers, `Stacked` and mappings.
-    - `ties`: which name goes to the place of which other, as dotted paths.
-    """
+        def draw(position: int) -> Callable[..., Array]:
+            return lambda _, shape, dtype: self._for_each(
+                lambda key: parts(key)[position].initial(key, dtype), key
+            )
 
-    def __init__(self, declared: Mapping[str, Any], ties: Mapping[str, str]):
-        self.declared = declared
-        self.ties = ties
+        states = declared.declared_states(key)
+        if states is None:
+            return None
+        one, structure = jax.tree.flatten(Record(states))
+        arrays = [i for i, part in enumerate(one) if not isinstance(part, Param)]
+        values = self._for_each(lambda key: [parts(key)[i] for i in arrays], key)
+        drawn = {i: Param((self.n, *p.shape), draw(i)) for i, p in enumerate(one) if isinstance(p, Param)}
+        found = drawn | dict(zip(arrays, values, strict=True))
+        return dict(jax.tree.unflatten(structure, [found[i] for i in range(len(one))]))
 
-    def __getitem__(self, name: str) -> Any:
-        return self.declared[name]
+    def declared_parts(self) -> Mapping[str, Any]:
+        return {"": self.declared}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.declared)
+    def as_child(self) -> Any:
+        """Return one copy."""
+        return as_declared(self.declared).as_child()
 
-    def __len__(self) -> int:
-        return len(self.declared)
+    def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Stacked | None":
+        inner = as_declared(self.declared).declared_where(keep, path)
+        return None if inner is None else Stacked(inner, self.n)
+
+    def _for_each(self, make: Callable[[Key], PyTree], key: Key) -> Any:
+        """Stack what `make` gives for each copy's key: the given one folded with 0, 1, ..."""
+        return jax.vmap(lambda i: make(jax.random.fold_in(key, i)))(jnp.arange(self.n))
+
+
+def fold_in_name(key: Key, name: str) -> Key:
+    """Return a key of its own for a name: it does not depend on what else there is."""
+    return jax.random.fold_in(key, crc32(name.encode()))

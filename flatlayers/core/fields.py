@@ -1,4 +1,4 @@
-"""What a field of a layer may be: said by its annotation, checked when the field is assigned.
+"""Checks of the fields of layers: said by an annotation, done when the field is assigned.
 
     class Smooth(fl.Layer):
         width: Size                # an integer of at least 1, NumPy's too
@@ -15,7 +15,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ class Check:
     expected: str
     accept: Callable[[Any], Any]
 
-    def __call__(self, where: str, value: Any) -> Any:
+    def __call__(self, where: str, value: object) -> Any:
         try:
             return self.accept(value)
         except (TypeError, ValueError) as error:
@@ -84,13 +84,14 @@ def number(
     return Check(" ".join(["a finite number", *" and ".join(words).split()]), accept)
 
 
-def _function(value: Any) -> Any:
+def a_callable(value: object) -> object:
+    """Return a function, or another object that can be called; a class is none."""
     if not callable(value) or isinstance(value, type):
         raise TypeError
     return value
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError
     return bool(value)
@@ -104,11 +105,11 @@ NonNegative = Annotated[float, number(low=0)]
 Positive = Annotated[float, number(above=0)]
 Fraction = Annotated[float, number(low=0, high=1)]
 Flag = Annotated[bool, Check("True or False", _flag)]
-Function = Annotated[Callable[[Any], Any], Check("a function", _function)]
+Function = Annotated[Callable[[Any], Any], Check("a function", a_callable)]
 
 
-def checked(annotation: Any, where: str, value: Any) -> Any:
-    """The value in the final form that an annotation asks for.
+def checked(annotation: object, where: str, value: object) -> Any:
+    """Return the value in the final form that an annotation asks for.
 
     **Arguments:**
 
@@ -131,12 +132,12 @@ def checked(annotation: Any, where: str, value: Any) -> Any:
 
 
 def checks_of(cls: type) -> Mapping[str, Check]:
-    """The checks that the annotations of a class ask for, by field; those of its bases are not among them."""
+    """Return the checks that the annotations of a class itself, not of its bases, ask for, by field."""
     found = {name: check_of(_evaluated(kind, cls)) for name, kind in inspect.get_annotations(cls).items()}
     return {name: check for name, check in found.items() if check is not None}
 
 
-def check_fields(instance: Any) -> None:
+def check_module_fields(instance: object) -> None:
     """Check the fields of an object that is no layer, such as an `equinox.Module`, by its annotations."""
     for cls in reversed(type(instance).__mro__):
         for name, check in checks_of(cls).items():
@@ -144,7 +145,7 @@ def check_fields(instance: Any) -> None:
 
 
 def check_of(annotation: Any) -> Check | None:
-    """The check that an annotation asks for; `None` if it asks for none."""
+    """Return the check that an annotation asks for; `None` if it asks for none."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return next((part for part in annotation.__metadata__ if isinstance(part, Check)), None)
@@ -157,8 +158,8 @@ def check_of(annotation: Any) -> Check | None:
     return None
 
 
-def _one_of(values: tuple[Any, ...]) -> Check:
-    def accept(value: Any) -> Any:
+def _one_of(values: tuple[object, ...]) -> Check:
+    def accept(value: object) -> object:
         if not any(type(value) is type(known) and value == known for known in values):
             raise ValueError
         return value
@@ -168,7 +169,7 @@ def _one_of(values: tuple[Any, ...]) -> Check:
 
 
 def _any_of(kinds: tuple[Any, ...]) -> Check | None:
-    """What one of the kinds of a union accepts. One that is neither checked nor a class accepts all."""
+    """Accept what one of the kinds of a union does. One that is neither checked nor a class accepts all."""
     checks = {kind: check_of(kind) for kind in kinds}
     if not any(checks.values()) or any(c is None and not isinstance(k, type) for k, c in checks.items()):
         return None
@@ -210,6 +211,13 @@ def _class_text(kind: type) -> str:
     return "None" if kind is types.NoneType else f"a {kind.__name__}"
 
 
+def is_class_variable(annotation: object, cls: type) -> bool:
+    """Tell whether an annotation of a class declares a variable of the class: `ClassVar`, not a field."""
+    if isinstance(annotation, str):  # what stands in brackets may be unknown here
+        annotation = _evaluated(annotation.partition("[")[0], cls)
+    return annotation is ClassVar or get_origin(annotation) is ClassVar
+
+
 def _evaluated(annotation: Any, cls: type) -> Any:
     """An annotation that was written as a string; `None` if it names what only a function body knows."""
     if not isinstance(annotation, str):
@@ -221,7 +229,7 @@ def _evaluated(annotation: Any, cls: type) -> Any:
         return None
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     if isinstance(value, jax.Array | np.ndarray) and not isinstance(value, np.generic):
         return ("a traced " if isinstance(value, Tracer) else "") + describe(value)
     text = f"{value!r}; write {value.__name__}(...)" if isinstance(value, type) else repr(value)

@@ -4,40 +4,45 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, dataclass_transform
-from zlib import crc32
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
-from ..vectors.names import describe, value_text
-from ..vectors.record import Record
-from .calling import apply, sublayers
-from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
-from .fields import Check, checks_of
-from .frozen_dict import FrozenDict
-from .identity import Value
-from .matching import Shapes, shapes_of_state
+from ..vectors.names import describe, join_path
+from ..vectors.record import as_record
+from ..vectors.vector import ComponentVector
+from .declaration import Declared, as_declared
+from .fields import Check, checks_of, is_class_variable
+from .matching import Shapes, check_parameters, check_state, shapes_of_states
+from .values import FrozenDict, Value, has_hash, is_array, value_text
 
 
-def _then_freeze(init: Callable[..., None]) -> Callable[..., None]:
-    """`__init__`, after which the fields are in their final form and cannot be assigned."""
+# A method of a layer that takes and returns what `forward` does.
+Method = Callable[[Input, Params, State], tuple[Output, State]]
+
+
+def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
+    """Seal the layer after `__init__`, but after that of its own class alone, not of a base."""
 
     @functools.wraps(init)
-    def __init__(self: "Layer", *args: Any, **kwargs: Any) -> None:
+    def __init__(self: "Layer", *args: object, **kwargs: object) -> None:
         init(self, *args, **kwargs)
         if type(self).__init__ is __init__:
-            self.check_fields()
-            self.__dict__["_ready"] = True
+            seal(self)
 
     return __init__
 
 
+def seal(layer: "Layer") -> None:
+    """Let a layer check its fields, and bring them into their final form: from now on it is immutable."""
+    layer._complete()
+    vars(layer)["_ready"] = True
+
+
 @dataclass_transform()
-class Layer(Value):
+class Layer(Value, Declared):
     """The base of all layers: hyper-parameters and the declaration of parameters, no arrays.
 
     A subclass is a frozen dataclass; its fields are hyper-parameters, static and hashable (lists
@@ -46,7 +51,10 @@ class Layer(Value):
     arguments give the same result. A layer is a pytree without leaves, so that `jax.jit` takes it
     as an argument, and equal layers share what was compiled.
 
-    A field `name`, if there is one, is the name that messages and displays use.
+    A field is checked by its annotation (see `flatlayers.core.fields`). Checks that no annotation can
+    express, and fields that follow from others, go into `check_fields(self)`: it is called once, after
+    `__init__`, and may assign `self.x = ...`. Then the fields are frozen. A field `name`, if there is one,
+    is the name that messages and displays use.
 
     **Raises:** `TypeError` for an array in a field or a field that has no hash.
 
@@ -75,78 +83,94 @@ class Layer(Value):
     (5, 2)
     """
 
-    # Whether a call returns a state of the structure, shapes and dtypes it was given.
+    # True unless a call may return a state of another structure, other shapes or dtypes.
     keeps_state_type: ClassVar[bool] = True
-    # What its fields may be, by name.
+    # The checks of its fields, by name.
     _checks: ClassVar[Mapping[str, Check]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         # A subclass without fields of its own keeps the `__init__` that it inherits.
-        own = [kind for kind in inspect.get_annotations(cls).values() if "ClassVar" not in str(kind)]
+        own = [kind for kind in inspect.get_annotations(cls).values() if not is_class_variable(kind, cls)]
         init = "__init__" not in cls.__dict__ and bool(own)
         dataclasses.dataclass(init=init, repr=False, eq=False)(cls)
         cls._checks = {**cls._checks, **checks_of(cls)}
         if "__init__" in cls.__dict__:
-            cls.__init__ = _then_freeze(cls.__init__)
+            cls.__init__ = _then_seal(cls.__init__)
         jax.tree_util.register_static(cls)
 
+    @_then_seal
     def __init__(self) -> None:
-        if type(self).__init__ is Layer.__init__:
-            self.__dict__["_ready"] = True
+        pass
+
+    def check_fields(self) -> None:
+        """Check the fields together, and complete them by plain assignment; called once, after `__init__`.
+
+        A layer that is rebuilt with other children is checked again: what was completed has to pass.
+        """
 
     def parameters(self) -> Mapping[str, Any]:
-        """What the layer learns: name → `Param`, `Layer`, `Stacked`, or a mapping, in vector order."""
+        """Declare what the layer learns: name → `Param`, `Layer`, `Stacked` or mapping, in vector order."""
         return {}
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
-        """What it carries from call to call: name → array, static flag, `Param` or mapping of them.
+    def states(self, key: Key) -> Mapping[str, Any]:
+        """Make what it carries from call to call: name → array, static flag, `Param` or mapping of them.
 
         A `Param` is drawn with the dtype of the vector: a parameter that is not trained.
         """
         return {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         """Compute `(y, st)` from the input, the parameters and the state."""
         raise TypeError(f"{type(self).__name__} does not define `forward(self, x, ps, st)`")
 
     def children(self) -> Mapping[str, Any]:
-        """The layers inside, as `parameters` declares them: name → `Layer`, or a mapping of them."""
-        return _only_layers(self.parameters())
+        """Return the layers inside, as `parameters` declares them: name → `Layer`, or a mapping of them."""
+        return as_declared(self.parameters()).as_child() or {}
 
-    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def __call__(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return apply(self, x, ps, st)
 
     @functools.cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> Layout:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The layout of the parameter vector."""
-        return layout_of(self.parameters())
+        return as_declared(self.parameters()).layout  # pyright: ignore[reportReturnType]
 
     @functools.cached_property
     def state_shapes(self) -> Shapes:
         """The shapes of the arrays of the state that it declares, by path; `None` for what may change."""
-
-        def declared(key: jax.Array) -> Any:
-            return shapes_of_state(Record(states_of(self, key)))
-
         if type(self).states is Layer.states:
             return {}
-        found: list[Shapes] = []
-        try:  # with an abstract key: nothing is computed, nor added to what is being traced
-            jax.eval_shape(lambda key: found.append(declared(key)), jax.eval_shape(jax.random.key, 0))
-        except jax.errors.JAXTypeError:  # the states are made of the numbers of a key
-            with jax.ensure_compile_time_eval():
-                found.append(declared(jax.random.key(0)))
-        return MappingProxyType(found[-1] if keeps_state_type(self) else dict.fromkeys(found[-1]))
+        shapes = shapes_of_states(self.states)
+        return shapes if keeps_state_type(self) else dict.fromkeys(shapes)
 
-    def check_fields(self) -> None:
-        """Bring the fields into their final form; called once, after `__init__`."""
+    # As a part of the declaration of another layer
+
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        return as_declared(self.parameters()).initial_leaves(key, dtype, path)
+
+    def declared_states(self, key: Key) -> dict[str, Any]:
+        return dict(self.states(key))
+
+    def declared_parts(self) -> Mapping[str, "Layer"]:
+        return dict(sublayers(self))
+
+    def as_child(self) -> "Layer":
+        return self
+
+    def declared_where(self, keep: Callable[[str], bool], path: str = "") -> Declared | None:
+        return as_declared(self.parameters()).declared_where(keep, path)
+
+    # Immutable
+
+    def _complete(self) -> None:
+        self.check_fields()
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             where = f"{type(self).__name__}.{field.name}"
             value = frozen_field(getattr(self, field.name), where, "declare it in `parameters`")
-            object.__setattr__(self, field.name, value)
+            vars(self)[field.name] = value
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if "_ready" in self.__dict__:
             raise dataclasses.FrozenInstanceError(
                 f"layers are immutable: cannot assign {name!r} of {type(self).__name__}"
@@ -162,11 +186,11 @@ class Layer(Value):
     def __copy__(self) -> "Layer":
         return self
 
-    def __deepcopy__(self, memo: Any) -> "Layer":
+    def __deepcopy__(self, memo: object) -> "Layer":
         return self
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        """What makes an equal layer: `(name, value, whether it is given by name)`; defaults are left out."""
+        """Yield what makes an equal layer: `(name, value, whether by name)`; defaults are left out."""
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             positional = field.default is dataclasses.MISSING and not field.kw_only
@@ -204,193 +228,12 @@ class WrappedFunction(Layer):
 
     function: Callable[[Any], Any]
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return self.function(x), st
 
 
-class Container(Layer):
-    """A layer made of layers: each field that is a layer is a child, under the field's name.
-
-    A field that is a tuple or list of layers has the children `layer_0`, `layer_1`, ... under the
-    field's name, a dict its keys; bare functions among them become `WrappedFunction`. `ps` and
-    `st` are keyed by field name, always, even for one field. A container that has parameters of
-    its own adds them: `{**super().parameters(), "gain": fl.Param(...)}`.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import flatlayers as fl
-    >>> class Autoencoder(fl.Container):
-    ...     encoder: fl.Layer
-    ...     decoder: fl.Layer
-    ...
-    ...     def forward(self, x, ps, st):
-    ...         z, encoder = self.encoder(x, ps.encoder, st.encoder)
-    ...         y, decoder = self.decoder(z, ps.decoder, st.decoder)
-    ...         return y, st.replace(encoder=encoder, decoder=decoder)
-    >>> model = Autoencoder(fl.Dense(4, 2), fl.Dense(2, 4))
-    >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> ps.encoder.weight.shape
-    (2, 4)
-    >>> model(jnp.ones(4), ps, st)[0].shape
-    (4,)
-    """
-
-    def children(self) -> Mapping[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore
-        return {name: child_tree(value) for name, value in fields.items() if holds_layers(value)}
-
-    def parameters(self) -> Mapping[str, Any]:
-        return self.children()
-
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
-        return states_of(self.children(), key)
-
-
-class Wrapper(Layer):
-    """A layer around one other layer, without a name in between: `ps` and `st` are the child's own.
-
-    The child is the one field that is a layer; a bare function in the first field becomes one.
-    `forward` calls the child; a subclass changes what it has to.
-
-    **Raises:** `TypeError` if there is no such field, or more than one.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import flatlayers as fl
-    >>> class Residual(fl.Wrapper):
-    ...     layer: fl.Layer
-    ...
-    ...     def forward(self, x, ps, st):
-    ...         y, st = self.layer(x, ps, st)
-    ...         return x + y, st
-    >>> model = Residual(fl.Dense(3, 3))
-    >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> ps.weight.shape
-    (3, 3)
-    """
-
-    def check_fields(self) -> None:
-        names = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
-        if names and not any(isinstance(getattr(self, name), Layer) for name in names):
-            object.__setattr__(self, names[0], as_layer(getattr(self, names[0])))
-        super().check_fields()
-        found = [name for name in names if isinstance(getattr(self, name), Layer)]
-        if len(found) != 1:
-            raise TypeError(
-                f"{type(self).__name__}: expected one field that is a layer, found {found or 'none'}"
-            )
-
-    @property
-    def child(self) -> Layer:
-        """The layer inside."""
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]  # pyright: ignore
-        return next(value for value in values if isinstance(value, Layer))
-
-    def children(self) -> Mapping[str, Any]:
-        return {"": self.child}
-
-    def parameters(self) -> Mapping[str, Any]:
-        return self.child.parameters()
-
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
-        return self.child.states(key)
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        return self.child(x, ps, st)
-
-
-# Walking declarations
-
-
-def layout_of(declared: Any) -> Any:
-    """The layout of a mapping of `Param`s, layers and mappings; the shape of one `Param`."""
-    if isinstance(declared, Layer):
-        return declared.layout
-    if isinstance(declared, Param):
-        return declared.shape
-    if isinstance(declared, Stacked):
-        one = layout_of(declared.declared)
-        return one.stack(declared.n) if isinstance(one, Layout) else (declared.n, *one)
-    if isinstance(declared, Tied):
-        return layout_of(declared.declared).tie(declared.ties)
-    if isinstance(declared, Mapping):
-        parts = {}
-        for name, part in declared.items():
-            try:
-                parts[name] = layout_of(part)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"below {name!r}: {error}") from None
-        return Layout(parts)
-    raise TypeError(f"expected a Param, a Layer or a mapping of them, found {describe(declared)}")
-
-
-def states_of(declared: Any, key: jax.Array) -> dict[str, Any]:
-    """The states of a layer, or of a mapping of layers and mappings, each with its own key.
-
-    A layer's key is the one that its parameters' keys are folded from.
-    """
-    if isinstance(declared, Layer):
-        return dict(declared.states(key))
-    if isinstance(declared, Stacked):
-        return dict(_stacked_states(declared, key))
-    return {
-        name: states_of(part, fold_in_name(key, name))
-        for name, part in declared.items()
-        if not isinstance(_one_of(part), Param)
-    }
-
-
-def _stacked_states(stacked: Stacked, key: jax.Array) -> Record:
-    """Each copy's own states; those declared by a `Param` are a `Param` of all copies."""
-
-    def parts(key: jax.Array) -> list[Any]:
-        return jax.tree.leaves(Record(states_of(stacked.declared, key)))
-
-    def draw(position: int) -> Callable[..., jax.Array]:
-        return lambda _, shape, dtype: for_each_copy(
-            lambda key: parts(key)[position].initial(key, dtype), key, stacked.n
-        )
-
-    one, structure = jax.tree.flatten(Record(states_of(stacked.declared, key)))
-    arrays = [i for i, part in enumerate(one) if not isinstance(part, Param)]
-    values = for_each_copy(lambda key: [parts(key)[i] for i in arrays], key, stacked.n)
-    drawn = {i: Param((stacked.n, *p.shape), draw(i)) for i, p in enumerate(one) if isinstance(p, Param)}
-    found = drawn | dict(zip(arrays, values, strict=True))
-    return jax.tree.unflatten(structure, [found[i] for i in range(len(one))])
-
-
-def for_each_copy(make: Callable[[jax.Array], Any], key: jax.Array, n: int) -> Any:
-    """What `make` gives for `n` keys, the given one folded with 0, 1, ..., stacked."""
-    return jax.vmap(lambda i: make(jax.random.fold_in(key, i)))(jnp.arange(n))
-
-
-def fold_in_name(key: jax.Array, name: str) -> jax.Array:
-    """A key of its own for a name: it does not depend on what else there is."""
-    return jax.random.fold_in(key, crc32(name.encode()))
-
-
-def keeps_state_type(layer: Layer) -> bool:
-    """Whether a layer and all that are in it return a state of the type that they were given."""
-    return layer.keeps_state_type and all(keeps_state_type(child) for _, child in sublayers(layer))
-
-
-def contains_layer(x: Any) -> bool:
-    """Whether `x` is a layer, or a mapping, tuple or list with one at any depth.
-
-    >>> import flatlayers as fl
-    >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
-    (True, False)
-    """
-    x = _one_of(x)
-    if isinstance(x, Mapping):
-        return any(map(contains_layer, x.values()))
-    if isinstance(x, tuple | list):
-        return any(map(contains_layer, x))
-    return isinstance(x, Layer)
-
-
-def as_layer(x: Any) -> Layer:
-    """A layer as it is, a function as a `WrappedFunction`. **Raises:** `TypeError` for anything else."""
+def as_layer(x: object) -> Layer:
+    """Return a layer as it is, a function as a `WrappedFunction`. **Raises:** `TypeError` for others."""
     if isinstance(x, Layer):
         return x
     if isinstance(x, type) or not callable(x):
@@ -399,66 +242,190 @@ def as_layer(x: Any) -> Layer:
     return WrappedFunction(x)
 
 
-def _only_layers(declared: Mapping[str, Any]) -> dict[str, Any]:
-    layers = {name: _one_of(part) for name, part in declared.items() if contains_layer(part)}
-    return {name: part if isinstance(part, Layer) else _only_layers(part) for name, part in layers.items()}
+# Calling
 
 
-def _one_of(declared: Any) -> Any:
-    """One copy of what is stacked; anything else as it is."""
-    return _one_of(declared.declared) if isinstance(declared, Stacked) else declared
+def apply(layer: Layer, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+    """Call a layer: `layer(x, ps, st)` is `apply(layer, x, ps, st)`.
+
+    **Arguments:**
+
+    - `layer`: the layer.
+    - `x`: its input.
+    - `ps`: its parameters: a `ComponentVector`, which is unpacked once, a mapping, or any object
+        with the right attributes, such as a `Record` or a named tuple.
+    - `st`: its state, a `Record` or a mapping.
+
+    With a vector, the names and shapes that the layer declares have to be in its layout and in `st`; more
+    names are allowed. Parameters of any other kind are taken as they are, and the state with them.
+
+    **Returns:** `(y, st)`, the output and the new state.
+
+    **Raises:** `ValueError` for the vector or the state of another model; what `forward` raises. A note
+    names the path of the layer that failed, its display line and the shape of its input.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> model = fl.Dense(3, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> y, st = fl.apply(model, jnp.ones(3), ps, st)
+    >>> y.shape
+    (2,)
+    """
+    return call(layer, layer.forward, x, ps, st)
+
+
+def call(layer: Layer, method: Method, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+    """Call a method of a layer as `apply` calls `forward`: parameters unpacked once, errors with a note."""
+    st = as_record(st)
+    try:
+        if isinstance(ps, ComponentVector):
+            check_parameters(layer.layout, ps.layout)
+            check_state(layer.state_shapes, st)
+            ps = ps.unpack()
+        else:
+            ps = as_record(ps)
+        with jax.named_scope(display_name(layer)):
+            result = method(x, ps, st)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
+        return result[0], as_record(result[1])
+    except Exception as error:
+        _note_place(error, layer, x, ps)
+        raise
+
+
+def display_name(layer: Layer) -> str:
+    """Return the name that displays and messages use: the field `name` if it is a string, else the class.
+
+    >>> import flatlayers as fl
+    >>> fl.display_name(fl.Dense(3, 2))
+    'Dense'
+    """
+    name = getattr(layer, "name", None)
+    return name if isinstance(name, str) else type(layer).__name__
+
+
+class _Note(str):
+    """The note on an exception: which layer of the model raised it. Python prints a note as a string.
+
+    Each enclosing layer puts the name of its child in front of `path`. `layer` and `ps` are those of the last
+    layer that did so, by which the next one tells its child, `innermost` what raised: its name, its display
+    line and its input.
+    """
+
+    layer: Layer
+    ps: Params
+    path: str
+    innermost: tuple[str, str, str]
+
+    @staticmethod
+    def of(layer: Layer, ps: Params, path: str, innermost: tuple[str, str, str]) -> "_Note":
+        name, line, x = innermost
+        note = _Note(f"in the layer {path or name}: {line}\n  called with x: {x}")
+        note.layer, note.ps, note.path, note.innermost = layer, ps, path, innermost
+        return note
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return str, (str(self),)
+
+
+def _note_place(error: Exception, layer: Layer, x: Input, ps: Params) -> None:
+    notes = getattr(error, "__notes__", [])
+    for position, note in enumerate(notes):
+        if isinstance(note, _Note):
+            path = join_path(_name_of_child(layer, ps, note), note.path)
+            notes[position] = _Note.of(layer, ps, path, note.innermost)
+            return
+    line = repr(layer)
+    innermost = (display_name(layer), line if len(line) <= 160 else line[:157] + "...", describe(x))
+    error.add_note(_Note.of(layer, ps, "", innermost))
+
+
+def _name_of_child(layer: Layer, ps: Params, inner: _Note) -> str:
+    # By its parameters, which tell apart two uses of one layer; else by the layer itself.
+    if inner.ps is ps:
+        return ""
+    children = list(sublayers(layer))
+    for path, _ in children:
+        if functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), ps) is inner.ps:
+            return path
+    return next((path for path, child in children if child is inner.layer), "")
+
+
+# The layers inside
+
+
+def sublayers(layer: Layer) -> Iterator[tuple[str, Layer]]:
+    """Yield the layers directly inside as `(path, layer)`; the path of a wrapper's child is empty."""
+    yield from _below(layer.children(), "")
+
+
+def _below(children: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Layer]]:
+    for name, child in children.items():
+        path = join_path(prefix, name)
+        if isinstance(child, Mapping):
+            yield from _below(child, path)
+        else:
+            yield path, child
+
+
+def keeps_state_type(layer: Layer) -> bool:
+    """Tell whether a layer and all that are in it return a state of the type that they were given."""
+    return layer.keeps_state_type and all(keeps_state_type(child) for _, child in sublayers(layer))
+
+
+def contains_layer(x: object) -> bool:
+    """Tell whether `x` is a layer, or a mapping, tuple or list with one at any depth.
+
+    >>> import flatlayers as fl
+    >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
+    (True, False)
+    """
+    if isinstance(x, Mapping):
+        return any(map(contains_layer, x.values()))
+    if isinstance(x, tuple | list):
+        return any(map(contains_layer, x))
+    return isinstance(x, Declared) and x.as_child() is not None
 
 
 # Fields
 
 
-def frozen_field(value: Any, where: str, way_out: str) -> Any:
-    """A field in its final form: tuples for lists, immutable dicts, layers for functions among layers.
+def frozen_field(value: object, where: str, way_out: str) -> Any:
+    """Return a field in its final form: tuples for lists, immutable dicts, layers for functions among layers.
 
     **Raises:** `TypeError` for an array, which says the `way_out`, and for a value without a hash.
     """
     value = _frozen(value)
-    if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
+    if any(map(is_array, jax.tree.leaves(value))):
         raise TypeError(f"{where}: layers hold no arrays; {way_out}")
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(f"{where}: expected a value with a hash, found {value!r}") from None
+    if not has_hash(value):
+        raise TypeError(f"{where}: expected a value with a hash, found {value!r}")
     return value
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        parts = [_frozen(part) for part in value]
-        if _needs_layers(parts):
-            parts = [part if holds_layers(part) else as_layer(part) for part in parts]
-        return tuple(parts)
+        return tuple(_among_layers([_frozen(part) for part in value]))
     if isinstance(value, Mapping):
-        parts = {name: _frozen(part) for name, part in value.items()}
-        if _needs_layers(list(parts.values())):
-            parts = {name: part if holds_layers(part) else as_layer(part) for name, part in parts.items()}
-        return FrozenDict(parts)
+        parts = _among_layers([_frozen(part) for part in value.values()])
+        return FrozenDict(dict(zip(value, parts, strict=True)))
     return value
 
 
-def _needs_layers(parts: list[Any]) -> bool:
-    return any(isinstance(part, Layer) for part in parts)
+def _among_layers(parts: list[object]) -> list[object]:
+    """With a layer among the parts, all that are neither layers nor made of them become layers."""
+    if not any(isinstance(part, Layer) for part in parts):
+        return parts
+    return [part if holds_layers(part) else as_layer(part) for part in parts]
 
 
-def holds_layers(value: Any) -> bool:
+def holds_layers(value: object) -> bool:
+    """Tell whether a field is a layer, or a tuple or dict of nothing else."""
     if isinstance(value, tuple):
         return bool(value) and all(map(holds_layers, value))
     if isinstance(value, FrozenDict):
         return bool(value) and all(map(holds_layers, value.values()))
     return isinstance(value, Layer)
-
-
-def named_parts(value: Any) -> Mapping[str, Any]:
-    """The parts of a tuple or dict by their names as children."""
-    return {f"layer_{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else value
-
-
-def child_tree(value: Any) -> Any:
-    if isinstance(value, Layer):
-        return value
-    return {name: child_tree(part) for name, part in named_parts(value).items()}

@@ -1,31 +1,28 @@
-"""Whether parameters and a state are those that a layer declares: its names, with their shapes."""
+"""Compare parameters and a state with what a layer declares: its names, with their shapes."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 
+from ..types import Key, Shape, State
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
-from ..vectors.places import Shape
 from ..vectors.record import Record
 from .declaration import Param
 
-
-if TYPE_CHECKING:
-    from .layer import Layer
 
 # The shapes of the arrays of a state by path; `None` for what may be anything, such as a flag.
 Shapes = Mapping[str, tuple[Shape, ...] | None]
 
 
-def check_parameters(layer: "Layer", found: Layout) -> None:
-    """Raise `ValueError` unless a vector with the layout `found` has all that the layer declares.
+def check_parameters(declared: Layout, found: Layout) -> None:
+    """Raise `ValueError` unless a vector with the layout `found` has all that is declared.
 
     More names are allowed: a slice of a `Chain` takes the vector of the whole.
     """
-    declared = layer.layout
     if not declared.fits_into(found):
         lines = [line for line in declared.diff(found) if not line.endswith("is new")]
         raise ValueError(
@@ -33,26 +30,40 @@ def check_parameters(layer: "Layer", found: Layout) -> None:
         )
 
 
-def check_state(layer: "Layer", found: Any) -> None:
-    """Raise `ValueError` unless a state has all that the layer declares, more names allowed."""
-    lines = list(_differences(layer.state_shapes, found))
+def check_state(declared: Shapes, found: State) -> None:
+    """Raise `ValueError` unless a state has all that is declared, more names allowed."""
+    lines = list(_differences(declared, found))
     if lines:
         raise ValueError(f"expected the state of this layer, found that of another one: {_listed(lines)}")
 
 
-def shapes_of_state(st: Any, prefix: str = "") -> dict[str, tuple[Shape, ...] | None]:
-    """The shapes of the arrays of a state, by path."""
+def shapes_of_states(states: Callable[[Key], Mapping[str, Any]]) -> Shapes:
+    """Return the shapes of the arrays that a function of a key makes, by path. Nothing is computed."""
+    found: list[Shapes] = []
+
+    def declared(key: Key) -> None:
+        found.append(_shapes_in(Record(states(key))))
+
+    try:  # with an abstract key, so that nothing is added to what is being traced
+        jax.eval_shape(declared, jax.eval_shape(jax.random.key, 0))
+    except jax.errors.JAXTypeError:  # the states are made of the numbers of a key
+        with jax.ensure_compile_time_eval():
+            declared(jax.random.key(0))
+    return MappingProxyType(found[-1])
+
+
+def _shapes_in(st: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Shape, ...] | None]:
     shapes: dict[str, tuple[Shape, ...] | None] = {}
     for name, value in st.items():
         path = join_path(prefix, name)
         if isinstance(value, Record):
-            shapes |= shapes_of_state(value, path)
+            shapes |= _shapes_in(value, path)
         else:
             shapes[path] = None if value is None or isinstance(value, bool | str) else _shapes(value)
     return shapes
 
 
-def _differences(declared: Shapes, st: Any) -> Iterator[str]:
+def _differences(declared: Shapes, st: State) -> Iterator[str]:
     for path, shapes in declared.items():
         try:
             value = _at(st, path)
@@ -63,13 +74,13 @@ def _differences(declared: Shapes, st: Any) -> Iterator[str]:
             yield f"{path}: {_text(shapes)} became {_text(found)}"
 
 
-def _at(st: Any, path: str) -> Any:
+def _at(st: Any, path: str) -> object:
     for name in path.split("."):
         st = st[name]
     return st
 
 
-def _shapes(value: Any) -> tuple[Shape, ...]:
+def _shapes(value: object) -> tuple[Shape, ...]:
     if isinstance(value, jax.Array):
         return (value.shape,)
     return tuple(

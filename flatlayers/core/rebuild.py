@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .calling import sublayers
-from .frozen_dict import FrozenDict
-from .layer import Layer
+from .layer import Layer, seal, sublayers
+from .values import FrozenDict
 
 
-Place = tuple[Any, ...]
+# The place of a value in a layer: the name of its field, then indices and keys.
+FieldPath = tuple[Any, ...]
 
 
 def replaceable(layer: Layer) -> dict[str, Layer]:
-    """The children that stand in fields of a layer, by path; the path of a wrapper's child is empty.
+    """Return the children that stand in fields of a layer, by path; the path of a wrapper's child is empty.
 
     Children that a layer makes itself are not among them: only the layer knows how.
     """
@@ -21,7 +21,7 @@ def replaceable(layer: Layer) -> dict[str, Layer]:
 
 
 def with_children(layer: Layer, new: Mapping[str, Layer]) -> Layer:
-    """The same layer with some of its children replaced.
+    """Make the same layer with some of its children replaced.
 
     **Arguments:**
 
@@ -39,27 +39,26 @@ def with_children(layer: Layer, new: Mapping[str, Layer]) -> Layer:
             )
     copy = object.__new__(type(layer))
     for field in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
-        copy.__dict__[field.name] = _replaced(getattr(layer, field.name), (field.name,), changes)
+        vars(copy)[field.name] = _replaced(getattr(layer, field.name), (field.name,), changes)
     if hasattr(copy, "__post_init__"):
         copy.__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
-    copy.check_fields()
-    copy.__dict__["_ready"] = True
+    seal(copy)
     return copy
 
 
 def shared_names(layer: Layer) -> dict[str, str]:
-    """By path, the names of each child: several, as `forward|backward`, for one that stands in one field."""
-    together: dict[Place, list[str]] = {}
+    """Return the names of each child by its path: several, as `forward|backward`, if they share a field."""
+    together: dict[FieldPath, list[str]] = {}
     for path, (place, _) in _places(layer).items():
         together.setdefault(place, []).append(path)
     return {path: "|".join(paths) for paths in together.values() for path in paths}
 
 
-def _places(layer: Layer) -> dict[str, tuple[Place, Layer]]:
-    """Where each child stands: a layer used twice, in two fields, is told apart by order."""
+def _places(layer: Layer) -> dict[str, tuple[FieldPath, Layer]]:
+    """Find the field of each child: a layer used twice, in two fields, is told apart by order."""
     fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)}  # pyright: ignore
     free = list(_layers_in(fields, ()))
-    places: dict[str, tuple[Place, Layer]] = {}
+    places: dict[str, tuple[FieldPath, Layer]] = {}
     for path, child in sublayers(layer):
         same = [place for place, found in free if found is child]
         used = [place for place, found in places.values() if found is child]
@@ -71,7 +70,7 @@ def _places(layer: Layer) -> dict[str, tuple[Place, Layer]]:
     return places
 
 
-def _layers_in(value: Any, place: Place) -> Iterator[tuple[Place, Layer]]:
+def _layers_in(value: object, place: FieldPath) -> Iterator[tuple[FieldPath, Layer]]:
     if isinstance(value, Layer):
         yield place, value
     elif isinstance(value, Mapping):
@@ -82,7 +81,7 @@ def _layers_in(value: Any, place: Place) -> Iterator[tuple[Place, Layer]]:
             yield from _layers_in(part, (*place, i))
 
 
-def _replaced(value: Any, place: Place, changes: Mapping[Place, Layer]) -> Any:
+def _replaced(value: object, place: FieldPath, changes: Mapping[FieldPath, Layer]) -> Any:
     if isinstance(value, Layer):
         return changes.get(place, value)
     if isinstance(value, FrozenDict):

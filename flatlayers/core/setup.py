@@ -7,26 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
-from ..vectors.names import UnknownNameError, describe, join_path, unknown_name
-from ..vectors.packing import leaves_of
+from ..vectors.names import UnknownNameError, describe, unknown_name
+from ..vectors.packing import join, same_dtype
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
-from .calling import apply, display_name
-from .layer import (
-    Layer,
-    Param,
-    Stacked,
-    fold_in_name,
-    for_each_copy,
-    keeps_state_type,
-    layout_of,
-    states_of,
-)
+from .declaration import Declared, Param, as_declared, fold_in_name
+from .layer import Layer, apply, display_name, keeps_state_type
 
 
-def setup(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> tuple[ComponentVector, Record]:
-    """The initial parameters and states of a layer.
+# A layer, or a mapping of layers, `Param`s, `Stacked` and mappings.
+Model = Declared | Mapping[str, Any]
+
+
+def setup(key: Key, layer: Model, dtype: DType = jnp.float32) -> tuple[ComponentVector, Record]:
+    """Make the initial parameters and states of a layer.
 
     **Arguments:**
 
@@ -50,25 +46,26 @@ def setup(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> tuple[Compone
     return initial_parameters(key, layer, dtype), initial_states(key, layer, dtype)
 
 
-def initial_parameters(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> ComponentVector:
-    """The initial parameters alone: the same as those of `setup` with the same key.
+def initial_parameters(key: Key, layer: Model, dtype: DType = jnp.float32) -> ComponentVector:
+    """Make the initial parameters alone: the same as those of `setup` with the same key.
 
     >>> import jax
     >>> import flatlayers as fl
     >>> fl.initial_parameters(jax.random.key(0), fl.Dense(2, 3)).shape
     (9,)
     """
-    layout = layout_of(layer)
+    declared = as_declared(layer)
+    layout = declared.layout
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
-    leaves = leaves_of(layout, initial_values(_own_key(key), layer, dtype))
     # Tied names are drawn apart; the one that has the place counts.
-    leaves |= {path: leaves[place] for path, place in layout.ties.items()}
-    return layout.pack(layout.nest(leaves), dtype)
+    leaves = same_dtype(declared.initial_leaves(_own_key(key), dtype), dtype)
+    data = join(layout._segments, leaves, (), dtype, jnp.concatenate)
+    return ComponentVector(jnp.asarray(data, dtype), layout)
 
 
-def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Record:
-    """The initial states alone: the same as those of `setup` with the same key.
+def initial_states(key: Key, layer: Model, dtype: DType = jnp.float32) -> Record:
+    """Make the initial states alone: the same as those of `setup` with the same key.
 
     Numbers become arrays, and floating arrays have the given dtype (float32 for half precisions).
 
@@ -80,22 +77,23 @@ def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Reco
     key = _own_key(key)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _as_state(leaf, dtype, fold_in_name(key, jax.tree_util.keystr(path))),
-        Record(states_of(layer, key)),
+        Record(as_declared(layer).declared_states(key) or {}),
     )
 
 
-def parameter_length(layer: Any) -> int:
-    """The number of parameters: the length of the vector.
+def parameter_length(layer: Model) -> int:
+    """Return the number of parameters: the length of the vector.
 
     >>> import flatlayers as fl
     >>> fl.parameter_length(fl.Dense(3, 2))
     8
     """
-    return layout_of(layer).length
+    layout = as_declared(layer).layout
+    return layout.length if isinstance(layout, Layout) else math.prod(layout)
 
 
-def state_length(layer: Any) -> int:
-    """How much state a layer has: the numbers in arrays, 1 for a key, 1 for a static flag.
+def state_length(layer: Model) -> int:
+    """Return how much state a layer has: the numbers in arrays, 1 for a key, 1 for a static flag.
 
     >>> import flatlayers as fl
     >>> fl.state_length(fl.Dropout(0.5))
@@ -104,8 +102,8 @@ def state_length(layer: Any) -> int:
     return count_states(jax.eval_shape(lambda key: initial_states(key, layer), jax.random.key(0)))
 
 
-def frozen_length(layer: Any) -> int:
-    """The number of parameters that are not trained: those among the states.
+def frozen_length(layer: Model) -> int:
+    """Return the number of parameters that are not trained: those among the states.
 
     >>> import flatlayers as fl
     >>> from flatlayers.core.setup import frozen_length
@@ -114,16 +112,16 @@ def frozen_length(layer: Any) -> int:
     """
     frozen: list[int] = []
 
-    def states(key: jax.Array) -> None:
-        leaves = jax.tree.leaves(Record(states_of(layer, key)))
+    def states(key: Key) -> None:
+        leaves = jax.tree.leaves(Record(as_declared(layer).declared_states(key) or {}))
         frozen.extend(math.prod(leaf.shape) for leaf in leaves if isinstance(leaf, Param))
 
     jax.eval_shape(states, jax.random.key(0))
     return sum(frozen)
 
 
-def count_states(st: Any) -> int:
-    """The numbers in a state: array entries, keys and static flags."""
+def count_states(st: State) -> int:
+    """Count the numbers in a state: array entries, keys and static flags."""
     if isinstance(st, Record):
         children, _ = jax.tree.flatten(st, is_leaf=lambda part: part is not st)
         flags = sum(1 for value in st.values() if value is None or isinstance(value, bool | str))
@@ -131,8 +129,8 @@ def count_states(st: Any) -> int:
     return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(st))
 
 
-def output_shape(layer: Layer, x: Any) -> Any:
-    """The shape of a layer's output. Nothing is computed.
+def output_shape(layer: Layer, x: Input) -> Any:
+    """Return the shape of a layer's output. Nothing is computed.
 
     **Arguments:**
 
@@ -150,14 +148,14 @@ def output_shape(layer: Layer, x: Any) -> Any:
     floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(floats[0]) if floats else jnp.float32
 
-    def output(key: jax.Array, x: Any) -> Any:
+    def output(key: Key, x: Input) -> Output:
         ps, st = setup(key, layer, dtype)
         return apply(layer, x, ps, st)[0]
 
     return jax.tree.map(lambda leaf: tuple(leaf.shape), jax.eval_shape(output, jax.random.key(0), x))
 
 
-def stateless_apply(layer: Layer, x: Any, ps: Any) -> Any:
+def stateless_apply(layer: Layer, x: Input, ps: Params) -> Output:
     """Call a layer that has no state: `y` alone.
 
     **Raises:** `ValueError` if the layer has state.
@@ -177,8 +175,8 @@ def stateless_apply(layer: Layer, x: Any, ps: Any) -> Any:
     return apply(layer, x, ps, initial_states(jax.random.key(0), layer))[0]
 
 
-def preserves_state_type(layer: Any) -> bool:
-    """Whether calling the layer keeps the structure, shapes and dtypes of its state.
+def preserves_state_type(layer: object) -> bool:
+    """Tell whether calling the layer keeps the structure, shapes and dtypes of its state.
 
     >>> import flatlayers as fl
     >>> fl.preserves_state_type(fl.Dropout(0.5))
@@ -189,8 +187,8 @@ def preserves_state_type(layer: Any) -> bool:
     return keeps_state_type(layer) if isinstance(layer, Layer) else True
 
 
-def trainmode(st: Record) -> Record:
-    """The state with every `training` flag on.
+def trainmode(st: State) -> Record:
+    """Return the state with every `training` flag on.
 
     >>> import flatlayers as fl
     >>> fl.trainmode(fl.Record(a={"training": False})).a.training
@@ -199,8 +197,8 @@ def trainmode(st: Record) -> Record:
     return _update(as_record(st), "training", True)[0]
 
 
-def testmode(st: Record) -> Record:
-    """The state with every `training` flag off.
+def testmode(st: State) -> Record:
+    """Return the state with every `training` flag off.
 
     >>> import flatlayers as fl
     >>> fl.testmode(fl.Record(a={"training": True})).a.training
@@ -213,8 +211,8 @@ def testmode(st: Record) -> Record:
 testmode.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def update_state(st: Record, name: str, value: Any) -> Record:
-    """The state with a new value for every field of that name, at any depth.
+def update_state(st: State, name: str, value: object) -> Record:
+    """Return the state with a new value for every field of that name, at any depth.
 
     **Raises:** `KeyError` with the nearest names if there is no such field.
 
@@ -228,7 +226,7 @@ def update_state(st: Record, name: str, value: Any) -> Record:
     return new
 
 
-def _update(st: Record, name: str, value: Any) -> tuple[Record, bool]:
+def _update(st: Record, name: str, value: object) -> tuple[Record, bool]:
     changes, found = {}, False
     for key, part in st.items():
         if key == name:
@@ -248,28 +246,7 @@ def _all_names(st: Record) -> set[str]:
     return set(st).union(*below)
 
 
-def initial_values(key: jax.Array, declared: Any, dtype: Any, path: str = "") -> Any:
-    """The values of what is declared, as nested dictionaries; each name folds the key once more."""
-    if isinstance(declared, Param):
-        try:
-            return declared.initial(key, dtype)
-        except Exception as error:
-            error.add_note(f"in the initial value of the parameter {path!r}")
-            raise
-    if isinstance(declared, Stacked):
-        return for_each_copy(lambda key: initial_values(key, declared.declared, dtype, path), key, declared.n)
-    parts = declared.parameters() if isinstance(declared, Layer) else declared
-    return {
-        name: initial_values(fold_in_name(key, _key_name(name, part)), part, dtype, join_path(path, name))
-        for name, part in parts.items()
-    }
-
-
-def _key_name(name: str, part: Any) -> str:
-    return (part.key_name or name) if isinstance(part, Param) else name
-
-
-def _as_state(leaf: Any, dtype: Any, key: jax.Array) -> jax.Array:
+def _as_state(leaf: Any, dtype: DType, key: Key) -> Array:
     if isinstance(leaf, Param):
         return jnp.asarray(leaf.initial(key, dtype), dtype)
     array = jnp.asarray(leaf)
@@ -278,8 +255,8 @@ def _as_state(leaf: Any, dtype: Any, key: jax.Array) -> jax.Array:
     return jnp.asarray(array, floating if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
 
 
-def _own_key(key: Any) -> jax.Array:
-    """The key of a model. Not the one it is made from, which the user may split for other things."""
+def _own_key(key: Any) -> Key:
+    """Return the key of a model: not the one it is made from, which the user may split for other things."""
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
         key = jax.random.wrap_key_data(key)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):

@@ -7,14 +7,13 @@ from typing import Any
 
 import wadler_lindig as wl
 
-from ..core.calling import display_name
-from ..core.declaration import Param
-from ..core.frozen_dict import FrozenDict
-from ..core.hashable import Hashable
-from ..core.layer import Layer, Wrapper, contains_layer, layout_of
+from ..core.composite import Wrapper
+from ..core.declaration import Param, as_declared
+from ..core.layer import Layer, contains_layer, display_name
 from ..core.setup import frozen_length, state_length
+from ..core.values import FrozenDict, Hashable, value_text
 from ..vectors.layout import Layout
-from ..vectors.names import join_path, value_text
+from ..vectors.names import join_path
 from .places import alike, span_text
 from .table import WIDTH, bytes_text, counted
 
@@ -60,7 +59,7 @@ def totals(model: Any, ps: Any = None) -> str:
 
 def length_of(part: Any) -> int:
     """The number of parameters of a layer, of a mapping or of one `Param`."""
-    layout = layout_of(part)
+    layout = as_declared(part).layout
     return layout.length if isinstance(layout, Layout) else math.prod(layout)
 
 
@@ -173,7 +172,7 @@ class _Tree:
     def comment(self, part: Any, path: str, left_out: frozenset[str], copies: int) -> str:
         length, frozen = length_of(part), 0
         if self.has_frozen:
-            layout = layout_of(part)
+            layout = as_declared(part).layout
             leaves = layout.view_shapes if isinstance(layout, Layout) else {"": layout}
             absent = sum(
                 math.prod(shape)

@@ -10,7 +10,8 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from ..core.layer import Layer, Wrapper
+from ..core.composite import Wrapper
+from ..core.layer import Layer
 from ..core.rebuild import replaceable, with_children
 from ..core.setup import setup
 from ..vectors.names import join_path

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.calling import call
+from ..core.composite import Container
 from ..core.fields import Size
-from ..core.layer import Container, Layer
+from ..core.layer import Layer, call
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector

@@ -9,10 +9,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from ..core.calling import call
+from ..core.composite import Wrapper
+from ..core.declaration import fold_in_name
 from ..core.fields import Finite, Flag, Size
-from ..core.hashable import plain
-from ..core.layer import Layer, Wrapper, fold_in_name
+from ..core.layer import Layer, call
+from ..core.values import plain
 from ..dtypes import as_floating, common_real_dtype
 from ..vectors.names import describe
 from ..vectors.record import Record

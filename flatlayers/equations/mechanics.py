@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
-from ..core.layer import Layer, Wrapper
+from ..core.composite import Wrapper
+from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, is_traced
 from ..vectors.names import describe
 from ..vectors.record import Record

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.calling import call
+from ..core.composite import Wrapper
 from ..core.fields import Finite, Flag, Size
-from ..core.hashable import Hashable, plain
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer, call
+from ..core.values import Hashable, plain
 from ..dtypes import common_real_dtype
 from ..vectors.names import describe
 from ..vectors.record import Record

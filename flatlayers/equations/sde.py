@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.calling import call
+from ..core.composite import Container
+from ..core.declaration import fold_in_name
 from ..core.fields import Finite, Flag, Positive, Size
-from ..core.hashable import Hashable, plain
-from ..core.layer import Container, Layer, as_layer, fold_in_name
+from ..core.layer import Layer, as_layer, call
 from ..core.setup import count_states
+from ..core.values import Hashable, plain
 from ..dtypes import common_real_dtype, promoted
 from ..vectors.names import describe
 from ..vectors.record import Record

@@ -15,9 +15,9 @@ from jax.core import Tracer
 from ..adjoints import _diffrax
 from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
 from ..core.fields import Check
-from ..core.hashable import hashable, plain
 from ..core.layer import Layer
 from ..core.setup import count_states
+from ..core.values import hashable, plain
 from ..dtypes import common_real_dtype, is_complex, is_floating, promoted
 from ..vectors.layout import check_same_layout
 from ..vectors.names import describe

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..adjoints._diffrax import sub_saveats
-from ..core.hashable import hashable, plain
+from ..core.values import hashable, plain
 from ..dtypes import at_least_float32, is_floating, promoted
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 
-from ..core.fields import Count, Function, NonNegative, Size, check_fields, number
+from ..core.fields import Count, Function, NonNegative, Size, check_module_fields, number
 from ..dtypes import at_least_float32, is_traced
 from ..vectors.names import describe
 
@@ -46,7 +46,7 @@ class _Accelerated(optx.AbstractFixedPointSolver):
     batch_axes: eqx.AbstractVar[int]
 
     def __check_init__(self) -> None:
-        check_fields(self)
+        check_module_fields(self)
 
     @property
     def _damping(self) -> float:

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..core.calling import call
+from ..core.composite import Container
 from ..core.fields import Flag, Size, checked, integer
-from ..core.hashable import hashable, plain
-from ..core.layer import Container, Layer, as_layer
+from ..core.layer import Layer, as_layer, call
 from ..core.setup import count_states
+from ..core.values import hashable, plain
 from ..dtypes import at_least_float32
 from ..vectors.names import describe
 from ..vectors.record import Record

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..core.fields import Size, check_fields, number
+from ..core.fields import Size, check_module_fields, number
 from ..dtypes import at_least_float32
 from ..equations.solving import time_dtype
 from ._krylov import Accuracy, gmres
@@ -48,7 +48,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     tau: Annotated[float, number(above=0, high=1)] = eqx.field(default=0.8, converter=as_python)
 
     def __check_init__(self) -> None:
-        check_fields(self)
+        check_module_fields(self)
 
     def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
         """Called by optimistix: `rewrite_fn` is the residual `fn(y) - y`."""

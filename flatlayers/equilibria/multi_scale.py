@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..core.calling import call
+from ..core.composite import Container
 from ..core.fields import Flag, Size
-from ..core.hashable import hashable, plain
-from ..core.layer import Container, Layer, WrappedFunction, as_layer
+from ..core.layer import Layer, WrappedFunction, as_layer, call
+from ..core.values import hashable, plain
 from ..layers.shapes import as_dims, check_count
 from ..vectors.record import Record
 from .deq import DeepEquilibriumNetwork, float_dtype

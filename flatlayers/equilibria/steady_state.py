@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..core.fields import Function, NonNegative, Positive, Size, check_fields
+from ..core.fields import Function, NonNegative, Positive, Size, check_module_fields
 from ..equations.solving import SOLVER, time_dtype
 from .accelerated import as_python
 
@@ -65,7 +65,7 @@ class SteadyState(optx.AbstractFixedPointSolver):
     max_steps: Size = eqx.field(default=4096, converter=as_python)
 
     def __check_init__(self) -> None:
-        check_fields(self)
+        check_module_fields(self)
         kinds = {
             "solver": diffrax.AbstractSolver,
             "stepsize_controller": diffrax.AbstractStepSizeController,

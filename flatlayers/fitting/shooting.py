@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.calling import call
+from ..core.layer import call
 from ..dtypes import common_real_dtype, is_traced
 from ..equations import solving as shared
 from ..equations.ode import NeuralODE

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container
 from ..core.fields import Flag, Size
-from ..core.layer import Container, Layer
+from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, in_common_dtype
+from ..types import Array, ArrayLike, Input, Output, Params, Shape, State
 from .dense import Dense
 from .dropout import Dropout
 from .fields import Probability
@@ -70,7 +72,7 @@ class MultiHeadAttention(Container):
     v_dims: Size | None = None
     out_dims: Size | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         for name in ("q_proj", "v_proj"):
             features = self._layers[name].out_dims
             if features % self.heads:
@@ -96,10 +98,10 @@ class MultiHeadAttention(Container):
             "dropout": Dropout(self.dropout),
         }
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         layers = self._layers
 
-        def project(name: str, x: Any) -> jax.Array:
+        def project(name: str, x: Input) -> jax.Array:
             return layers[name](x, getattr(ps, name), st[name])[0]
 
         q, k, v, mask = _inputs(x)
@@ -117,7 +119,7 @@ class MultiHeadAttention(Container):
         return y, st.replace(dropout=dropout)
 
 
-def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
+def _inputs(x: Input) -> tuple[Any, Any, Any, Any]:
     """Queries, keys, values and mask, in shapes that fit each other."""
     parts = x if type(x) is tuple else (x, x)
     if len(parts) == 2:
@@ -140,7 +142,7 @@ def _split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
+def _kept(mask: ArrayLike | None, causal: bool, shape: Shape) -> jax.Array | None:
     """Which query sees which key, of the shape `(*batch, heads, queries, keys)`; `None` is all."""
     triangle = jnp.broadcast_to(jnp.tril(jnp.ones(shape[-2:], bool)), shape) if causal else None
     if mask is None:
@@ -158,7 +160,7 @@ def _kept(mask: Any, causal: bool, shape: tuple[int, ...]) -> jax.Array | None:
     return mask if triangle is None else mask & triangle
 
 
-def _check_axes(shape: tuple[int, ...], batch: int) -> None:
+def _check_axes(shape: Shape, batch: int) -> None:
     """Raise for a mask whose axes could be others than broadcasting takes them for."""
     full, fewer = batch + 3, not batch and len(shape) == 2
     if len(shape) < full and shape and not fewer:
@@ -177,13 +179,17 @@ def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
     return drops or q.dtype == jnp.float64 or v.dtype == jnp.float64 or q.shape[-1] != v.shape[-1]
 
 
-def _attend(q: Any, k: Any, v: Any, keep: Any, dropout: Layer, ps: Any, st: Any) -> tuple[Any, Any]:
+def _attend(
+    q: Array, k: Array, v: Array, keep: Array | None, dropout: Layer, ps: Params, st: State
+) -> tuple[Any, Any]:
     """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
     weights, st = dropout(_weights(q, k, keep).astype(v.dtype), ps, st)
     return _weighted(weights, v), st
 
 
-def _attend_without_dropout(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+def _attend_without_dropout(
+    q: Array, k: Array, v: Array, keep: Array | None, may_see_none: bool
+) -> jax.Array:
     # On a CPU JAX's function takes 1.4 times as long as the formula; see benchmarks/README.md.
     return jax.lax.platform_dependent(
         *(q, k, v, keep),
@@ -208,7 +214,7 @@ def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.swapaxes(weights @ jnp.swapaxes(v, -3, -2), -3, -2)
 
 
-def _attend_in_jax(q: Any, k: Any, v: Any, keep: Any, may_see_none: bool) -> jax.Array:
+def _attend_in_jax(q: Array, k: Array, v: Array, keep: Array | None, may_see_none: bool) -> jax.Array:
     """The same by JAX, which has one batch axis."""
     batch = q.shape[:-3]
     q, k, v = (part.reshape(math.prod(batch), *part.shape[-3:]) for part in (q, k, v))

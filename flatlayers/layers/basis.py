@@ -4,15 +4,17 @@ import functools
 import operator
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from ..core.fields import Count, Size
-from ..core.layer import Layer, Param
+from ..core.declaration import Param
+from ..core.fields import Check, Count, Size
+from ..core.layer import Layer
 from ..dtypes import floating
 from ..initializers import glorot_uniform
+from ..types import Array, Input, Output, Params, State
 from .fields import Initial
 from .shapes import check_trailing
 
@@ -29,7 +31,7 @@ class Basis(Layer):
         """The `n` functions at `x`."""
         raise TypeError(f"{type(self).__name__} does not define `terms(self, x)`")
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return jnp.stack(self.terms(floating(x)), axis=-1), st
 
 
@@ -91,7 +93,7 @@ class Legendre(Basis):
     """
 
     def terms(self, x: jax.Array) -> list[jax.Array]:
-        def following(k: int, last: Any, before: Any) -> Any:
+        def following(k: int, last: Array, before: Array) -> Array:
             return ((2 * k + 1) * x * last - k * before) / (k + 1)
 
         return _by_recurrence(self.n, x, following)
@@ -154,6 +156,15 @@ class Sine(Basis):
         return [jnp.sin(k * x) for k in range(1, self.n + 1)]
 
 
+def _bases(value: object) -> tuple[Basis, ...]:
+    if not isinstance(value, tuple | list) or not value or not all(isinstance(b, Basis) for b in value):
+        raise TypeError
+    return tuple(value)
+
+
+Bases = Annotated[tuple[Basis, ...], Check("a tuple of bases such as (Chebyshev(4),)", _bases)]
+
+
 class TensorProductLayer(Layer):
     """A linear map of all products of basis functions: `y = weight @ (b_1(x_1) ⊗ b_2(x_2) ⊗ ...)`.
 
@@ -182,31 +193,23 @@ class TensorProductLayer(Layer):
     ((2, 15), (7, 2))
     """
 
-    bases: tuple[Basis, ...]
+    bases: Bases
     out_dims: Count
     _: KW_ONLY
     init_weight: Initial = glorot_uniform
-
-    def __post_init__(self) -> None:
-        bases = self.bases if isinstance(self.bases, tuple | list) else ()
-        if not bases or not all(isinstance(basis, Basis) for basis in bases):
-            raise TypeError(
-                "TensorProductLayer.bases: expected a tuple of bases such as (Chebyshev(4),), "
-                f"found {self.bases!r}"
-            )
 
     def parameters(self) -> dict[str, Param]:
         products = functools.reduce(operator.mul, (basis.n for basis in self.bases))
         return {"weight": Param((self.out_dims, products), self.init_weight)}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (len(self.bases),))
         x = floating(x)
         values = [basis(x[..., i], {}, {})[0] for i, basis in enumerate(self.bases)]
         return functools.reduce(_outer, values) @ ps.weight.T, st
 
 
-def _by_recurrence(n: int, x: jax.Array, following: Callable[[int, Any, Any], Any]) -> list[jax.Array]:
+def _by_recurrence(n: int, x: jax.Array, following: Callable[[int, Array, Array], Array]) -> list[jax.Array]:
     """`1, x` and what follows: term `k + 1` is `following(k, term k, term k - 1)`."""
     terms = [jnp.ones_like(x), x]
     for k in range(1, n - 1):

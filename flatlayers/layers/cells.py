@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Flag, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..initializers import uniform, zeros
+from ..types import Input, Output, Params, PyTree, Shape, State
 from ..vectors.names import describe
+from .ending import activated
 from .fields import Activation, Initial
 from .shapes import along_last, check_trailing
 
@@ -47,7 +50,7 @@ class RecurrentCell(Layer):
             declared |= {name: Param((self.hidden_dims,), zeros) for name in self.initial_names}
         return declared
 
-    def start(self, x: jax.Array, given: tuple[Any, ...], ps: Any) -> tuple[jax.Array, ...]:
+    def start(self, x: jax.Array, given: tuple[Any, ...], ps: Params) -> tuple[jax.Array, ...]:
         """The carry that is given, or else the initial one."""
         check_trailing(x, (self.in_dims,))
         shape, count = (*x.shape[:-1], self.hidden_dims), len(self.initial_names)
@@ -59,7 +62,7 @@ class RecurrentCell(Layer):
         initial = (getattr(ps, name).astype(dtype) for name in self.initial_names)
         return tuple(jnp.broadcast_to(h, shape) for h in initial)
 
-    def kernels(self, x: jax.Array, ps: Any) -> Kernels:
+    def kernels(self, x: jax.Array, ps: Params) -> Kernels:
         """The parameters as the products take them. For a batch they are transposed, once for all steps."""
         weights = (ps.weight_ih, ps.weight_hh) if x.ndim == 1 else (ps.weight_ih.T, ps.weight_hh.T)
         biases = (ps.bias_ih, ps.bias_hh) if self.use_bias else (None, None)
@@ -69,7 +72,7 @@ class RecurrentCell(Layer):
         """The next carry; its first part is the output."""
         raise NotImplementedError
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, given = input_and_carry(x)
         x = jnp.asarray(x)
         carry = self.advance(x, self.start(x, given, ps), self.kernels(x, ps))
@@ -116,7 +119,7 @@ class RNNCell(RecurrentCell):
 
     def advance(self, x: jax.Array, carry: tuple[jax.Array, ...], kernels: Kernels) -> tuple[jax.Array, ...]:
         h = operator.add(*products(x, carry[0], kernels))
-        return (h if self.activation is None else self.activation(h),)
+        return (activated(self.activation, h),)
 
 
 class LSTMCell(RecurrentCell):
@@ -212,7 +215,7 @@ class GRUCell(RecurrentCell):
         return ((1 - z) * n + z * h,)
 
 
-def input_and_carry(x: Any) -> tuple[Any, tuple[Any, ...]]:
+def input_and_carry(x: Input) -> tuple[Any, tuple[Any, ...]]:
     """The input and the carry that came with it, in a tuple of one; an empty one if there is none."""
     if type(x) is not tuple:
         return x, ()
@@ -221,7 +224,7 @@ def input_and_carry(x: Any) -> tuple[Any, tuple[Any, ...]]:
     return x[0], x[1:]
 
 
-def _checked_carry(carry: Any, shape: tuple[int, ...], count: int) -> tuple[jax.Array, ...]:
+def _checked_carry(carry: PyTree, shape: Shape, count: int) -> tuple[jax.Array, ...]:
     names = ("(h,)", "(h, c)")[count - 1]
     if not isinstance(carry, tuple):
         raise TypeError(f"expected a carry that is a tuple {names}, found {describe(carry)}")

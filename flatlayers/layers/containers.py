@@ -7,22 +7,18 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.fields import Check, Count, checked
-from ..core.frozen_dict import FrozenDict
-from ..core.layer import Container, Layer, value_text
+from ..core.composite import Container
+from ..core.fields import Check, Count, a_callable, checked
+from ..core.layer import Layer
+from ..core.values import FrozenDict
 from ..dtypes import as_real
+from ..types import Input, Output, Params, State
 from ..vectors.names import UnknownNameError, unknown_name
-from .fields import AnyLayer, Text
+from .fields import AnyLayer, LayerLike, Text
 from .shapes import check_count
 
 
-def _callable(value: Any) -> Any:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError
-    return value
-
-
-Connection = Annotated[Callable[..., Any], Check("a function or a layer", _callable)]
+Connection = Annotated[Callable[..., Any], Check("a function or a layer", a_callable)]
 
 
 def child_named(layer: Container, layers: Mapping[str, Layer], name: str) -> Layer:
@@ -47,10 +43,10 @@ class NamedLayers(Container):
 
     layers: FrozenDict
 
-    def __init__(self, *layers: Any, **named: Any):
+    def __init__(self, *layers: LayerLike, **named: LayerLike):
         numbered = {f"layer_{i}": layer for i, layer in enumerate(layers)}
-        if isinstance(named.get("layers"), Mapping):  # as dataclasses.replace gives them
-            named = {**named.pop("layers"), **named}
+        if isinstance(given := named.get("layers"), Mapping):  # as dataclasses.replace gives them
+            named = {**given, **{name: layer for name, layer in named.items() if name != "layers"}}
         if both := numbered.keys() & named.keys():
             raise ValueError(f"expected a name for each layer, found two layers named {min(both)!r}")
         where = type(self).__name__
@@ -65,17 +61,17 @@ class NamedLayers(Container):
         return [*super().__dir__(), *self.layers]
 
     def connections(self) -> Mapping[str, Connection | None]:
-        """What joins the outputs, by the name of its field."""
+        """Return the functions or layers that join outputs, by the names of their fields."""
         return {}
 
     def children(self) -> Mapping[str, Any]:
         return {**self.layers, **{k: c for k, c in self.connections().items() if isinstance(c, Layer)}}
 
-    def call_layer(self, name: str, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def call_layer(self, name: str, x: Input, ps: Params, st: State) -> tuple[Any, Any]:
         y, new = self.layers[name](x, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def connect(self, name: str, inputs: tuple[Any, ...], ps: Any, st: Any) -> tuple[Any, Any]:
+    def connect(self, name: str, inputs: tuple[Any, ...], ps: Params, st: State) -> tuple[Any, Any]:
         """Join `inputs`: a function takes them as arguments, a layer as one tuple; `None` returns it."""
         connection = self.connections()[name]
         if connection is None:
@@ -85,14 +81,11 @@ class NamedLayers(Container):
         y, new = connection(inputs, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._argument_texts())})"
-
-    def _argument_texts(self) -> Iterator[str]:
-        keyword = False
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        by_name = False
         for i, (name, layer) in enumerate(self.layers.items()):
-            keyword = keyword or name != f"layer_{i}"
-            yield f"{name}={layer!r}" if keyword else repr(layer)
+            by_name = by_name or name != f"layer_{i}"
+            yield name, layer, by_name
 
 
 class Chain(NamedLayers):
@@ -128,11 +121,11 @@ class Chain(NamedLayers):
 
     name: Text | None
 
-    def __init__(self, *layers: Any, name: str | None = None, **named: Any):
+    def __init__(self, *layers: LayerLike, name: str | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
         self.name = name
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         for name in self.layers:
             x, st = self.call_layer(name, x, ps, st)
         return x, st
@@ -156,10 +149,10 @@ class Chain(NamedLayers):
             return self.layers[key]
         return list(self.layers.values())[key]
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield from super().constructor_arguments()
         if self.name is not None:
-            yield f"name={self.name!r}"
+            yield "name", self.name, True
 
 
 class Parallel(NamedLayers):
@@ -190,14 +183,14 @@ class Parallel(NamedLayers):
 
     connection: Connection | None
 
-    def __init__(self, connection: Connection | None, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection | None, *layers: LayerLike, **named: LayerLike):
         super().__init__(*layers, **named)
         self.connection = connection
 
     def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * len(self.layers)
         check_count(len(xs), len(self.layers), "layer")
         ys = []
@@ -206,9 +199,9 @@ class Parallel(NamedLayers):
             ys.append(y)
         return self.connect("connection", tuple(ys), ps, st)
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield "connection", self.connection, False
+        yield from super().constructor_arguments()
 
 
 class BranchLayer(NamedLayers):
@@ -236,24 +229,24 @@ class BranchLayer(NamedLayers):
 
     fusion: Connection | None
 
-    def __init__(self, *layers: Any, fusion: Connection | None = None, **named: Any):
+    def __init__(self, *layers: LayerLike, fusion: Connection | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
         self.fusion = fusion
 
     def connections(self) -> Mapping[str, Connection | None]:
         return {"fusion": self.fusion}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ys = []
         for name in self.layers:
             y, st = self.call_layer(name, x, ps, st)
             ys.append(y)
         return self.connect("fusion", tuple(ys), ps, st)
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield from super().constructor_arguments()
         if self.fusion is not None:
-            yield f"fusion={value_text(self.fusion)}"
+            yield "fusion", self.fusion, True
 
 
 class PairwiseFusion(NamedLayers):
@@ -283,14 +276,14 @@ class PairwiseFusion(NamedLayers):
 
     connection: Connection
 
-    def __init__(self, connection: Connection, *layers: Any, **named: Any):
+    def __init__(self, connection: Connection, *layers: LayerLike, **named: LayerLike):
         super().__init__(*layers, **named)
         self.connection = connection
 
     def connections(self) -> Mapping[str, Connection | None]:
         return {"connection": self.connection}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * (len(self.layers) + 1)
         check_count(len(xs), len(self.layers) + 1, "layer and one to start with")
         y = xs[0]
@@ -299,9 +292,9 @@ class PairwiseFusion(NamedLayers):
             y, st = self.connect("connection", (y, part), ps, st)
         return y, st
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        yield "connection", self.connection, False
+        yield from super().constructor_arguments()
 
 
 class Maxout(NamedLayers):
@@ -332,7 +325,7 @@ class Maxout(NamedLayers):
     (5, 2)
     """
 
-    def __init__(self, *layers: Any, **named: Any):
+    def __init__(self, *layers: Any, **named: LayerLike):
         if len(layers) == 2 and _is_number(layers[1]) and not isinstance(layers[0], Layer):
             make_layer, n = layers[0], checked(Count, "Maxout.n", layers[1])
             if not callable(make_layer):
@@ -342,7 +335,7 @@ class Maxout(NamedLayers):
         if not self.layers:
             raise ValueError("Maxout: expected one layer or more, found none")
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ys = []
         for name in self.layers:
             y, st = self.call_layer(name, x, ps, st)
@@ -352,7 +345,7 @@ class Maxout(NamedLayers):
         return functools.reduce(jnp.maximum, ys), st
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number)
 
 
@@ -381,7 +374,7 @@ class SkipConnection(Container):
     layer: AnyLayer
     connection: Connection
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, ps.layer, st.layer)
         st = st.replace(layer=new)
         if not isinstance(self.connection, Layer):

@@ -7,17 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Flag, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import in_common_dtype
 from ..initializers import glorot_uniform, zeros
+from ..types import Input, Output, Params, Shape, State
+from .ending import ended, weight_and_bias
 from .fields import Activation, Initial, Sizes
-from .shapes import along_last, per_axis
+from .shapes import per_axis
 from .windows import Counts, Pad, Windows, paddings, windows_of
 
 
 class AbstractConv(Layer):
-    """What the convolutions share: the fields, the parameters, and the bias and the activation."""
+    """The base of the convolutions: their fields, their parameters and their windows."""
 
     kernel: tuple[Size, ...]
     in_channels: Size
@@ -31,7 +34,7 @@ class AbstractConv(Layer):
     init_weight: Initial = glorot_uniform
     init_bias: Initial = zeros
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not 1 <= len(self.windows.size) <= 3:
             name = type(self).__name__
             raise ValueError(f"{name}.kernel: expected a kernel of 1, 2 or 3 sizes, found {self.kernel}")
@@ -41,13 +44,11 @@ class AbstractConv(Layer):
     def windows(self) -> Windows:
         return windows_of(self, "kernel")
 
-    def declare(self, weight_shape: tuple[int, ...], groups: int, **options: Any) -> dict[str, Param]:
+    def declare(self, weight_shape: Shape, groups: int, output_axis: int | None = None) -> dict[str, Param]:
         size = math.prod(self.kernel)
         fan_in, fan_out = size * self.in_channels // groups, size * self.out_channels // groups
-        weight = Param(weight_shape, self.init_weight, fan_in=fan_in, fan_out=fan_out, **options)
-        if not self.use_bias:
-            return {"weight": weight}
-        return {"weight": weight, "bias": Param((self.out_channels,), self.init_bias)}
+        weight = Param(weight_shape, self.init_weight, fan_in, fan_out, output_axis)
+        return weight_and_bias(self, weight, (self.out_channels,))
 
     def check_groups(self, groups: int) -> None:
         if self.in_channels % groups or self.out_channels % groups:
@@ -60,7 +61,7 @@ class AbstractConv(Layer):
         self.check_groups(groups)
         return self.declare((*self.kernel, self.in_channels // groups, self.out_channels), groups)
 
-    def convolve(self, x: Any, ps: Any, groups: int, *, flip: bool) -> jax.Array:
+    def convolve(self, x: Input, ps: Params, groups: int, *, flip: bool) -> jax.Array:
         sizes = self.check_input(x)
         where = self.windows
         where.check(sizes, "kernel")
@@ -73,20 +74,15 @@ class AbstractConv(Layer):
             rhs_dilation=where.dilation,
             feature_group_count=groups,
         )
-        return self.finish(y, ps)
+        return ended(self, y, ps)
 
-    def check_input(self, x: Any) -> tuple[int, ...]:
+    def check_input(self, x: Input) -> tuple[int, ...]:
         """The spatial sizes of `x`. **Raises:** `ValueError` for other channels or too few axes."""
         shape, rank = jnp.shape(x), len(self.kernel)
         if len(shape) <= rank or shape[-1] != self.in_channels:
             axes = ", ".join(("depth", "height", "width")[-rank:])
             raise ValueError(f"expected x of shape (..., {axes}, {self.in_channels}), found shape {shape}")
         return shape[-rank - 1 : -1]
-
-    def finish(self, y: jax.Array, ps: Any) -> jax.Array:
-        if self.use_bias:
-            y = y + along_last(ps.bias, y.ndim)
-        return y if self.activation is None else self.activation(y)
 
 
 class Conv(AbstractConv):
@@ -138,7 +134,7 @@ class Conv(AbstractConv):
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.groups)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return self.convolve(x, ps, self.groups, flip=not self.cross_correlation), st
 
 
@@ -173,7 +169,7 @@ class CrossCor(AbstractConv):
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.groups)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return self.convolve(x, ps, self.groups, flip=False), st
 
 
@@ -203,7 +199,7 @@ class DepthwiseConv(AbstractConv):
     def parameters(self) -> dict[str, Param]:
         return self.conv_parameters(self.in_channels)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return self.convolve(x, ps, self.in_channels, flip=not self.cross_correlation), st
 
 
@@ -244,8 +240,8 @@ class ConvTranspose(AbstractConv):
     cross_correlation: Flag = False
     output_pad: Counts = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_fields(self) -> None:
+        super().check_fields()
         stride = self.windows.stride
         extra = self.extra(len(stride))
         if any(n >= step for n, step in zip(extra, stride, strict=True)):
@@ -268,7 +264,7 @@ class ConvTranspose(AbstractConv):
         shape = (*self.kernel, self.out_channels // self.groups, self.in_channels)
         return self.declare(shape, self.groups, output_axis=-2)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         sizes = self.check_input(x)
         x, weight = in_common_dtype(x, ps.weight)
         weight = with_channels_swapped(weight, self.groups)
@@ -281,10 +277,10 @@ class ConvTranspose(AbstractConv):
             rhs_dilation=self.windows.dilation,
             feature_group_count=self.groups,
         )
-        return self.finish(y, ps), st
+        return ended(self, y, ps), st
 
     def transposed_pads(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-        """What is put around `x`, with zeros between its entries, to give the result its sizes."""
+        """Return the padding of `x`, with zeros between its entries, that gives the result its sizes."""
         where = self.windows
         ends = zip(where.span, where.pads, self.extra(len(sizes)), strict=True)
         pads = [(span - 1 - low, span - 1 - high + more) for span, (low, high), more in ends]

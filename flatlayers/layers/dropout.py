@@ -11,15 +11,32 @@ import jax.numpy as jnp
 from ..core.fields import checked
 from ..core.layer import Layer
 from ..dtypes import as_floating, as_inexact, at_least_float32, real_dtype
+from ..types import Input, Key, Output, Params, Shape, State
 from .fields import Axes, Probability
 from .shapes import as_dims
 
 
-# What SELU tends to for large negative numbers: -lambda * alpha.
+# The limit of SELU for large negative numbers: -lambda * alpha.
 SELU_LIMIT = -1.0507009873554805 * 1.6732632423543772
 
 
-class Dropout(Layer):
+class AbstractDropout(Layer):
+    """The base of dropouts: the identity in test mode and for the probability 0."""
+
+    p: Probability
+
+    def states(self, key: Key) -> dict[str, Any]:
+        return {"key": key, "training": True} if self.p else {}
+
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+        return (x, st) if self.p == 0 or not st.training else self.drop(x, st)
+
+    def drop(self, x: Input, st: State) -> tuple[jax.Array, State]:
+        """Drop numbers of `x` at random; called in training alone."""
+        raise TypeError(f"{type(self).__name__} does not define `drop(self, x, st)`")
+
+
+class Dropout(AbstractDropout):
     """Set numbers to zero with probability `p` in training, and scale the others by `1 / (1 - p)`.
 
     In test mode it is the identity (Srivastava et al., 2014).
@@ -49,21 +66,15 @@ class Dropout(Layer):
     100.0
     """
 
-    p: Probability
     _: KW_ONLY
     axis: Axes | None = None
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
-        return {"key": key, "training": True} if self.p else {}
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        if self.p == 0 or not st.training:
-            return x, st
+    def drop(self, x: Input, st: State) -> tuple[jax.Array, State]:
         key, mask_key = jax.random.split(st.key)
         return dropout(mask_key, x, self.p, axis=self.axis), st.replace(key=key)
 
 
-class AlphaDropout(Layer):
+class AlphaDropout(AbstractDropout):
     """Dropout that keeps mean 0 and variance 1: `y = a * x + b` or, with probability `p`, `a * limit + b`.
 
     `limit = -1.7581` is what SELU has for large negative numbers; `a` and `b` follow from `p`. It goes with
@@ -92,14 +103,7 @@ class AlphaDropout(Layer):
     (True, True)
     """
 
-    p: Probability
-
-    def states(self, key: jax.Array) -> dict[str, Any]:
-        return {"key": key, "training": True} if self.p else {}
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        if self.p == 0 or not st.training:
-            return x, st
+    def drop(self, x: Input, st: State) -> tuple[jax.Array, State]:
         key, mask_key = jax.random.split(st.key)
         x, keep = as_floating(x), 1 - self.p
         a = 1 / math.sqrt(keep * (1 + self.p * SELU_LIMIT**2)) if keep else 0.0
@@ -109,7 +113,7 @@ class AlphaDropout(Layer):
         return y, st.replace(key=key)
 
 
-class VariationalHiddenDropout(Layer):
+class VariationalHiddenDropout(AbstractDropout):
     """Dropout with one mask for many calls, such as the steps of a recurrent network.
 
     The first call in training draws the mask, and each later one uses it again, until
@@ -145,16 +149,13 @@ class VariationalHiddenDropout(Layer):
 
     keeps_state_type: ClassVar[bool] = False
 
-    p: Probability
     _: KW_ONLY
     axis: Axes | None = None
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
-        return {"key": key, "training": True, "update_mask": True, "mask": None} if self.p else {}
+    def states(self, key: Key) -> dict[str, Any]:
+        return {**super().states(key), "update_mask": True, "mask": None} if self.p else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        if self.p == 0 or not st.training:
-            return x, st
+    def drop(self, x: Input, st: State) -> tuple[jax.Array, State]:
         x = as_inexact(x)
         if st.update_mask or st.mask is None:
             key, mask_key = jax.random.split(st.key)
@@ -168,7 +169,7 @@ class VariationalHiddenDropout(Layer):
 
 
 def dropout(
-    key: jax.Array, x: Any, p: float, *, axis: int | Sequence[int] | None = None, training: bool = True
+    key: Key, x: Input, p: float, *, axis: int | Sequence[int] | None = None, training: bool = True
 ) -> jax.Array:
     """Set numbers to zero with probability `p`, and scale the others by `1 / (1 - p)`.
 
@@ -199,8 +200,8 @@ def dropout(
     return scale_kept(x, draw_mask(key, x, p, axis), p)
 
 
-def draw_mask(key: jax.Array, x: jax.Array, p: float, axis: int | Sequence[int] | None = None) -> jax.Array:
-    """What is kept. It is drawn in float32 at least: a half precision cannot tell small probabilities."""
+def draw_mask(key: Key, x: jax.Array, p: float, axis: int | Sequence[int] | None = None) -> jax.Array:
+    """Draw which numbers are kept, in float32 at least: a half precision cannot tell small probabilities."""
     return jax.random.uniform(key, mask_shape(x.shape, axis), at_least_float32(real_dtype(x.dtype))) >= p
 
 
@@ -209,7 +210,7 @@ def scale_kept(x: jax.Array, keep: jax.Array, p: float) -> jax.Array:
     return x * (keep.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
 
 
-def mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def mask_shape(shape: Shape, axis: int | Sequence[int] | None) -> tuple[int, ...]:
     if axis is None:
         return shape
     axes = as_dims(axis)

@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.declaration import Param
 from ..core.fields import Flag, Integer, Positive, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import floating, is_traced
 from ..initializers import glorot_uniform, normal, zeros
+from ..types import Input, Output, Params, State
 from ..vectors.names import describe
-from .fields import Initial, Sizes, as_tuple_of
+from .ending import plus_bias, weight_and_bias
+from .fields import Initial, Sizes, sequence_of
 from .shapes import along_last, as_dims, check_count, check_trailing
 
 
@@ -54,7 +57,7 @@ class Embedding(Layer):
     def parameters(self) -> dict[str, Param]:
         return {"weight": Param((*as_dims(self.vocab), self.dims), self.init_weight)}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         if not isinstance(self.vocab, tuple):
             x = jnp.asarray(x)
             if jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == bool:
@@ -67,7 +70,7 @@ class Embedding(Layer):
         check_trailing(x, as_dims(self.vocab))
         return (x.astype(weight.dtype) if x.dtype == bool else x) @ weight
 
-    def _indices(self, x: Any) -> tuple[jax.Array, ...]:
+    def _indices(self, x: Input) -> tuple[jax.Array, ...]:
         sizes = as_dims(self.vocab)
         if isinstance(self.vocab, tuple):
             if not isinstance(x, tuple):
@@ -95,8 +98,8 @@ def _check_indices(x: jax.Array, size: int) -> None:
 class PeriodicEmbedding(Layer):
     """Some features as points on a circle: `x_i` becomes `sin(2 pi x_i / p_i)` and `cos(2 pi x_i / p_i)`.
 
-    What follows is then periodic and smooth in them. The other features come first, as they are; then all
-    sines, then all cosines.
+    The layers that follow are then periodic and smooth in them. The other features come first, as they are;
+    then all sines, then all cosines.
 
     **Arguments:**
 
@@ -118,20 +121,17 @@ class PeriodicEmbedding(Layer):
     [7. 0. 1.]
     """
 
-    indices: tuple[int, ...]
-    periods: tuple[float, ...]
+    indices: Annotated[tuple[int, ...], sequence_of(Integer)]
+    periods: Annotated[tuple[float, ...], sequence_of(Positive)]
 
-    def __post_init__(self) -> None:
-        for name, kind in (("indices", Integer), ("periods", Positive)):
-            values = as_tuple_of(kind, f"PeriodicEmbedding.{name}", getattr(self, name))
-            object.__setattr__(self, name, values)
+    def check_fields(self) -> None:
         if len(self.periods) != len(self.indices):
             raise ValueError(
                 f"PeriodicEmbedding.periods: expected {len(self.indices)} periods, one an index, "
                 f"found {len(self.periods)}"
             )
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = floating(x)
         size = x.shape[-1] if x.ndim else 0
         chosen = [i % size for i in self.indices if -size <= i < size]
@@ -182,17 +182,17 @@ class PatchEmbedding(Layer):
     init_weight: Initial = glorot_uniform
     init_bias: Initial = zeros
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not isinstance(self.patch, tuple):
-            object.__setattr__(self, "patch", (self.patch, self.patch))
+            self.patch = (self.patch, self.patch)
 
     def parameters(self) -> dict[str, Param]:
         shape = (*as_dims(self.patch), self.in_channels, self.dims)
         fan_in = math.prod(shape[:-1])
         weight = Param(shape, self.init_weight, fan_in=fan_in, fan_out=self.dims)
-        return {"weight": weight} | ({"bias": Param((self.dims,), self.init_bias)} if self.use_bias else {})
+        return weight_and_bias(self, weight, (self.dims,))
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = jnp.asarray(x)
         rows, columns = as_dims(self.patch)
         if x.ndim < 3 or x.shape[-1] != self.in_channels or x.shape[-3] % rows or x.shape[-2] % columns:
@@ -204,4 +204,4 @@ class PatchEmbedding(Layer):
         down, across = height // rows, width // columns
         x = x.reshape(*lead, down, rows, across, columns, channels).swapaxes(-4, -3)
         y = x.reshape(*lead, down * across, rows * columns * channels) @ ps.weight.reshape(-1, self.dims)
-        return (y + along_last(ps.bias, y.ndim) if self.use_bias else y), st
+        return plus_bias(self, y, ps), st

@@ -1,13 +1,13 @@
-"""What the fields of layers may be, besides the numbers of `core.fields`."""
+"""Annotations for the fields of layers, besides the numbers of `core.fields`."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from ..core.fields import Check, Integer, Size, checked, number
+from ..core.fields import Check, Integer, Size, check_of, number
 from ..core.layer import Layer, as_layer
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -25,6 +25,8 @@ Probability = Annotated[float, Check("a probability from 0 to 1", number(low=0, 
 Exponent = Annotated[float, Check("a finite exponent p of at least 1", number(low=1).accept)]
 Activation = Annotated[Callable[[Any], Any], Check("an elementwise function", a_function)]
 Initial = Annotated[Callable[..., Any], Check("an initializer `init(key, shape, dtype)`", a_function)]
+# An argument that becomes a layer.
+LayerLike = Layer | Callable[[Any], Any]
 AnyLayer = Annotated[Layer, Check("a layer or a function", as_layer)]
 
 # One axis or several.
@@ -33,7 +35,18 @@ Axes = Integer | tuple[Integer, ...]
 Sizes = Size | tuple[Size, ...]
 
 
-def as_tuple_of(kind: Any, where: str, values: Any) -> tuple[Any, ...]:
-    """A sequence, a range or an array as a tuple, each part of a kind that `core.fields` knows."""
-    is_sequence = isinstance(values, Iterable) and not isinstance(values, str)
-    return checked(tuple[kind, ...], where, tuple(values) if is_sequence else values)
+def sequence_of(kind: object) -> Check:
+    """A sequence, a range or an array, kept as a tuple, with each part of a kind that `core.fields` knows."""
+    check = check_of(tuple[kind, ...])  # pyright: ignore[reportInvalidTypeForm]
+    assert check is not None
+
+    def accept(value: Any) -> tuple[Any, ...]:
+        is_sequence = isinstance(value, Iterable) and not isinstance(value, str)
+        return check.accept(tuple(value) if is_sequence else value)
+
+    return Check(check.expected, accept)
+
+
+def as_tuple_of(kind: object, where: str, values: object) -> tuple[Any, ...]:
+    """Return a sequence as a tuple, as the annotation `sequence_of(kind)` does for a field."""
+    return sequence_of(kind)(where, values)

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.composite import Container
 from ..core.fields import Count
-from ..core.layer import Container, Layer
+from ..core.layer import Layer
+from ..types import Input, Output, Params, State
 from .containers import child_named
 from .dense import Dense
 from .fields import Activation, Sizes
@@ -66,7 +68,7 @@ class MLP(Container):
     def children(self) -> Mapping[str, Any]:
         return self.layers
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         for name, layer in self.layers.items():
             x, _ = layer(x, getattr(ps, name), st[name])
         return x, st

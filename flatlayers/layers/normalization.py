@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Flag, NonNegative, Size
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32
 from ..initializers import ones, zeros
+from ..types import Input, Key, Output, Params, Shape, State
 from ..vectors.record import Record
+from .ending import activated
 from .fields import Activation, Probability, Sizes, Text
 from .shapes import along_last, as_dims, check_trailing
 
@@ -73,10 +76,10 @@ class BatchNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
+    def states(self, key: Key) -> dict[str, Any]:
         return running_values(self.channels) if self.track_stats else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (self.channels,))
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
@@ -122,7 +125,7 @@ class GroupNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.channels % self.groups:
             raise ValueError(
                 f"GroupNorm.groups: expected groups that divide {self.channels} channels, found {self.groups}"
@@ -131,13 +134,13 @@ class GroupNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_samples(x, self.channels)
         x = as_floating(x)
         grouped = x.reshape(*x.shape[:-1], self.groups, self.channels // self.groups)
         axes = (*range(1, x.ndim - 1), x.ndim)
         check_several(math.prod(grouped.shape[a] for a in axes), x)
-        y = normalise(grouped, axis=axes, epsilon=self.epsilon).reshape(x.shape)
+        y = normalize(grouped, axis=axes, epsilon=self.epsilon).reshape(x.shape)
         return finish(y, ps, self.affine, self.activation), st
 
 
@@ -184,10 +187,10 @@ class InstanceNorm(Layer):
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias((self.channels,), self.affine)
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
+    def states(self, key: Key) -> dict[str, Any]:
         return running_values(self.channels) if self.track_stats else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_samples(x, self.channels)
         x = as_floating(x)
         found, st = tracked(self, x, tuple(range(1, x.ndim - 1)), st)
@@ -229,15 +232,15 @@ class LayerNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return scale_and_bias(as_dims(self.shape), self.affine)
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, as_dims(self.shape))
-        y = normalise(x, axis=last_axes(self.shape), epsilon=self.epsilon)
+        y = normalize(x, axis=last_axes(self.shape), epsilon=self.epsilon)
         return finish(y, ps, self.affine, self.activation), st
 
 
@@ -273,13 +276,13 @@ class RMSNorm(Layer):
     affine: Flag = True
     epsilon: NonNegative = 1e-5
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         check_has_axes(self)
 
     def parameters(self) -> dict[str, Param]:
         return {"scale": Param(as_dims(self.shape), ones)} if self.affine else {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, as_dims(self.shape))
         x = as_floating(x)
         wide = x.astype(at_least_float32(x.dtype))
@@ -288,7 +291,7 @@ class RMSNorm(Layer):
         return along_last(ps.scale, y.ndim) * y if self.affine else y, st
 
 
-def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
+def normalize(x: Input, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) -> jax.Array:
     """Bring `x` to mean 0 and variance 1 along axes: `(x - mean) / sqrt(var + epsilon)`.
 
     **Arguments:**
@@ -303,7 +306,7 @@ def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) 
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
-    >>> fl.normalise(jnp.array([1.0, 3.0]), axis=0).round(3)
+    >>> fl.normalize(jnp.array([1.0, 3.0]), axis=0).round(3)
     Array([-1.,  1.], dtype=float32)
     """
     x = as_floating(x)
@@ -313,6 +316,9 @@ def normalise(x: Any, *, axis: int | Sequence[int] = -1, epsilon: float = 1e-5) 
     shift, rest, var = moments(x, axes)
     return ((x.astype(shift.dtype) - shift - rest) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
 
+
+# The name, or names, of mapped axes that the devices lie along.
+Axis = str | tuple[str, ...] | None
 
 # Moments
 
@@ -329,12 +335,13 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Moments:
+def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Axis = None) -> Moments:
     """The moments with axes of size 1 left in place, in float32 at least."""
     x = x.astype(at_least_float32(x.dtype))
 
     def average(x: jax.Array) -> jax.Array:
-        return over_devices(jnp.mean(x, axes, keepdims=True), axis_name)
+        mean = jnp.mean(x, axes, keepdims=True)
+        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
     # Which number is subtracted makes no difference, and none to the derivatives.
     shift = jax.lax.stop_gradient(average(x))
@@ -343,18 +350,14 @@ def moments(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> Momen
     return Moments(shift, rest, jnp.maximum(average(jnp.square(x)) - jnp.square(rest), 0.0))
 
 
-def over_devices(mean: jax.Array, axis_name: Any) -> jax.Array:
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
-
-
-def finish(y: jax.Array, ps: Any, affine: bool, activation: Activation | None) -> Any:
-    """The scale, the bias and the activation."""
+def finish(y: jax.Array, ps: Params, affine: bool, activation: Activation | None) -> jax.Array:
+    """Apply the scale, the bias and the activation."""
     if affine:
         y = along_last(ps.scale, y.ndim) * y + along_last(ps.bias, y.ndim)
-    return y if activation is None else activation(y)
+    return activated(activation, y)
 
 
-def scale_and_bias(shape: tuple[int, ...], affine: bool) -> dict[str, Param]:
+def scale_and_bias(shape: Shape, affine: bool) -> dict[str, Param]:
     return {"scale": Param(shape, ones), "bias": Param(shape, zeros)} if affine else {}
 
 
@@ -366,7 +369,11 @@ def running_values(channels: int) -> dict[str, Any]:
 
 
 def tracked(
-    layer: Any, x: jax.Array, axes: tuple[int, ...], st: Any, axis_name: Any = None
+    layer: BatchNorm | InstanceNorm,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    st: State,
+    axis_name: Axis = None,
 ) -> tuple[Moments, Any]:
     """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
@@ -379,7 +386,7 @@ def tracked(
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Any) -> jax.Array:
+def affine_map(layer: BatchNorm | InstanceNorm, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
     """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`, a line for each channel."""
     shift, rest, var = found
     slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest), x.dtype
@@ -392,7 +399,7 @@ def affine_map(layer: Any, x: jax.Array, found: Moments, ps: Any) -> jax.Array:
         slope = scale * slope
     # One pass over `x`, and one back, which subtracts again: what is left would be as much memory as `x`.
     y = jax.checkpoint(_line)(x, shift, slope, bias - rest * slope).astype(dtype)
-    return y if layer.activation is None else layer.activation(y)
+    return activated(layer.activation, y)
 
 
 def _line(x: jax.Array, shift: jax.Array, slope: jax.Array, offset: jax.Array) -> jax.Array:
@@ -403,7 +410,7 @@ def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
     """The state with the running values moved towards the moments of `count` numbers a channel."""
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        # What is remembered is not differentiated: no gradient passes from call to call.
+        # No gradient passes from call to call: the running values are not differentiated.
         batch = jax.lax.stop_gradient(jnp.mean(new, tuple(range(new.ndim - 1)))).astype(old.dtype)
         return (1 - momentum) * old + momentum * batch
 
@@ -414,7 +421,7 @@ def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
     )
 
 
-# What is checked
+# Checks
 
 
 def check_several(count: int, x: jax.Array) -> int:
@@ -426,7 +433,7 @@ def check_several(count: int, x: jax.Array) -> int:
     return count
 
 
-def check_samples(x: Any, channels: int) -> None:
+def check_samples(x: Input, channels: int) -> None:
     shape = jnp.shape(x)
     if len(shape) < 2 or shape[-1] != channels:
         raise ValueError(f"expected x of shape (batch, ..., {channels}), found shape {shape}")

@@ -12,12 +12,13 @@ import numpy as np
 from ..core.fields import Size
 from ..core.layer import Layer
 from ..dtypes import as_floating, as_real, at_least_float32
+from ..types import Input, Output, Params, State
 from .fields import Exponent, Sizes
 from .windows import Pad, Windows, windows_of
 
 
 class AbstractPool(Layer):
-    """What the pools over windows of a given size share: their fields."""
+    """The base of the pools over windows of a given size."""
 
     window: tuple[Size, ...]
     _: KW_ONLY
@@ -25,7 +26,7 @@ class AbstractPool(Layer):
     pad: Pad = 0
     dilation: Sizes = 1
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         _ = self.windows
 
     @property
@@ -59,7 +60,7 @@ class MaxPool(AbstractPool):
     Array([3., 2.], dtype=float32)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return max_over(x, self.windows), st
 
 
@@ -83,7 +84,7 @@ class MeanPool(AbstractPool):
     Array([2., 1.], dtype=float32)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return mean_over(x, self.windows), st
 
 
@@ -112,7 +113,7 @@ class LPPool(AbstractPool):
     _: KW_ONLY
     p: Exponent = 2
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return norm_over(x, self.windows, self.p), st
 
 
@@ -133,7 +134,7 @@ class GlobalMaxPool(Layer):
     (5, 1, 1, 3)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return over_spatial(jnp.max, as_real(x)), st
 
 
@@ -154,7 +155,7 @@ class GlobalMeanPool(Layer):
     (5, 1, 1, 3)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return over_spatial(jnp.mean, as_floating(x)), st
 
 
@@ -182,21 +183,21 @@ class GlobalLPPool(Layer):
     _: KW_ONLY
     p: Exponent = 2
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         total = over_spatial(jnp.sum, to_the_power(x, self.p))
         return root(total, self.p).astype(jnp.result_type(x)), st
 
 
 class AbstractAdaptivePool(Layer):
-    """What the pools to a given size share."""
+    """The base of the pools to a given size."""
 
     out: tuple[Size, ...]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if not self.out:
             raise ValueError(f"{type(self).__name__}.out: expected one size or more, found {self.out}")
 
-    def windows(self, x: Any) -> Windows:
+    def windows(self, x: Input) -> Windows:
         """Stride `in // out` and window `in - (out - 1) * stride`, for each spatial axis."""
         shape, rank = jnp.shape(x), len(self.out)
         sizes = shape[-rank - 1 : -1]
@@ -230,7 +231,7 @@ class AdaptiveMaxPool(AbstractAdaptivePool):
     Array([2., 4.], dtype=float32)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return max_over(x, self.windows(x)), st
 
 
@@ -254,7 +255,7 @@ class AdaptiveMeanPool(AbstractAdaptivePool):
     Array([1., 3.], dtype=float32)
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return mean_over(x, self.windows(x)), st
 
 
@@ -282,14 +283,14 @@ class AdaptiveLPPool(AbstractAdaptivePool):
     _: KW_ONLY
     p: Exponent = 2
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return norm_over(x, self.windows(x), self.p), st
 
 
 # Reductions over windows
 
 
-def max_over(x: Any, where: Windows) -> jax.Array:
+def max_over(x: Input, where: Windows) -> jax.Array:
     x = as_real(x)
     check_spatial(x, where)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
@@ -299,12 +300,12 @@ def max_over(x: Any, where: Windows) -> jax.Array:
     return reduce_windows(x, lowest, jax.lax.max, where)
 
 
-def mean_over(x: Any, where: Windows) -> jax.Array:
+def mean_over(x: Input, where: Windows) -> jax.Array:
     x = as_floating(x)
     return (sum_over(x.astype(at_least_float32(x.dtype)), where) / math.prod(where.size)).astype(x.dtype)
 
 
-def norm_over(x: Any, where: Windows, p: float) -> jax.Array:
+def norm_over(x: Input, where: Windows, p: float) -> jax.Array:
     return root(sum_over(to_the_power(x, p), where), p).astype(jnp.result_type(x))
 
 
@@ -360,7 +361,7 @@ def over_spatial(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 # Norms
 
 
-def to_the_power(x: Any, p: float) -> jax.Array:
+def to_the_power(x: Input, p: float) -> jax.Array:
     x = as_floating(x)
     # An integer power is products.
     return jnp.abs(x.astype(at_least_float32(x.dtype))) ** (int(p) if p == int(p) else p)

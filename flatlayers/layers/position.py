@@ -10,6 +10,7 @@ import numpy as np
 from ..core.fields import Check, Finite, Positive, integer
 from ..core.layer import Layer
 from ..dtypes import at_least_float32, floating
+from ..types import Input, Output, Params, State
 from .shapes import along_last, broadcasts_to, check_trailing
 
 
@@ -55,7 +56,7 @@ class SinusoidalPositionalEmbedding(Layer):
     max_freq: Positive = 1.0
     scale: Finite | None = None
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = floating(x)
         dtype = at_least_float32(x.dtype)
         frequencies = jnp.asarray(np.geomspace(self.max_freq, self.min_freq, self.dims // 2), dtype)
@@ -96,7 +97,7 @@ class RotaryPositionalEmbedding(Layer):
     _: KW_ONLY
     base: Positive = 10_000
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, positions = _input_and_positions(x, self.dims)
         dtype = at_least_float32(x.dtype)
         frequencies = jnp.asarray(self.base ** -(np.arange(0, self.dims, 2) / self.dims), dtype)
@@ -108,7 +109,7 @@ class RotaryPositionalEmbedding(Layer):
         return y.astype(x.dtype), st
 
 
-def _input_and_positions(x: Any, dims: int) -> tuple[Any, Any]:
+def _input_and_positions(x: Input, dims: int) -> tuple[Any, Any]:
     """The input, and the positions that came with it or those from 0."""
     if type(x) is tuple and len(x) != 2:
         raise ValueError(f"expected x or a tuple (x, positions), found a tuple of {len(x)}")

@@ -1,4 +1,4 @@
-"""What runs a cell over a sequence."""
+"""Layers that run a cell over a sequence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
@@ -7,8 +7,10 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container, Wrapper
 from ..core.fields import Check, Flag, Integer
-from ..core.layer import Container, Layer, Wrapper
+from ..core.layer import Layer
+from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .cells import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
@@ -53,7 +55,7 @@ class Recurrence(Wrapper):
     time_axis: Integer = -2
     reverse: Flag = False
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, carry = input_and_carry(x)
         xs = _steps(jnp.asarray(x), self.time_axis)
         own_cell = isinstance(self.cell, RecurrentCell) and type(self.cell).forward is RecurrentCell.forward
@@ -92,10 +94,10 @@ class StatefulRecurrentCell(Wrapper):
 
     keeps_state_type: ClassVar[bool] = False
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
+    def states(self, key: Key) -> Mapping[str, Any]:
         return {**self.cell.states(key), "carry": None}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         inner = {name: part for name, part in st.items() if name != "carry"}
         carry = () if st.carry is None else (st.carry,)
         y, carry, inner = _step(self.cell, x, carry, ps, inner)
@@ -144,7 +146,7 @@ class BidirectionalRNN(Container):
         backward = self.cell if self.backward_cell is None else self.backward_cell
         return {"forward": self.cell, "backward": backward}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ys, new = [], {}
         for name, cell in self.children().items():
             run = Recurrence(cell, return_sequence=True, reverse=name == "backward")
@@ -154,14 +156,14 @@ class BidirectionalRNN(Container):
 
 
 def _run_cell(
-    cell: RecurrentCell, xs: Any, carry: Any, ps: Any, st: Any, reverse: bool, return_sequence: bool
+    cell: RecurrentCell, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
 ) -> tuple[Any, Any, Any]:
     """Run a recurrent cell: its carry and its weights are known in front of the loop."""
     dtype = jnp.result_type(xs, ps.weight_ih)
     start = tuple(h.astype(jnp.result_type(h, dtype)) for h in cell.start(xs[0], carry, ps))
     kernels = cell.kernels(xs[0], ps)
 
-    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+    def step(carry: PyTree, x: Input) -> tuple[Any, Any]:
         carry = cell.advance(x, carry, kernels)
         return carry, carry[0] if return_sequence else None
 
@@ -170,14 +172,14 @@ def _run_cell(
 
 
 def _run_layer(
-    cell: Layer, xs: Any, carry: Any, ps: Any, st: Any, reverse: bool, return_sequence: bool
+    cell: Layer, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
 ) -> tuple[Any, Any, Any]:
     """Run a layer that takes `x` or `(x, carry)`."""
     first, rest = (xs[-1], xs[:-1]) if reverse else (xs[0], xs[1:])
     # The first step gives the carry, and a state of the first call, the type of all others.
     y_first, carry, st = _step(cell, first, carry, ps, st)
 
-    def step(loop: Any, x: Any) -> tuple[Any, Any]:
+    def step(loop: PyTree, x: Input) -> tuple[Any, Any]:
         _, carry, st = loop
         y, carry, st = _step(cell, x, (carry,), ps, st)
         return (y, carry, st), y if return_sequence else None
@@ -259,7 +261,7 @@ def _over_time(
 # Steps
 
 
-def _step(cell: Layer, x: Any, carry: Any, ps: Any, st: Any) -> tuple[Any, Any, Any]:
+def _step(cell: Layer, x: Input, carry: PyTree, ps: Params, st: State) -> tuple[Any, Any, Any]:
     """One step of a cell, from its initial state if `carry` is empty: `y`, the carry, the state."""
     result, st = cell((x, *carry) if carry else x, ps, st)
     if not isinstance(result, tuple) or len(result) != 2:

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Container
+from ..core.declaration import Stacked, as_declared
 from ..core.fields import Flag, Size
-from ..core.layer import Container, Stacked, states_of
+from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
 from .fields import AnyLayer
@@ -58,13 +60,13 @@ class Repeated(Container):
     def parameters(self) -> dict[str, Any]:
         return {"layer": self.layer if self.shared else Stacked(self.layer, self.n)}
 
-    def states(self, key: jax.Array) -> dict[str, Any]:
-        return states_of({"layer": Stacked(self.layer, self.n)}, key)
+    def states(self, key: Key) -> dict[str, Any]:
+        return as_declared({"layer": Stacked(self.layer, self.n)}).declared_states(key) or {}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         ps = ps.layer.unpack() if isinstance(ps.layer, ComponentVector) else ps.layer
 
-        def step(y: Any, own: Any) -> tuple[Any, Any]:
+        def step(y: PyTree, own: PyTree) -> tuple[Any, Any]:
             parameters, state = own
             inputs = (y, x) if self.input_injection else y
             return self.layer(inputs, ps if self.shared else parameters, state)
@@ -76,7 +78,7 @@ class Repeated(Container):
         return y, st.replace(layer=states)
 
 
-def _like_output(x: Any, y: Any) -> Any:
+def _like_output(x: Input, y: PyTree) -> PyTree:
     """`x` in the dtypes that it and the output of a layer promote to, if they have the same shapes."""
     same = jax.tree.structure(x) == jax.tree.structure(y)
     if not same or jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, y):

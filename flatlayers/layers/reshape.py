@@ -1,13 +1,14 @@
 """Layers that change the shape and nothing else."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from ..core.fields import Check, Count, Integer, checked, integer
 from ..core.layer import Layer
+from ..types import Input, Output, Params, State
 from .shapes import as_dims
 
 
@@ -25,7 +26,7 @@ class NoOpLayer(Layer):
     3
     """
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return x, st
 
 
@@ -49,13 +50,13 @@ class ReshapeLayer(Layer):
 
     shape: SampleSize | tuple[SampleSize, ...]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         sizes = as_dims(self.shape)
         if sizes.count(-1) > 1:
             raise ValueError(f"ReshapeLayer.shape: expected one size of -1 at most, found {sizes}")
-        object.__setattr__(self, "shape", sizes)
+        self.shape = sizes
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = jnp.asarray(x)
         sizes = as_dims(self.shape)
         size, known = math.prod(x.shape[1:]), math.prod(n for n in sizes if n != -1)
@@ -87,11 +88,11 @@ class FlattenLayer(Layer):
 
     keep: Count = 1
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         return flatten(x, keep=self.keep), st
 
 
-def flatten(x: Any, *, keep: int = 1) -> jax.Array:
+def flatten(x: Input, *, keep: int = 1) -> jax.Array:
     """Flatten all axes but the leading ones.
 
     **Arguments:**
@@ -136,10 +137,9 @@ class SelectDim(Layer):
     axis: Integer
     index: Integer
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = jnp.asarray(x)
-        if not -x.ndim <= self.axis < x.ndim:
-            raise ValueError(f"expected x with an axis {self.axis}, found shape {x.shape}")
+        check_axis(x, self.axis)
         size = x.shape[self.axis]
         if not -size <= self.index < size:
             raise ValueError(
@@ -168,8 +168,12 @@ class ReverseSequence(Layer):
 
     axis: Integer = -2
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = jnp.asarray(x)
-        if not -x.ndim <= self.axis < x.ndim:
-            raise ValueError(f"expected x with an axis {self.axis}, found shape {x.shape}")
+        check_axis(x, self.axis)
         return jnp.flip(x, self.axis), st
+
+
+def check_axis(x: jax.Array, axis: int) -> None:
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"expected x with an axis {axis}, found shape {x.shape}")

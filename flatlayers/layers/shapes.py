@@ -1,14 +1,15 @@
-"""What layers say of the shapes they expect, and the broadcasting they share."""
+"""Checks of the shapes that layers expect, and the broadcasting they share."""
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..types import ArrayLike
 
-def check_trailing(x: Any, expected: tuple[int, ...]) -> None:
+
+def check_trailing(x: ArrayLike, expected: tuple[int, ...]) -> None:
     """Raise unless the last axes of `x` are the expected ones."""
     shape = jnp.shape(x)
     if len(shape) < len(expected) or shape[len(shape) - len(expected) :] != expected:
@@ -28,12 +29,12 @@ def along_last(parameter: jax.Array, ndim: int) -> jax.Array:
 
 
 def as_dims(dims: int | Sequence[int]) -> tuple[int, ...]:
-    """One size or several, as a tuple."""
+    """Return one size or several as a tuple."""
     return tuple(map(operator.index, dims if isinstance(dims, Sequence) else (dims,)))
 
 
 def per_axis(sizes: int | tuple[int, ...], rank: int, where: str) -> tuple[int, ...]:
-    """A size for each spatial axis: an integer serves all of them.
+    """Return a size for each spatial axis: an integer serves all of them.
 
     **Raises:** `ValueError` for another number of sizes, which says `where` they are from.
     """
@@ -45,6 +46,6 @@ def per_axis(sizes: int | tuple[int, ...], rank: int, where: str) -> tuple[int, 
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether an array of that shape broadcasts to the target, and no further."""
+    """Tell whether an array of that shape broadcasts to the target, and no further."""
     sizes = zip(reversed(shape), reversed(target), strict=False)
     return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in sizes)

@@ -2,18 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
+from ..core.declaration import Param
 from ..core.fields import Count, Finite, Flag
-from ..core.layer import Layer, Param
+from ..core.layer import Layer
 from ..dtypes import at_least_float32, floating, real_dtype
 from ..initializers import from_array, normal
-from .fields import Initial, as_tuple_of
+from ..types import Input, Output, Params, State
+from .fields import Initial, sequence_of
 from .shapes import as_dims
 
 
@@ -46,15 +47,14 @@ class SplineLayer(Layer):
     Array(1.5, dtype=float32)
     """
 
-    grid: Sequence[float]
+    grid: Annotated[tuple[float, ...], sequence_of(Finite)]
     dims: Count | tuple[Count, ...]
     _: KW_ONLY
     kind: Literal["linear", "cubic"] = "linear"
     learn_grid: Flag = False
     init_points: Initial = normal
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", as_tuple_of(Finite, "SplineLayer.grid", self.grid))
+    def check_fields(self) -> None:
         if len(self.grid) < 2 or any(b <= a for a, b in itertools.pairwise(self.grid)):
             raise ValueError(
                 f"SplineLayer.grid: expected a grid of 2 or more increasing numbers, found {self.grid}"
@@ -65,7 +65,7 @@ class SplineLayer(Layer):
         parameters = {"points": Param((n, *as_dims(self.dims)), self.init_points)}
         return parameters | ({"grid": Param((n,), from_array(self.grid))} if self.learn_grid else {})
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, points = floating(x), floating(ps.points)
         learned = (floating(ps.grid),) if self.learn_grid else ()
         for part in (x, *learned):
@@ -97,7 +97,7 @@ def _evaluate(x: jax.Array, grid: jax.Array, points: jax.Array, cubic: bool) -> 
 
 
 def _second_derivatives(grid: jax.Array, points: jax.Array) -> jax.Array:
-    """Those of the natural spline at its points, by which its first derivative is continuous."""
+    """Solve for the second derivatives of the natural spline at its points: its first one is continuous."""
     h = jnp.diff(grid)
     slope = jnp.diff(points, axis=0) / h[:, None]
     return jax.lax.linalg.tridiagonal_solve(

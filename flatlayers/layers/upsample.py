@@ -11,6 +11,7 @@ import numpy as np
 from ..core.fields import Flag, Positive, Size
 from ..core.layer import Layer
 from ..dtypes import as_floating
+from ..types import Input, Output, Params, Shape, State
 from .fields import Sizes
 from .shapes import per_axis
 
@@ -44,7 +45,7 @@ class PixelShuffle(Layer):
 
     factor: Size
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, r = jnp.asarray(x), self.factor
         rank = x.ndim - 2
         if rank < 1 or x.shape[-1] % r**rank:
@@ -101,7 +102,7 @@ class Upsample(Layer):
     size: Sizes | None = None
     align_corners: Flag = False
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if (self.scale is None) == (self.size is None):
             found = "neither" if self.scale is None else f"scale={self.scale} and size={self.size}"
             raise ValueError(f"Upsample: expected one of scale and size, found {found}")
@@ -113,7 +114,7 @@ class Upsample(Layer):
             if getattr(self, name) == ():
                 raise ValueError(f"Upsample.{name}: expected one number or more, found ()")
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = jnp.asarray(x) if self.mode == "nearest" else as_floating(x)
         for axis, size in enumerate(self.new_sizes(x.shape), 1):
             if self.mode == "nearest":
@@ -123,7 +124,7 @@ class Upsample(Layer):
                 x = interpolate(x, axis, size, self.align_corners)
         return x, st
 
-    def new_sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def new_sizes(self, shape: Shape) -> tuple[int, ...]:
         rank = len(shape) - 2
         given: Any = self.scale or self.size
         if rank < 1 or 0 in shape[1:-1] or (isinstance(given, tuple) and len(given) != rank):

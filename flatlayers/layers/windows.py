@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..core.fields import Count
+from .fields import Sizes
 from .shapes import per_axis
 
 
@@ -27,7 +28,7 @@ Pad = Count | tuple[Count, ...] | SamePad
 
 
 class Windows(NamedTuple):
-    """Where windows lie on the spatial axes, with an entry for each of them."""
+    """The places of windows on the spatial axes, with an entry for each of them."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -48,8 +49,16 @@ class Windows(NamedTuple):
             )
 
 
-def windows_of(layer: Any, field: str) -> Windows:
-    """The windows of a layer whose sizes are in a field, with its `stride`, `pad` and `dilation`.
+class HasWindows(Protocol):
+    """A layer that moves windows over spatial axes."""
+
+    stride: Any
+    pad: Pad
+    dilation: Sizes
+
+
+def windows_of(layer: HasWindows, field: str) -> Windows:
+    """Return the windows of a layer whose sizes are in a field, with its `stride`, `pad` and `dilation`.
 
     **Raises:** `ValueError` for other numbers of sizes.
     """

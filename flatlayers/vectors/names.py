@@ -1,13 +1,10 @@
 """What a name may be, and how an error speaks of names, paths and arrays."""
 
 import difflib
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-
-from ..core.frozen_dict import FrozenDict
 
 
 # The attributes of `ComponentVector` and the methods of a mapping: a parameter with
@@ -129,21 +126,3 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     return f"{type(value).__name__} with {len(jax.tree.leaves(value))} leaves"
-
-
-def value_text(value: Any) -> str:
-    """A hyper-parameter as one writes it: functions by their names."""
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        inside = ", ".join(map(value_text, value))
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, FrozenDict):
-        return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
-    if isinstance(value, functools.partial):
-        return f"partial({', '.join(map(value_text, (value.func, *value.args)))}{_named(value.keywords)})"
-    if callable(value) and repr(value).startswith("<"):
-        return getattr(value, "__name__", type(value).__name__)
-    return repr(value)
-
-
-def _named(values: Mapping[str, Any]) -> str:
-    return "".join(f", {name}={value_text(value)}" for name, value in values.items())

@@ -12,20 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 
-from ..core.frozen_dict import FrozenDict
-from ..core.hashable import hashable, plain
-from ..core.layer import (
-    Layer,
-    Param,
-    child_tree,
-    contains_layer,
-    fold_in_name,
-    frozen_field,
-    holds_layers,
-    named_parts,
-    states_of,
-)
-from ..vectors.names import check_name, describe, listing, unknown_name, value_text
+from ..core.composite import child_tree, named_parts
+from ..core.declaration import Param, as_declared, fold_in_name
+from ..core.layer import Layer, contains_layer, frozen_field, holds_layers
+from ..core.values import FrozenDict, hashable, plain, value_text
+from ..vectors.names import check_name, describe, listing, unknown_name
 from ..vectors.record import Record
 from .stateful import StatefulLayer
 
@@ -167,7 +158,7 @@ class CompactLayer(Layer):
         children, states = self.children(), {}
         for name, value in self.fields.items():
             if name in children:
-                states[name] = states_of(children[name], fold_in_name(key, name))
+                states[name] = as_declared(children[name]).declared_states(fold_in_name(key, name))
             elif isinstance(value, State):
                 states[name] = value.initial(fold_in_name(key, name))
         return states

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from ..core.calling import display_name
+from ..core.composite import Wrapper
 from ..core.fields import checked as checked_field
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer, display_name
 from ..core.rebuild import shared_names
 from ..dtypes import is_traced
 from ..layers.fields import AnyLayer, Text

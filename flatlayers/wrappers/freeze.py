@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from ..core.declaration import Param, Stacked, Tied
-from ..core.layer import Layer, Wrapper, as_layer, layout_of
-from ..core.setup import initial_values
+from ..core.composite import Wrapper
+from ..core.declaration import Group, Param, Tied
+from ..core.layer import Layer, as_layer
 from ..layers.fields import AnyLayer, Text, as_tuple_of
 from ..vectors.layout import Layout
-from ..vectors.names import describe, join_path
+from ..vectors.names import describe
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 
@@ -56,7 +56,7 @@ class FrozenLayer(Wrapper):
     @functools.cached_property
     def frozen_layout(self) -> Layout:
         """The layout of the frozen values, a tied one once."""
-        return layout_of(_selected(self.layer, self._is_stored))
+        return _selected(self.layer, self._is_stored).layout
 
     def parameters(self) -> Mapping[str, Any]:
         frozen = self.frozen_names
@@ -67,7 +67,7 @@ class FrozenLayer(Wrapper):
         def drawn(path: str) -> Callable[..., Any]:
             # With the key that the parameter would have in the layer itself.
             declared = _selected(self.layer, lambda other: other == path)
-            return lambda _, shape, dtype: Record(initial_values(key, declared, dtype))[path]
+            return lambda _, shape, dtype: declared.initial_leaves(key, dtype)[path]
 
         shapes = self.frozen_layout.view_shapes
         params = {path: Param(shape, drawn(path)) for path, shape in shapes.items()}
@@ -161,20 +161,10 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
     return layer.layer, layer.layer.layout.pack(layer.joined(_all_of(layer, ps), st.frozen)), st.layer
 
 
-def _selected(declared: Any, keep: Callable[[str], bool], path: str = "") -> Any:
+def _selected(layer: Layer, keep: Callable[[str], bool]) -> Group:
     """The part of a declaration with the leaves that are kept; groups without any are left out."""
-    if isinstance(declared, Param):
-        return declared if keep(path) else {}
-    if isinstance(declared, Stacked):
-        inner = _selected(declared.declared, keep, path)
-        return inner if _is_empty(inner) else Stacked(inner, declared.n)
-    parts = declared.parameters() if isinstance(declared, Layer) else declared
-    kept = {name: _selected(part, keep, join_path(path, name)) for name, part in parts.items()}
-    return {name: part for name, part in kept.items() if not _is_empty(part)}
-
-
-def _is_empty(declared: Any) -> bool:
-    return isinstance(declared, Mapping) and not declared
+    found = layer.declared_where(keep)
+    return found if isinstance(found, Group) else Group({})
 
 
 def _leaf(source: Any, path: str) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.calling import sublayers
-from ..core.layer import Layer, Stacked, as_layer, contains_layer, layout_of, states_of
+from ..core.declaration import Stacked, as_declared
+from ..core.layer import Layer, as_layer, contains_layer
 from ..core.rebuild import replaceable, with_children
 from ..vectors.layout import Layout
 from ..vectors.names import (
@@ -62,10 +62,10 @@ def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any,
     >>> ps
     ComponentVector(float32[48], layer_0=(weight=(16, 2)), layer_1=(weight=(1, 16)))
     """
-    layout = layout_of(layer)
+    layout = _layout_of(layer)
     vector = ps if isinstance(ps, ComponentVector) else layout.pack(ps)
     new, values, st = _mapped(f, layer, layout.unpack(vector), as_record(st), "")
-    packed = _packed(layout_of(new), values, vector)
+    packed = _packed(_layout_of(new), values, vector)
     return new, packed if vector is ps else packed.unpack(), st
 
 
@@ -128,12 +128,19 @@ def replace_layer(model: Any, path: str | tuple[str, ...], new: Any) -> Any:
     return replaced
 
 
+def _layout_of(model: Any) -> Layout:
+    layout = as_declared(model).layout
+    if not isinstance(layout, Layout):
+        raise TypeError(f"expected a layer or a mapping of layers, found {model!r}")
+    return layout
+
+
 # A model as a tree: layers, mappings of layers, and stacked ones
 
 
 def children_of(model: Any) -> dict[str, Any]:
     """The parts that hold layers and can be replaced, by path; that of a wrapper's child is empty."""
-    return _parts(model, replaceable)
+    return replaceable(model) if isinstance(model, Layer) else _with_layers(model)
 
 
 def rebuilt(model: Any, new: Mapping[str, Any]) -> Any:
@@ -143,15 +150,12 @@ def rebuilt(model: Any, new: Mapping[str, Any]) -> Any:
     return dataclasses.replace(model, declared=new[""]) if isinstance(model, Stacked) else {**model, **new}
 
 
-def _parts(model: Any, of_layer: Callable[[Layer], Any]) -> dict[str, Any]:
-    if isinstance(model, Layer):
-        return dict(of_layer(model))
-    parts = {"": model.declared} if isinstance(model, Stacked) else model
-    return {name: part for name, part in parts.items() if contains_layer(part)}
+def _with_layers(model: Any) -> dict[str, Any]:
+    return {name: part for name, part in as_declared(model).declared_parts().items() if contains_layer(part)}
 
 
 def _all_layers(model: Any, path: str) -> Iterator[tuple[str, Layer]]:
-    for name, child in _parts(model, sublayers).items():
+    for name, child in _with_layers(model).items():
         where = join_path(path, name)
         if isinstance(child, Layer):
             yield where, child
@@ -260,7 +264,7 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
 
 
 def _initial_state(model: Any) -> Record:
-    return Record(states_of(model, jax.random.key(0)))
+    return Record(as_declared(model).declared_states(jax.random.key(0)) or {})
 
 
 def _state_place(wrapper: Any) -> tuple[str | None, Record, Record]:

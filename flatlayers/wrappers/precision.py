@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from ..core.composite import Wrapper
 from ..core.fields import Check
-from ..core.layer import Wrapper
 from ..layers.fields import AnyLayer
 
 

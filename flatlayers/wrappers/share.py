@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from ..core.composite import Wrapper
 from ..core.declaration import Tied
 from ..core.fields import Check
-from ..core.frozen_dict import FrozenDict
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer
+from ..core.values import FrozenDict
 from ..layers.fields import AnyLayer
 from ..vectors.names import as_path
 

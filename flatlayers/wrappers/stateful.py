@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 
-from ..core.calling import apply, display_name
-from ..core.layer import Layer, as_layer
+from ..core.layer import Layer, apply, as_layer, display_name
 from ..vectors.names import describe, join_path
 from ..vectors.record import Record, as_record
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.declaration import Param, Tied
+from ..core.composite import Wrapper
+from ..core.declaration import Param, Tied, fold_in_name
 from ..core.fields import Integer, Size
-from ..core.layer import Wrapper, fold_in_name
 from ..dtypes import at_least_float32, is_traced
 from ..layers.fields import AnyLayer, Text
 from ..vectors.names import UnknownNameError, describe, unknown_name

@@ -17,7 +17,7 @@ from flatlayers.core.fields import (
     NonNegative,
     Positive,
     Size,
-    check_fields,
+    check_module_fields,
     checked,
 )
 
@@ -134,7 +134,7 @@ def test_fields_of_other_classes():
         history: Size = 5
 
         def __check_init__(self):
-            check_fields(self)
+            check_module_fields(self)
 
     assert Solver(1e-3, np.int64(3)).history == 3
     with pytest.raises(ValueError, match="Solver.rtol: expected a finite number above 0, found -1"):

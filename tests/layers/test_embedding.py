@@ -174,3 +174,73 @@ def test_periodic_embedding_of_what_does_not_fit():
     for indices, x in (((3,), jnp.ones((5, 3))), ((0, -3), jnp.ones(3)), ((0,), 1.0)):
         with pytest.raises(ValueError, match="expected x with different features .* found shape"):
             fl.PeriodicEmbedding(indices, [1.0] * len(indices))(x, {}, {})
+
+
+# PatchEmbedding
+
+
+def patches(x, ps, rows, columns):
+    """Patch by patch."""
+    weight, places = np.asarray(ps.weight), []
+    for i in range(0, x.shape[-3], rows):
+        for j in range(0, x.shape[-2], columns):
+            patch = x[..., i : i + rows, j : j + columns, :]
+            places.append(np.einsum("...ijc,ijcd->...d", patch, weight))
+    return np.stack(places, axis=-2) + (np.asarray(ps.bias) if "bias" in ps else 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+@pytest.mark.parametrize(
+    ("layer", "rows", "columns"),
+    [(fl.PatchEmbedding(2, 3, 4), 2, 2), (fl.PatchEmbedding((2, 3), 3, 4, use_bias=False), 2, 3)],
+)
+def test_patch_embedding(key, dtype, lead, layer, rows, columns):
+    ps, st = fl.setup(key, layer, dtype)
+    ps = ps + jax.random.normal(key, ps.shape, dtype)
+    x = jax.random.normal(jax.random.key(1), (*lead, 4, 6, 3), dtype)
+    y, new = jax.jit(layer)(x, ps, st)
+    assert y.dtype == dtype
+    assert new == st == {}
+    rtol = 1e-5 if dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(y, patches(np.asarray(x), ps, rows, columns), rtol=rtol, atol=rtol)
+    assert y.shape == fl.output_shape(layer, x) == (*lead, 24 // (rows * columns), 4)
+    assert fl.parameter_length(layer) == ps.size == rows * columns * 12 + 4 * layer.use_bias
+    assert eval(repr(layer), vars(fl)) == layer
+
+
+def test_patch_embedding_gradient_and_vmap(key):
+    layer = fl.PatchEmbedding(2, 3, 4)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (5, 4, 6, 3))
+    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+
+    def loss(ps):
+        return jnp.sum(jnp.sin(layer(x, ps, st)[0]))
+
+    slope = jax.grad(loss)(ps) @ direction
+    np.testing.assert_allclose(slope, central_difference(loss, ps, direction), rtol=1e-7)
+    assert_close(layer(x, ps, st)[0], jax.vmap(lambda x: layer(x, ps, st)[0])(x))
+
+
+def test_patch_embedding_is_drawn_as_a_dense_layer_of_a_patch(key):
+    weight = fl.initial_parameters(key, fl.PatchEmbedding(8, 3, 16), float).weight
+    bound = np.sqrt(6 / (8 * 8 * 3 + 16))
+    assert 0.99 * bound < np.abs(weight).max() <= bound
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6, 2), (5, 5, 6, 3), (5, 4, 5, 3), (6, 3)])
+def test_patch_embedding_of_what_does_not_fit(key, shape):
+    layer = fl.PatchEmbedding(2, 3, 4)
+    ps, st = fl.setup(key, layer, float)
+    message = r"shape \(..., height, width, 3\) that patches of 2 x 2 divide, found shape"
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones(shape), ps, st)
+
+
+@pytest.mark.parametrize("patch", [(2,), (2, 2, 2), 0, (2, -1)])
+def test_a_patch_has_two_sizes(patch):
+    with pytest.raises(
+        ValueError, match="PatchEmbedding.patch: expected an integer of at least 1 or a tuple of 2.* found"
+    ):
+        fl.PatchEmbedding(patch, 3, 4)

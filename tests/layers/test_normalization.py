@@ -278,17 +278,17 @@ def test_one_device_of_a_mesh():
     assert_close(jax.jit(apart)(x), fl.BatchNorm(3)(x, ps, st))
 
 
-# normalise
+# normalize
 
 
 @pytest.mark.parametrize("axis", [0, -1, (0, 2), (-1, 0)])
-def test_normalise(axis):
+def test_normalize(axis):
     x = inputs((3, 4, 5))
-    y = fl.normalise(x, axis=axis, epsilon=0.0)
+    y = fl.normalize(x, axis=axis, epsilon=0.0)
     np.testing.assert_allclose(y, over(x, axis, 0.0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(np.mean(y, axis), 0.0, atol=1e-12)
     np.testing.assert_allclose(np.var(y, axis), 1.0, rtol=1e-12)
-    assert fl.normalise(x.astype(jnp.float16), axis=axis, epsilon=0.0).dtype == jnp.float16
+    assert fl.normalize(x.astype(jnp.float16), axis=axis, epsilon=0.0).dtype == jnp.float16
 
 
 # Bad input
@@ -335,7 +335,7 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match=r"at least one axis, found \(\)"):
             cls(())
     with pytest.raises(ValueError, match=r"axes \(2,\), found shape \(3, 4\)"):
-        fl.normalise(jnp.ones((3, 4)), axis=2)
+        fl.normalize(jnp.ones((3, 4)), axis=2)
     for layer in (fl.BatchNorm(3), fl.GroupNorm(3, 1), fl.InstanceNorm(3), fl.LayerNorm(3), fl.RMSNorm(3)):
         ps, st = fl.setup(jax.random.key(0), layer, float)
         with pytest.raises(TypeError, match=r"floating x, found int64\[2, 5, 3\]"):

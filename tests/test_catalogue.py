@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,10 @@ from tests.helpers import assert_same, central_difference
 
 def image(channels):
     return (2, 8, 8, channels)
+
+
+def add_and_squash(z, x):
+    return jnp.tanh(0.1 * z + x)
 
 
 # Each layer with the shape (or shapes) of an input.
@@ -86,6 +91,39 @@ LAYERS = [
 # Inputs that are no random numbers.
 INDICES = (fl.Embedding(7, 3), jnp.array([[0, 6], [3, 3]]))
 
+
+def vectors(*sizes):
+    return lambda dtype: inputs((5, *sizes), dtype)
+
+
+def path(dtype):
+    ts = jnp.linspace(0.0, 1.0, 6, dtype=dtype)
+    return inputs((4,), dtype), diffrax.LinearInterpolation(ts, jnp.stack([ts, jnp.sin(ts)], axis=-1))
+
+
+CELL = fl.Parallel(add_and_squash, fl.Dense(3, 3), fl.Dense(3, 3))
+COUPLINGS = ((fl.Diagonal(3), fl.Dense(2, 3)), (fl.Dense(3, 2), fl.Diagonal(2)))
+# Layers that solve, and such as change the precision or stop at a NaN, with a function that makes an input.
+OTHERS = [
+    (fl.NeuralODE(fl.Dense(3, 3, jnp.tanh)), vectors(3)),
+    (fl.SecondOrderNeuralODE(fl.Dense(4, 2)), lambda dtype: (inputs((5, 2), dtype),) * 2),
+    (fl.NeuralCDE(fl.Dense(4, 8), 2), path),
+    (fl.NeuralSDE(fl.Dense(3, 3), fl.Dense(3, 3), dt0=0.1), vectors(3)),
+    (fl.FFJORD(fl.Dense(3, 3)), vectors(3)),
+    (fl.AugmentedNDE(fl.NeuralODE(fl.Dense(3, 3)), 1), vectors(2)),
+    (fl.HamiltonianNN(fl.MLP(4, (5,), 1)), vectors(4)),
+    (fl.LagrangianNN(fl.MLP(4, (5,), 1)), vectors(4)),
+    (fl.DeepEquilibriumNetwork(CELL), vectors(3)),
+    (
+        fl.MultiScaleDeepEquilibriumNetwork(
+            (CELL, fl.Dense(2, 2, jnp.tanh)), COUPLINGS, None, fl.Anderson(1e-4, 1e-4), (3, 2)
+        ),
+        vectors(3),
+    ),
+    (fl.DebugLayer(fl.Dense(3, 2), "encoder"), vectors(3)),
+    (fl.AlternatePrecision(fl.Dense(3, 2), jnp.float32), vectors(3)),
+]
+
 everywhere = pytest.mark.parametrize(
     ("layer", "shapes"), LAYERS, ids=[type(layer).__name__ for layer, _ in LAYERS]
 )
@@ -97,26 +135,29 @@ def inputs(shapes, dtype):
     return jax.random.uniform(jax.random.key(1), shapes, dtype, 0.1, 0.9)
 
 
+everything = pytest.mark.parametrize(
+    ("layer", "make_input"),
+    [*((layer, lambda dtype, shapes=shapes: inputs(shapes, dtype)) for layer, shapes in LAYERS), *OTHERS],
+    ids=[type(layer).__name__ for layer, _ in [*LAYERS, *OTHERS]],
+)
+
+
 def test_the_list_is_complete():
-    classes = {part for part in vars(fl).values() if inspect.isclass(part) and issubclass(part, fl.Layer)}
+    public = {part for part in vars(fl).values() if inspect.isclass(part) and issubclass(part, fl.Layer)}
     bases = {fl.Layer, fl.Container, fl.Wrapper}
-    layers = {
-        part
-        for part in classes - bases
-        if part.__module__.startswith(("flatlayers.layers", "flatlayers.core"))
-    }
-    assert layers <= {type(layer) for layer, _ in [*LAYERS, INDICES]}
+    assert public - bases == {type(layer) for layer, _ in [*LAYERS, *OTHERS, INDICES]}
 
 
-@everywhere
-def test_lengths_text_and_output_shape(key, layer, shapes):
+@everything
+def test_lengths_text_and_output_shape(key, layer, make_input):
     ps, st = fl.setup(key, layer, jnp.float32)
     assert fl.parameter_length(layer) == ps.size == layer.layout.length
     flags = jax.tree.structure(st) != jax.tree.structure(jax.tree.map(lambda _: 0, st.to_dict()))
     sizes = sum(leaf.size for leaf in jax.tree.leaves(st))
     assert fl.state_length(layer) >= sizes if flags else fl.state_length(layer) == sizes
-    assert eval(repr(layer), {**vars(fl), **vars(jnp), **vars(jax.nn)}) == layer
-    x = inputs(shapes, jnp.float32)
+    names = {**vars(fl), **vars(jnp), **vars(jax.nn), "add_and_squash": add_and_squash}
+    assert eval(repr(layer), names) == layer
+    x = make_input(jnp.float32)
     y, new = layer(x, ps, st)
     assert fl.output_shape(layer, x) == jax.tree.map(jnp.shape, y)
     # With x64 on, a float32 model stays float32.
@@ -212,8 +253,8 @@ def test_a_class_or_an_array_is_no_option(layer, shapes):
                 dataclasses.replace(layer, **{field.name: bad})
 
 
-@everywhere
-def test_a_number_that_is_out_of_range_is_no_option(layer, shapes):
+@everything
+def test_a_number_that_is_out_of_range_is_no_option(layer, make_input):
     for field in dataclasses.fields(layer):
         value = getattr(layer, field.name)
         if isinstance(value, int | float) and not isinstance(value, bool):

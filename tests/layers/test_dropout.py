@@ -7,45 +7,6 @@ import flatlayers as fl
 from tests.helpers import assert_close, assert_same
 
 
-X = np.arange(60.0).reshape(5, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (fl.NoOpLayer(), X),
-        (fl.ReshapeLayer((4, 3)), X.reshape(5, 4, 3)),
-        (fl.ReshapeLayer((-1, 2)), X.reshape(5, 6, 2)),
-        (fl.FlattenLayer(), X.reshape(5, 12)),
-        (fl.FlattenLayer(2), X),
-        (fl.FlattenLayer(keep=0), X.reshape(60)),
-        (fl.SelectDim(1, 2), X[:, 2]),
-        (fl.SelectDim(-1, -1), X[..., -1]),
-    ],
-    ids=repr,
-)
-def test_shapes(layer, expected):
-    y, st = jax.jit(layer)(jnp.asarray(X), {}, {})
-    assert_same(y, jnp.asarray(expected))
-    assert fl.output_shape(layer, jnp.asarray(X)) == expected.shape
-    assert (st, fl.parameter_length(layer), fl.state_length(layer)) == ({}, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (fl.ReshapeLayer((5, 3)), r"fit \(5, 3\), found shape \(5, 3, 4\)"),
-        (fl.FlattenLayer(4), "at least 4 axes, found shape"),
-        (fl.SelectDim(3, 0), "axis 3, found shape"),
-        (fl.SelectDim(1, 3), "index 3 along axis 1, found shape"),
-    ],
-    ids=repr,
-)
-def test_input_that_does_not_fit(layer, message):
-    with pytest.raises(ValueError, match=message):
-        layer(jnp.asarray(X), {}, {})
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_dropout_in_training(key, dtype):
     layer = fl.Dropout(0.25)
@@ -87,14 +48,6 @@ def test_the_mask_varies_along_the_given_axes(key):
         fl.Dropout(0.5, axis=3)(x, ps, st)
     with pytest.raises(ValueError, match="from 0 to 1, found 1.5"):
         fl.Dropout(1.5)
-
-
-def test_flatten():
-    assert_same(fl.flatten(jnp.asarray(X)), jnp.asarray(X.reshape(5, 12)))
-    assert fl.flatten(jnp.ones(5)).shape == (5, 1)
-    assert fl.flatten(jnp.ones((0, 2, 3))).shape == (0, 6)
-    with pytest.raises(ValueError, match=r"at least 1 axes, found shape \(\)"):
-        fl.flatten(1.0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])

@@ -105,7 +105,7 @@ def test_what_was_computed_for_a_comparison_is_not_pickled():
     again = pickle.loads(pickle.dumps(layer))
     assert again == layer
     assert hash(again) == hash(layer)
-    initializer = fl.initializers.normal(0.1)
+    initializer = fl.initializers.normal(stddev=0.1)
     hash(initializer)
     assert pickle.loads(pickle.dumps(initializer)) == initializer
 
