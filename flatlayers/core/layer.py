@@ -15,7 +15,8 @@ import numpy as np
 from ..vectors.layout import Layout
 from ..vectors.names import describe, value_text
 from ..vectors.record import Record
-from .calling import apply, sublayers
+from ..vectors.text import as_html, as_text
+from .calling import apply, display_name, sublayers
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
 from .fields import Check, checks_of
 from .frozen_dict import FrozenDict
@@ -166,7 +167,7 @@ class Layer(Value):
         return self
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        """What makes an equal layer: `(name, value, whether it is given by name)`; defaults are left out."""
+        """Give what makes an equal layer: `(name, value, is_keyword)`, without the defaults."""
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             positional = field.default is dataclasses.MISSING and not field.kw_only
@@ -178,7 +179,19 @@ class Layer(Value):
             f"{name}={value_text(value)}" if named else value_text(value)
             for name, value, named in self.constructor_arguments()
         )
-        return f"{type(self).__name__}({', '.join(inside)})"
+        return f"{constructor_name(self)}({', '.join(inside)})"
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
+
+
+def constructor_name(layer: Layer) -> str:
+    """Return what stands before the arguments: the name of the class, or of what the layer is made of."""
+    is_argument = any(field.name == "name" for field in dataclasses.fields(layer))  # pyright: ignore
+    return type(layer).__name__ if is_argument else display_name(layer)
 
 
 class WrappedFunction(Layer):

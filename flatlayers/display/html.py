@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ..core.layer import Layer
+from ..core.layer import Layer, constructor_name
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.vector import ComponentVector
-from .model import one_line, title_of, totals, written
+from .model import one_line, totals, written
 from .places import Run, alike, leaves_in_order, span_text
 from .summary import Row, Summary, flops_text
 from .table import bytes_text
@@ -52,7 +52,7 @@ def model_html(model: Layer) -> str:
     """A model: the tree of its layers, and where they are in the vector."""
     colours = Colours(model.layout)
     lines = "".join(_coloured(line.text, colours[line.path]) for line in written(model))
-    head = _head(title_of(model), totals(model))
+    head = _head(constructor_name(model), totals(model))
     return _box(head, _bar(model.layout, colours), _pre(lines))
 
 
@@ -63,7 +63,7 @@ def summary_html(summary: Summary) -> str:
     heads = ("path", "layer", "output shape", "parameters", "place", "share", "", "FLOPs")
     rows = list(_summary_rows(summary.grouped, colours, 0))
     rows = [*_shortened(rows), _summary_row(total, "total", colours, 0, "border-top:1px solid #8888")]
-    head = _head(title_of(total.layer), totals(total.layer))
+    head = _head(constructor_name(total.layer), totals(total.layer))
     return _box(head, _bar(total.layer.layout, colours), _table(heads, rows, numbers=(3, 4, 5, 7)))
 
 
@@ -233,7 +233,7 @@ def _summary_row(row: Row, name: str, colours: Colours, depth: int, style: str) 
     return style, [
         f'<span style="margin-left:{14 * depth}px" title="{html.escape(row.path)}">'
         f"{_swatch(colour)}{html.escape(name)}</span>",
-        html.escape(title_of(row.layer) if row.children else _short(row.layer)),
+        html.escape(constructor_name(row.layer) if row.children else _short(row.layer)),
         html.escape(shape),
         f"{row.parameters:_}" if row.parameters else "",
         row.place,

@@ -7,14 +7,14 @@ from typing import Any
 
 import wadler_lindig as wl
 
-from ..core.calling import display_name
 from ..core.declaration import Param
 from ..core.frozen_dict import FrozenDict
 from ..core.hashable import Hashable
-from ..core.layer import Layer, Wrapper, contains_layer, layout_of
+from ..core.layer import Layer, Wrapper, constructor_name, contains_layer, layout_of
 from ..core.setup import frozen_length, state_length
 from ..vectors.layout import Layout
 from ..vectors.names import join_path, value_text
+from ..wrappers.compact import State
 from .places import alike, span_text
 from .table import WIDTH, bytes_text, counted
 
@@ -152,7 +152,7 @@ class _Tree:
             doc = wl.TextDoc(label) + value_doc(part) + wl.TextDoc(end)
             yield _Part(depth, path, doc, comment)
             return
-        title = title_of(part) if isinstance(part, Layer) else ""
+        title = constructor_name(part) if isinstance(part, Layer) else ""
         yield _Part(depth, path, wl.TextDoc(f"{label}{title}("))
         if isinstance(part, Wrapper):
             left_out, counts = left_out | _frozen_by(part, path), counts and sees_through(part)
@@ -217,12 +217,6 @@ def _below(path: str, name: str, paths: frozenset[str]) -> frozenset[str]:
 # Values
 
 
-def title_of(layer: Layer) -> str:
-    """What stands before the arguments: the name of the class, or that of a function."""
-    is_argument = any(field.name == "name" for field in dataclasses.fields(layer))  # pyright: ignore
-    return type(layer).__name__ if is_argument else display_name(layer)
-
-
 def _options(part: Any) -> Iterator[wl.AbstractDoc]:
     """The hyper-parameters of a layer with children."""
     if isinstance(part, Layer):
@@ -233,12 +227,14 @@ def _options(part: Any) -> Iterator[wl.AbstractDoc]:
 
 def _custom(value: Any) -> wl.AbstractDoc | None:
     """What wadler-lindig does not write as we do. `None` leaves a value to it."""
-    if isinstance(value, Layer) and _tells_arguments(type(value)):
+    if isinstance(value, Layer):
         inside = [
             wl.TextDoc(f"{name}=" if named else "") + value_doc(argument)
             for name, argument, named in value.constructor_arguments()
         ]
-        return wl.bracketed(wl.TextDoc(f"{title_of(value)}("), inside, wl.comma, wl.TextDoc(")"), _INDENT)
+        return wl.bracketed(
+            wl.TextDoc(f"{constructor_name(value)}("), inside, wl.comma, wl.TextDoc(")"), _INDENT
+        )
     if isinstance(value, Hashable):
         return value_doc(value.value)
     if isinstance(value, FrozenDict):
@@ -247,9 +243,5 @@ def _custom(value: Any) -> wl.AbstractDoc | None:
         return value_doc((*value[:3], ..., value[-1]))
     if isinstance(value, tuple | dict) or value is ... or hasattr(type(value), "__pdoc__"):
         return None
-    is_options = dataclasses.is_dataclass(value) and not isinstance(value, Layer | Param | Callable)
+    is_options = dataclasses.is_dataclass(value) and not isinstance(value, Param | State | Callable)
     return None if is_options else wl.TextDoc(value_text(value))
-
-
-def _tells_arguments(kind: type[Layer]) -> bool:
-    return kind.__repr__ is Layer.__repr__ or kind.constructor_arguments is not Layer.constructor_arguments

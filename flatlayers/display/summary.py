@@ -10,12 +10,13 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer, Wrapper, constructor_name
 from ..core.rebuild import replaceable, with_children
 from ..core.setup import setup
 from ..vectors.names import join_path
+from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
-from .model import one_line, sees_through, title_of, totals
+from .model import one_line, sees_through, totals
 from .places import Run, alike, joined, runs_of, span_text
 from .table import filled, scaled, table
 
@@ -107,6 +108,9 @@ class Summary:
     def grouped(self) -> Row:
         """The total with equal neighbours joined: what is printed."""
         return _grouped(self.total)
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
     def __repr__(self) -> str:
         head = ("path", "layer", "output shape", *_NUMBERS)
@@ -266,7 +270,7 @@ def _cells(row: Row, path: str) -> list[Any]:
     return [
         # A path may break after a dot, but not within `layer_1..layer_3`.
         filled(re.split(r"(?<=[^.]\.)(?=[^.])", path), ""),
-        title_of(row.layer) if row.children else one_line(row.layer),
+        constructor_name(row.layer) if row.children else one_line(row.layer),
         "not called" if row.output_shape is None else str(row.output_shape),
         f"{row.parameters:_}" if row.parameters else "",
         row.place,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..vectors.names import describe, join_path
+from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
 from .table import table
 
@@ -62,6 +63,9 @@ class Tree:
 
     title: str
     rows: tuple[Leaf, ...]
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
     def __repr__(self) -> str:
         if not self.rows:

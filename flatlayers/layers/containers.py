@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.fields import Check, Count, checked
 from ..core.frozen_dict import FrozenDict
-from ..core.layer import Container, Layer, value_text
+from ..core.layer import Container, Layer
 from ..dtypes import as_real
 from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text
@@ -85,14 +85,14 @@ class NamedLayers(Container):
         y, new = connection(inputs, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._argument_texts())})"
-
-    def _argument_texts(self) -> Iterator[str]:
+    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        own = [argument for argument in super().constructor_arguments() if argument[0] != "layers"]
+        yield from (argument for argument in own if not argument[2])
         keyword = False
         for i, (name, layer) in enumerate(self.layers.items()):
             keyword = keyword or name != f"layer_{i}"
-            yield f"{name}={layer!r}" if keyword else repr(layer)
+            yield name, layer, keyword
+        yield from (argument for argument in own if argument[2])
 
 
 class Chain(NamedLayers):
@@ -126,7 +126,7 @@ class Chain(NamedLayers):
     Dense(16, 1)
     """
 
-    name: Text | None
+    name: Text | None = None
 
     def __init__(self, *layers: Any, name: str | None = None, **named: Any):
         super().__init__(*layers, **named)
@@ -155,11 +155,6 @@ class Chain(NamedLayers):
                 raise UnknownNameError(unknown_name(key, self.layers))
             return self.layers[key]
         return list(self.layers.values())[key]
-
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
-        if self.name is not None:
-            yield f"name={self.name!r}"
 
 
 class Parallel(NamedLayers):
@@ -206,10 +201,6 @@ class Parallel(NamedLayers):
             ys.append(y)
         return self.connect("connection", tuple(ys), ps, st)
 
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
-
 
 class BranchLayer(NamedLayers):
     """One input to every layer: `y = fusion(layer_0(x), layer_1(x), ...)`.
@@ -234,7 +225,7 @@ class BranchLayer(NamedLayers):
     1.000
     """
 
-    fusion: Connection | None
+    fusion: Connection | None = None
 
     def __init__(self, *layers: Any, fusion: Connection | None = None, **named: Any):
         super().__init__(*layers, **named)
@@ -249,11 +240,6 @@ class BranchLayer(NamedLayers):
             y, st = self.call_layer(name, x, ps, st)
             ys.append(y)
         return self.connect("fusion", tuple(ys), ps, st)
-
-    def _argument_texts(self) -> Iterator[str]:
-        yield from super()._argument_texts()
-        if self.fusion is not None:
-            yield f"fusion={value_text(self.fusion)}"
 
 
 class PairwiseFusion(NamedLayers):
@@ -298,10 +284,6 @@ class PairwiseFusion(NamedLayers):
             y, st = self.call_layer(name, y, ps, st)
             y, st = self.connect("connection", (y, part), ps, st)
         return y, st
-
-    def _argument_texts(self) -> Iterator[str]:
-        yield value_text(self.connection)
-        yield from super()._argument_texts()
 
 
 class Maxout(NamedLayers):

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import wadler_lindig as wl
 
 from ..core.frozen_dict import FrozenDict
 from ..core.hashable import hashable, plain
@@ -74,9 +73,6 @@ class State:
     def __repr__(self) -> str:
         init = plain(self.init)
         return f"State({describe(init) if isinstance(init, jax.Array | np.ndarray) else value_text(init)})"
-
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return wl.TextDoc(repr(self))
 
 
 def compact(*misplaced: Any, **fields: Any) -> Callable[[Callable[[Any, Any], Any]], "CompactLayer"]:
@@ -200,10 +196,6 @@ class CompactLayer(Layer):
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
         for name, value in self.fields.items():
             yield name, value, True
-
-    def __repr__(self) -> str:
-        fields = (f"{name}={value_text(value)}" for name, value in self.fields.items())
-        return f"{self.name}({', '.join(fields)})"
 
 
 class Bound:
