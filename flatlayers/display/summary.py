@@ -3,19 +3,20 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 
 from ..core.layer import Layer, Wrapper, constructor_name
-from ..core.rebuild import replaceable, with_children
+from ..core.rebuild import replaceable, shared_names, with_children
 from ..core.setup import setup
 from ..vectors.names import join_path
 from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
+from ..wrappers.transparent import Transparent
+from .flops import as_struct, flops
 from .model import one_line, sees_through, totals
 from .places import Run, alike, joined, runs_of, span_text
 from .table import filled, scaled, table
@@ -133,26 +134,33 @@ class _Seen:
         self.output: Any = None
 
     def watch(self) -> "_Watched":
-        """The layer that calls this one and tells what with, and so do those inside."""
-        layer = self.layer
-        if not isinstance(layer, Wrapper) or sees_through(layer):
-            inside = {
-                name: _Seen(part, join_path(self.path, name)) for name, part in replaceable(layer).items()
-            }
-            try:
-                layer = with_children(layer, {name: seen.watch() for name, seen in inside.items()})
-                self.children = list(inside.values())
-            except (AttributeError, TypeError, ValueError):
-                pass  # Two names for one field, or a layer that will have no other child: it counts as one.
-        return _Watched(layer, self)
+        """Return a layer that calls this one and notes what with; so do those inside.
+
+        Children that share a field cannot be told apart, and are not watched.
+        """
+        parts = replaceable(self.layer)
+        if len(set(shared_names(self.layer).values())) < len(parts):
+            parts = {}
+        if isinstance(self.layer, Wrapper) and not sees_through(self.layer):
+            parts = {}
+        inside = {name: _Seen(part, join_path(self.path, name)) for name, part in parts.items()}
+        self.children = list(inside.values())
+        watched = {name: seen.watch() for name, seen in inside.items()}
+        try:
+            return _Watched(with_children(self.layer, watched), self)
+        except Exception as error:
+            name = self.path or constructor_name(self.layer)
+            error.add_note(
+                f"summary: puts a wrapper around each layer in {name!r}, to see what it is called with"
+            )
+            raise
 
     def note(self, arguments: Any, output: Any) -> None:
         if self.arguments is None:
             self.arguments, self.output = jax.tree.map(_type_of, (arguments, output))
 
 
-class _Watched(Wrapper):
-    layer: Layer
+class _Watched(Transparent):
     seen: _Seen
 
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
@@ -160,19 +168,9 @@ class _Watched(Wrapper):
         self.seen.note((x, ps, st), y)
         return y, new
 
-    def __getattr__(self, name: str) -> Any:
-        # What the layer around it asks its child for, such as `self.encoder.out_dims`.
-        if name.startswith("_") or name == "layer":
-            raise AttributeError(name)
-        return getattr(self.layer, name)
-
 
 def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    return _struct(jax.typeof(leaf))
-
-
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    return as_struct(jax.typeof(leaf))
 
 
 class _Rows:
@@ -212,52 +210,6 @@ def _shapes(y: Any) -> Any:
         return isinstance(part, ComponentVector)
 
     return jax.tree.map(lambda leaf: tuple(leaf.shape), y, is_leaf=is_array)
-
-
-# Counting operations
-
-
-def flops(f: Any, *types: Any) -> float | None:
-    """The floating-point operations of a call, by XLA; `None` where it does not tell."""
-    traced = jax.jit(f).trace(*types)
-    once, rest = _counted(traced.lower()), _of_later_passes(traced.jaxpr.jaxpr)
-    return None if once is None or rest is None else once + rest
-
-
-def _counted(lowered: Any) -> float | None:
-    cost = lowered.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) and cost else cost
-    # A program without operations has no such entry.
-    number = cost.get("flops", 0.0) if isinstance(cost, dict) else -1.0
-    return float(number) if number >= 0 else None
-
-
-def _of_later_passes(jaxpr: Any) -> float | None:
-    """XLA counts the body of a loop once: what it left out of those that run a known number of times."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        passes = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        for body in _bodies(eqn.params.values()):
-            once = _counted(_lowered(body)) if passes > 1 else 0.0
-            rest = _of_later_passes(body.jaxpr)
-            if once is None or rest is None:
-                return None
-            total += (passes - 1) * once + passes * rest
-    return total
-
-
-def _bodies(parameters: Iterable[Any]) -> Iterator[jex.ClosedJaxpr]:
-    for value in parameters:
-        if isinstance(value, jex.ClosedJaxpr):
-            yield value
-        elif isinstance(value, jex.Jaxpr):
-            yield jex.ClosedJaxpr(value, ())
-        elif isinstance(value, tuple | list):
-            yield from _bodies(value)
-
-
-def _lowered(body: jex.ClosedJaxpr) -> Any:
-    return jax.jit(jex.jaxpr_as_fun(body)).lower(*map(_struct, body.in_avals))
 
 
 # Text

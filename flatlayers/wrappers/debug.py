@@ -15,12 +15,13 @@ from jax.interpreters import ad, batching, mlir
 
 from ..core.calling import display_name
 from ..core.fields import checked as checked_field
-from ..core.layer import Layer, Wrapper
+from ..core.layer import Layer
 from ..core.rebuild import shared_names
 from ..dtypes import is_traced
-from ..layers.fields import AnyLayer, Text
+from ..layers.fields import Text
 from ..vectors.names import join_path
 from .layer_map import children_of, rebuilt
+from .transparent import Transparent
 
 
 Direction = Literal["forward", "backward", "both"]
@@ -65,7 +66,7 @@ def debug(model: Any, *, nan: Direction = "both") -> Any:
     return _debugged(model, "", checked_field(Direction, "debug: nan", nan))
 
 
-class DebugLayer(Wrapper):
+class DebugLayer(Transparent):
     """A layer that raises at a NaN or an infinity and says where: what `fl.debug` puts around each leaf.
 
     **Arguments:**
@@ -83,7 +84,6 @@ class DebugLayer(Wrapper):
     DebugLayer(Dense(2, 3), 'layer_0')
     """
 
-    layer: AnyLayer
     path: Text
     _: KW_ONLY
     nan: Direction = "both"
@@ -104,11 +104,6 @@ class DebugLayer(Wrapper):
             message = f"NaN or infinity in the cotangent of {place}: {origin}"
             tree = _on_numbers(lambda x: with_cotangent_checked(x, message), tree)
         return tree
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or "layer" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.layer, name)
 
 
 def _debugged(model: Any, path: str, nan: Direction) -> Any:

@@ -114,9 +114,8 @@ def freeze(model: Layer, names: str | tuple[str, ...] | None = None) -> FrozenLa
     model = as_layer(model)
     if names is None:
         names = ("*",) * bool(model.layout.length)
-    return FrozenLayer(
-        model, (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
-    )
+    names = (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
+    return FrozenLayer(model, names)
 
 
 def freeze_parameters(
@@ -132,7 +131,8 @@ def freeze_parameters(
 
     **Returns:** `(model, ps, st)`: the `FrozenLayer`, a shorter vector and a `Record(frozen=..., layer=...)`.
 
-    **Raises:** as `fl.freeze`, and `TypeError` for a `ps` or `st` of another kind or another model.
+    **Raises:** as `fl.freeze`, and `TypeError` for the vector of another model or another kind of `ps` or
+    `st`.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -180,8 +180,8 @@ def unfreeze_parameters(model: Layer, ps: Params, st: State) -> tuple[Layer, Com
 
     **Returns:** `(model, ps, st)`: the layer inside, with all of its parameters and its own state.
 
-    **Raises:** `TypeError` for a layer that is not frozen, and for a `ps` or `st` of another kind or another
-    model.
+    **Raises:** `TypeError` for a layer that is not frozen, for the vector of another model and for another
+    kind of `ps` or `st`.
 
     >>> import jax
     >>> import flatlayers as fl

@@ -46,12 +46,10 @@ def test_setup_gives_the_values_of_the_layer(key, model, dtype):
     expected = fl.freeze_parameters(model, "*.weight", ps, st)
     found = fl.setup(key, frozen, dtype)
     assert_same(found, expected[1:])
-    inside = fl.Chain(first=frozen)
+    inside, around = fl.Chain(first=frozen), fl.Chain(first=model)
     assert_same(
         fl.setup(key, inside, dtype),
-        fl.freeze_parameters(fl.Chain(first=model), "*.weight", *fl.setup(key, fl.Chain(first=model), dtype))[
-            1:
-        ],
+        fl.freeze_parameters(around, "*.weight", *fl.setup(key, around, dtype))[1:],
     )
 
 
