@@ -1,4 +1,4 @@
-"""Vectors, models, summaries and trees as HTML for notebooks: styles within, no scripts, nothing loaded."""
+"""Vectors, models, summaries and trees as HTML for notebooks, with styles inside and without scripts."""
 
 import dataclasses
 import html
@@ -39,7 +39,7 @@ _MOST_ROWS = 60
 
 
 def vector_html(vector: ComponentVector) -> str:
-    """A vector: what is where, and its numbers to be unfolded."""
+    """Show a vector: the places of its parts, and its numbers to be unfolded."""
     head = _head(type(vector).__name__, describe(vector.data) if hasattr(vector.data, "shape") else "")
     if not isinstance(vector.data, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return _box(head)
@@ -49,7 +49,7 @@ def vector_html(vector: ComponentVector) -> str:
 
 
 def model_html(model: Layer) -> str:
-    """A model: the tree of its layers, and where they are in the vector."""
+    """Show a model: the tree of its layers, and their places in the vector."""
     colours = Colours(model.layout)
     lines = "".join(_coloured(line.text, colours[line.path]) for line in written(model))
     head = _head(constructor_name(model), totals(model))
@@ -57,7 +57,7 @@ def model_html(model: Layer) -> str:
 
 
 def summary_html(summary: Summary) -> str:
-    """A summary: the table, with a bar of the share of each layer."""
+    """Show a summary: the table, with a bar of the share of each layer."""
     total = summary.total
     colours = Colours(total.layer.layout)
     heads = ("path", "layer", "output shape", "parameters", "place", "share", "", "FLOPs")
@@ -68,7 +68,7 @@ def summary_html(summary: Summary) -> str:
 
 
 def tree_html(tree: Tree) -> str:
-    """A tree: each leaf's range as a line, mean and spread as a box, all to one scale."""
+    """Show a tree: each leaf's range as a line, mean and spread as a box, all to one scale."""
     known = [abs(x) for row in tree.rows for x in (row.min, row.max) if x is not None]
     largest = max(known, default=0.0) or 1.0
     colours = _colours_of_names([row.path.split(".")[0] for row in tree.rows])
@@ -124,7 +124,7 @@ class _Segment:
 
 
 def _bar(layout: Layout, colours: Colours) -> str:
-    """The vector from its first number to its last, a row a level: layers, what is inside, leaves."""
+    """Draw the vector from its first number to its last, one row per level: layers, inner layers, leaves."""
     if not layout.length:
         return ""
     leaves = leaves_in_order(layout)
@@ -142,7 +142,7 @@ def _bar(layout: Layout, colours: Colours) -> str:
 
 
 def _segments(leaves: Sequence[tuple[Run, str]], depth: int, length: int) -> list[_Segment]:
-    """What lies next to each other under one path of that depth, small ones together."""
+    """Return the runs of neighbours under one path of that depth, small ones together."""
 
     def part(leaf: tuple[Run, str]) -> str:
         return ".".join(leaf[1].split(".")[:depth])
@@ -182,7 +182,7 @@ def _bar_row(segments: list[_Segment], colours: Colours, height: int, length: in
     for segment in segments:
         around = siblings.setdefault(segment.path.rpartition(".")[0], [])
         around += [segment.path] * (segment.path not in around)
-        # What is next to each other in one layer has its colour, every other one paler.
+        # Neighbours in one layer have its colour, every other one paler.
         pale = height < _TALL and around.index(segment.path) % 2 == 1
         shown += _bar_part(segment, colours[segment.path], height, length, pale)
     gap = 1 if len(segments) <= 60 else 0
@@ -219,7 +219,7 @@ def _legend(layout: Layout, colours: Colours) -> str:
 
 
 def _summary_rows(around: Row, colours: Colours, depth: int) -> Iterator[tuple[str, list[str]]]:
-    """The rows inside of one, each under its own name and farther to the right."""
+    """Give the rows inside of one, each under its own name and farther to the right."""
     for row in around.children:
         name = row.path.removeprefix(around.path).removeprefix(".")
         yield _summary_row(row, name, colours, depth, "opacity:.75" if row.children else "")
@@ -258,7 +258,7 @@ def _tree_row(row: Leaf, largest: float, colour: str) -> tuple[str, list[str]]:
 
 
 def _strip(row: Leaf, largest: float, colour: str) -> str:
-    """The range as a line, mean and standard deviation as a box, zero as a mark."""
+    """Draw the range as a line, mean and standard deviation as a box, zero as a mark."""
     least, most, mean, std = (number or 0.0 for number in numbers_of(row))
     at = [f"{80 + 75 * number / largest:.1f}" for number in (least, most, mean)]
     low, high = max(mean - std, least), min(mean + std, most)
@@ -274,7 +274,7 @@ def _strip(row: Leaf, largest: float, colour: str) -> str:
 
 
 def _shortened(rows: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
-    """The first rows and the last ones of many."""
+    """Return the first rows and the last ones of many."""
     if len(rows) <= _MOST_ROWS:
         return rows
     half = _MOST_ROWS // 2
@@ -328,7 +328,7 @@ def _pre(inside: str) -> str:
 
 
 def _coloured(line: str, colour: Colour) -> str:
-    """A line of a model with a mark in the colour that its layer has in the bar."""
+    """Write a line of a model with a mark in the colour that its layer has in the bar."""
     text, mark, comment = line.partition("  # ")
     if line.startswith("# "):
         text, comment = "", line

@@ -151,7 +151,7 @@ class CompactLayer(Layer):
 
     @property
     def name(self) -> str:
-        """The name of the function."""
+        """Return the name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def children(self) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from ..vectors.vector import ComponentVector
 
 
 class FrozenLayer(Wrapper):
-    """A layer some of whose parameters are state: what `fl.freeze` makes.
+    """A layer some of whose parameters are state, made by `fl.freeze`.
 
     **Arguments:**
 

@@ -21,7 +21,7 @@ Ties = Annotated[Mapping[str, str], Check("a mapping {name: the one that stays} 
 
 
 class SharedParameters(Wrapper):
-    """A layer with names that have one place in the vector: what `fl.share_parameters` makes.
+    """A layer with names that have one place in the vector, made by `fl.share_parameters`.
 
     **Arguments:**
 
