@@ -167,7 +167,7 @@ class Layer(Value):
         return self
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        """Give what makes an equal layer: `(name, value, is_keyword)`, without the defaults."""
+        """Yield what makes an equal layer: `(name, value, whether by name)`; defaults are left out."""
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             positional = field.default is dataclasses.MISSING and not field.kw_only

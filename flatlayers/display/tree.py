@@ -43,7 +43,7 @@ def tree(ps: PyTree) -> "Tree":
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class LeafRow:
     """A row of a `Tree`: the numbers of one leaf; `note` is what else there is to say."""
 
     path: str
@@ -63,7 +63,7 @@ class Tree:
     """A table of the leaves of a vector or a state, made by `fl.tree`."""
 
     title: str
-    rows: tuple[Leaf, ...]
+    rows: tuple[LeafRow, ...]
 
     def _repr_html_(self) -> str | None:
         return as_html(self)
@@ -84,7 +84,7 @@ class Tree:
 NUMBERS = ("min", "max", "mean", "std")
 
 
-def numbers_of(row: Leaf) -> tuple[float | None, ...]:
+def numbers_of(row: LeafRow) -> tuple[float | None, ...]:
     """Return the numbers of a row in the order of `NUMBERS`."""
     return row.min, row.max, row.mean, row.std
 
@@ -94,7 +94,7 @@ def number_text(number: float | None) -> str:
     return "" if number is None else f"{number:.4g}"
 
 
-def notes_of(row: Leaf) -> str:
+def notes_of(row: LeafRow) -> str:
     """Tell how many numbers are not finite, and the note."""
     bad = [f"{n:_} {name}" for n, name in ((row.nan, "nan"), (row.inf, "inf")) if n]
     return ", ".join([*bad, *([row.note] if row.note else [])])
@@ -104,7 +104,7 @@ def _title(ps: PyTree) -> str:
     return describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
 
 
-def _leaves(part: PyTree, path: str) -> Iterator[Leaf]:
+def _leaves(part: PyTree, path: str) -> Iterator[LeafRow]:
     if isinstance(part, ComponentVector) and hasattr(part.data, "shape"):
         yield from _leaves_of_vector(part, path)
         return
@@ -116,7 +116,7 @@ def _leaves(part: PyTree, path: str) -> Iterator[Leaf]:
         yield from _leaves(child, join_path(path, name))
 
 
-def _leaves_of_vector(vector: ComponentVector, path: str) -> Iterator[Leaf]:
+def _leaves_of_vector(vector: ComponentVector, path: str) -> Iterator[LeafRow]:
     data, layout = vector.data, vector.layout
     known = not isinstance(data, Tracer | jax.ShapeDtypeStruct)
     numbers = np.asarray(data) if known else None
@@ -137,14 +137,14 @@ def _inside(part: PyTree) -> Mapping[str, Any] | None:
     return None
 
 
-def _statistics(leaf: PyTree, path: str) -> Leaf:
+def _statistics(leaf: PyTree, path: str) -> LeafRow:
     if leaf is None or isinstance(leaf, bool | str):
-        return Leaf(path, note=repr(leaf))
+        return LeafRow(path, note=repr(leaf))
     if not hasattr(leaf, "shape") and isinstance(leaf, int | float | complex):
         leaf = np.asarray(leaf)
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        return Leaf(path, note=describe(leaf))
-    bare = Leaf(path, tuple(leaf.shape), str(leaf.dtype))
+        return LeafRow(path, note=describe(leaf))
+    bare = LeafRow(path, tuple(leaf.shape), str(leaf.dtype))
     if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) or not _is_real(leaf.dtype):
         return bare
     numbers = np.asarray(leaf).astype(np.float64)
