@@ -92,8 +92,8 @@ class FrozenLayer(Wrapper):
 def freeze(model: Layer, names: str | tuple[str, ...] | None = None) -> FrozenLayer:
     """Take parameters out of the vector: they become state, and are not trained.
 
-    The output does not change, and `fl.setup` with the same key gives the same values. What a model has
-    learned is taken along by `fl.freeze_parameters`.
+    The output does not change, and `fl.setup` with the same key gives the same values.
+    `fl.freeze_parameters` takes along what a model has learned.
 
     **Arguments:**
 

@@ -30,9 +30,9 @@ from ..vectors.vector import ComponentVector
 # A layer, or a mapping of layers, parameters and mappings, as `fl.setup` takes it.
 Model: TypeAlias = Layer | Mapping[str, Any]
 Kind = TypeVar("Kind", bound=Model)
-# What may stand in a model.
+# A model, and each part of it.
 Part: TypeAlias = Model | Stacked
-# `f(layer, ps, st, path)`, which returns `(layer, ps, st)`.
+# A function `f(layer, ps, st, path) -> (layer, ps, st)`.
 Change: TypeAlias = Callable[[Layer, Any, Any, str], tuple[Any, Any, Any]]
 
 

@@ -122,8 +122,8 @@ class AlternatePrecision(Wrapper):
     - `layer`: the layer.
     - `dtype`: the floating dtype to compute in.
 
-    **Inputs:** those of `layer`; its integers, booleans and keys stay as they are. What is
-    frozen is state: `fl.freeze` goes around this layer, not inside.
+    **Inputs:** those of `layer`; its integers, booleans and keys stay as they are. Frozen
+    parameters are state: `fl.freeze` goes around this layer, not inside.
 
     **Returns:** what it returns, with floating numbers in the dtype of `x`: the promoted one, if `x` has
     several; that of the parameters, if it has none, as for the indices of an `Embedding`.

@@ -37,7 +37,7 @@ class WeightNorm(Wrapper):
     axes but `axis`, and `weight_v`, of its shape. **States:** those of `layer`.
 
     **Raises:** `KeyError` for a name that is no parameter of the layer, `ValueError` for an axis that it does
-    not have, and for a weight that is zero for some output and so has no direction. That is seen where
+    not have, and for a weight that is zero for some output and so has no direction. This is seen where
     numbers are known: not under `jax.jit`.
 
     >>> import jax
