@@ -145,7 +145,13 @@ from .vectors.record import Record as Record
 from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
-from .wrappers.freeze import FrozenLayer as FrozenLayer, freeze as freeze, unfreeze as unfreeze
+from .wrappers.freeze import (
+    FrozenLayer as FrozenLayer,
+    freeze as freeze,
+    freeze_parameters as freeze_parameters,
+    unfreeze as unfreeze,
+    unfreeze_parameters as unfreeze_parameters,
+)
 from .wrappers.layer_map import layer_map as layer_map, replace_layer as replace_layer, select as select
 from .wrappers.precision import (
     AlternatePrecision as AlternatePrecision,

@@ -15,6 +15,7 @@ from .names import NamedArray, UnknownNameError, as_path, describe
 from .packing import is_number, leaves_of
 from .places import Slot
 from .record import Record
+from .text import as_html
 
 
 class ComponentVector(NamedArray):
@@ -328,6 +329,9 @@ class ComponentVector(NamedArray):
     __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     # Text
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
     def __repr__(self) -> str:
         names = repr(self.layout).removeprefix("Layout(").removesuffix(")")

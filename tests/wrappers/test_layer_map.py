@@ -264,7 +264,7 @@ def test_wrappers_that_change_parameters_are_leaves():
     assert list(found["layer_0"][1]) == ["weight_g", "weight_v", "bias"]
     assert list(found["layer_1"][2]) == ["frozen", "layer"]
     thawed, ps, st = fl.layer_map(
-        lambda layer, p, s, path: fl.unfreeze(layer, p, s) if path == "layer_1" else (layer, p, s),
+        lambda layer, p, s, path: fl.unfreeze_parameters(layer, p, s) if path == "layer_1" else (layer, p, s),
         model,
         ps,
         st,
