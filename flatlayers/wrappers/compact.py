@@ -14,7 +14,7 @@ import numpy as np
 from ..core.composite import child_tree, named_parts
 from ..core.declaration import Param, as_declared, fold_in_name
 from ..core.layer import Layer, contains_layer, frozen_field, holds_layers
-from ..core.values import FrozenDict, hashable, identity, plain, value_text
+from ..core.values import FrozenDict, comparison_key, hashable, plain, value_text
 from ..types import Input, Key, Output, Params, PyTree, State as States
 from ..vectors.names import check_name, describe, listing, unknown_name
 from ..vectors.record import Record
@@ -184,8 +184,8 @@ class CompactLayer(Layer):
         named = _find(module, path) if module in sys.modules and path else None
         if not isinstance(named, CompactLayer) or named.function is not self.function:
             return CompactLayer, (self.function, self.fields)
-        known = {name: identity(value) for name, value in named.fields.items()}
-        changed = {name: value for name, value in self.fields.items() if identity(value) != known.get(name)}
+        known = {name: comparison_key(value) for name, value in named.fields.items()}
+        changed = {name: value for name, value in self.fields.items() if comparison_key(value) != known.get(name)}
         return _named, (module, path, tuple(self.fields), changed)
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
