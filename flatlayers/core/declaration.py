@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..vectors.names import value_text
+from .frozen_dict import value_text
 
 
 @dataclasses.dataclass(frozen=True)

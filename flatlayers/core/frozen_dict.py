@@ -1,5 +1,6 @@
 """`FrozenDict`: what a dict in a field of a layer becomes."""
 
+import functools
 from collections.abc import Hashable as HasHash, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,24 @@ class FrozenDict(Mapping[Any, Any]):
 
     def __repr__(self) -> str:
         return repr(self._values)
+
+
+def value_text(value: object) -> str:
+    """Write a hyper-parameter as one does in code: functions by their names."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        inside = ", ".join(map(value_text, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, FrozenDict):
+        return "{" + ", ".join(f"{name!r}: {value_text(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, functools.partial):
+        return f"partial({', '.join(map(value_text, (value.func, *value.args)))}{_named(value.keywords)})"
+    if callable(value) and repr(value).startswith("<"):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)
+
+
+def _named(values: Mapping[str, object]) -> str:
+    return "".join(f", {name}={value_text(value)}" for name, value in values.items())
 
 
 jax.tree_util.register_pytree_node(

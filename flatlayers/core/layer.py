@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..vectors.layout import Layout
-from ..vectors.names import describe, value_text
+from ..vectors.names import describe
 from ..vectors.record import Record
 from .calling import apply, sublayers
 from .declaration import Param as Param, Stacked as Stacked, Tied as Tied
 from .fields import Check, checks_of
-from .frozen_dict import FrozenDict
+from .frozen_dict import FrozenDict, value_text
 from .identity import Value
 from .matching import Shapes, shapes_of_state
 

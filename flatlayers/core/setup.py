@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..vectors.layout import Layout
+from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import UnknownNameError, describe, join_path, unknown_name
-from ..vectors.packing import leaves_of
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 from .calling import apply, display_name
@@ -64,7 +63,7 @@ def initial_parameters(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> 
     leaves = leaves_of(layout, initial_values(_own_key(key), layer, dtype))
     # Tied names are drawn apart; the one that has the place counts.
     leaves |= {path: leaves[place] for path, place in layout.ties.items()}
-    return layout.pack(layout.nest(leaves), dtype)
+    return ComponentVector.of(layout.nest(leaves), layout, dtype)
 
 
 def initial_states(key: jax.Array, layer: Any, dtype: Any = jnp.float32) -> Record:

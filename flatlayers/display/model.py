@@ -9,12 +9,12 @@ import wadler_lindig as wl
 
 from ..core.calling import display_name
 from ..core.declaration import Param
-from ..core.frozen_dict import FrozenDict
+from ..core.frozen_dict import FrozenDict, value_text
 from ..core.hashable import Hashable
 from ..core.layer import Layer, Wrapper, contains_layer, layout_of
 from ..core.setup import frozen_length, state_length
 from ..vectors.layout import Layout
-from ..vectors.names import join_path, value_text
+from ..vectors.names import join_path
 from .places import alike, span_text
 from .table import WIDTH, bytes_text, counted
 

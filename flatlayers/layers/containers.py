@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.fields import Check, Count, checked
-from ..core.frozen_dict import FrozenDict
-from ..core.layer import Container, Layer, value_text
+from ..core.frozen_dict import FrozenDict, value_text
+from ..core.layer import Container, Layer
 from ..dtypes import as_real
 from ..vectors.names import UnknownNameError, unknown_name
 from .fields import AnyLayer, Text

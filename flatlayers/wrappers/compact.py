@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 
-from ..core.frozen_dict import FrozenDict
+from ..core.frozen_dict import FrozenDict, value_text
 from ..core.hashable import hashable, plain
 from ..core.layer import (
     Layer,
@@ -25,7 +25,7 @@ from ..core.layer import (
     named_parts,
     states_of,
 )
-from ..vectors.names import check_name, describe, listing, unknown_name, value_text
+from ..vectors.names import check_name, describe, listing, unknown_name
 from ..vectors.record import Record
 from .stateful import StatefulLayer
 

@@ -158,7 +158,11 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
         return layer.layer
     _check_state(st)
     st = as_record(st)
-    return layer.layer, layer.layer.layout.pack(layer.joined(_all_of(layer, ps), st.frozen)), st.layer
+    return (
+        layer.layer,
+        ComponentVector.of(layer.joined(_all_of(layer, ps), st.frozen), layer.layer.layout),
+        st.layer,
+    )
 
 
 def _selected(declared: Any, keep: Callable[[str], bool], path: str = "") -> Any:
@@ -188,8 +192,8 @@ def _part(whole: Record, layout: Layout) -> Record:
 def _trained(whole: Record, layout: Layout, ps: Any) -> ComponentVector:
     """The vector of what is not frozen. One without numbers has the dtype and the leading axes of `ps`."""
     if not layout.length and isinstance(ps, ComponentVector):
-        return layout.vector(ps.data[..., :0])
-    return layout.pack(_part(whole, layout))
+        return ComponentVector(ps.data[..., :0], layout)
+    return ComponentVector.of(_part(whole, layout), layout)
 
 
 def _check_state(st: Any) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ..core.calling import sublayers
 from ..core.layer import Layer, Stacked, as_layer, contains_layer, layout_of, states_of
 from ..core.rebuild import replaceable, with_children
-from ..vectors.layout import Layout
+from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import (
     UnknownNameError,
     UnknownPatternError,
@@ -21,7 +21,6 @@ from ..vectors.names import (
     listing,
     unknown_name,
 )
-from ..vectors.packing import leaves_of
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 
@@ -63,7 +62,7 @@ def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any,
     ComponentVector(float32[48], layer_0=(weight=(16, 2)), layer_1=(weight=(1, 16)))
     """
     layout = layout_of(layer)
-    vector = ps if isinstance(ps, ComponentVector) else layout.pack(ps)
+    vector = ps if isinstance(ps, ComponentVector) else ComponentVector.of(ps, layout)
     new, values, st = _mapped(f, layer, layout.unpack(vector), as_record(st), "")
     packed = _packed(layout_of(new), values, vector)
     return new, packed if vector is ps else packed.unpack(), st
@@ -252,8 +251,8 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
                 f"found shape {jnp.shape(value)}"
             )
     if not layout.length:  # no leaf tells the leading axes
-        return layout.vector(like.data[..., :0])
-    return layout.pack(values, like.dtype)
+        return ComponentVector(like.data[..., :0], layout)
+    return ComponentVector.of(values, layout, like.dtype)
 
 
 # The state of a wrapper, and that of the layer inside

@@ -15,7 +15,7 @@ LAYOUT = fl.Layout({"x": {"b": (2, 3), "c": ()}, "y": (4,)})
 
 @pytest.fixture
 def v():
-    return LAYOUT.vector(jax.random.normal(jax.random.key(0), (LAYOUT.length,)))
+    return fl.ComponentVector(jax.random.normal(jax.random.key(0), (LAYOUT.length,)), LAYOUT)
 
 
 def potential(v):
@@ -84,7 +84,7 @@ def test_bad_input(v):
     with pytest.raises(TypeError, match="ComponentVector"):
         fl.jacobian(jnp.sum)(v.data)
     with pytest.raises(ValueError, match="vmap"):
-        fl.hessian(potential)(LAYOUT.vector(jnp.ones((2, 11))))
+        fl.hessian(potential)(fl.ComponentVector(jnp.ones((2, 11)), LAYOUT))
     with pytest.raises(ValueError, match="scalar"):
         fl.hessian(lambda v: v.y)(v)
     with pytest.raises(ValueError, match=r"\(..., 11, 11\)"):
@@ -102,7 +102,7 @@ def named_matrix(seed=0, lead=()):
 
 def test_a_vector_times_a_matrix():
     m = named_matrix()
-    v = m.rows.vector(jnp.arange(6.0))
+    v = fl.ComponentVector(jnp.arange(6.0), m.rows)
     product = v @ m
     assert product.layout == m.cols
     np.testing.assert_allclose(product.data, np.asarray(v.data) @ np.asarray(m.data), rtol=1e-12)
@@ -112,8 +112,8 @@ def test_a_vector_times_a_matrix():
     turned_product = v.map(lambda x: 1j * x.astype(complex)) @ turned
     np.testing.assert_allclose(turned_product.data, -product.data, rtol=1e-12)
     with pytest.raises(TypeError, match="same layout for both, found: a: "):
-        m.cols.zeros() @ m
-    many, vs = named_matrix(lead=(4,)), m.rows.vector(jnp.arange(24.0).reshape(4, 6))
+        fl.ComponentVector.zeros(m.cols) @ m
+    many, vs = named_matrix(lead=(4,)), fl.ComponentVector(jnp.arange(24.0).reshape(4, 6), m.rows)
     assert_close((vs @ many).y, jnp.einsum("ti,tij->tj", vs.data, many.data)[:, 1:].reshape(4, 2, 2))
 
 
@@ -128,7 +128,7 @@ def test_elementwise_arithmetic(op):
     with pytest.raises(TypeError, match="same layout"):
         op(a, a.T)
     with pytest.raises(TypeError):
-        op(a, a.rows.zeros())
+        op(a, fl.ComponentVector.zeros(a.rows))
     with pytest.raises(ValueError, match=r"broadcasts to \(6, 5\), found \(3, 6, 5\)"):
         op(a, jnp.ones((3, 6, 5)))
 
