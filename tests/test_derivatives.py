@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 
 import diffrax
 import jax
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 import flatlayers as fl
-from tests.helpers import assert_close, central_difference, count_primitives
+from tests.helpers import assert_close, assert_same, central_difference, count_primitives
 
 
 NETWORK = fl.Chain(fl.Dense(3, 8, jnp.tanh), fl.Dense(8, 2, jnp.sin))
@@ -31,6 +32,83 @@ def tanh_network(key):
         return u @ a, (w * (1 - u**2)) @ a, (-2 * w**2 * u * (1 - u**2)) @ a
 
     return model, ps, st, by_hand
+
+
+# By a vector
+
+
+LAYOUT = fl.Layout({"x": {"b": (2, 3), "c": ()}, "y": (4,)})
+
+
+@pytest.fixture
+def v():
+    return fl.ComponentVector(jax.random.normal(jax.random.key(0), (LAYOUT.length,)), LAYOUT)
+
+
+def potential(v):
+    return jnp.sum(jnp.sin(v.x.b)) * v.x.c + jnp.sum(v.y**3) * v.x.c**2
+
+
+def test_jacobian_to_a_vector_is_a_matrix_with_names(v):
+    def f(v):
+        return fl.ComponentVector.of({"sum": v.y[0] + v.x.c, "part": {"twice": 2 * v.x.b}})
+
+    J = fl.jacobian(f)(v)
+    assert isinstance(J, fl.ComponentMatrix)
+    assert J.shape == (J.rows.length, J.cols.length) == (7, 11)
+    assert J["part.twice", "x.b"].shape == (2, 3, 2, 3)
+    assert_same(J["part.twice", "x.b"].reshape(6, 6), 2 * jnp.eye(6))
+    assert_same(J["sum", "y"], jnp.array([1.0, 0, 0, 0]))
+    assert_same(J["part", "x"].data, J.data[1:, :7])
+    assert_same(J["sum", "x"].data, J.data[:1, :7])
+    assert_same(J.T["x.b", "sum"], J["sum", "x.b"])
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (30, 2)])
+def test_jacobian_to_an_array_is_a_vector_with_leading_axes(v, shape):
+    def f(v, scale):
+        return jnp.full(shape, scale * potential(v))
+
+    J = fl.jacobian(f)(v, 3.0)
+    assert J.shape == (*shape, 11)
+    assert J.x.b.shape == (*shape, 2, 3)
+    assert_close(J.data, jnp.broadcast_to(3 * jax.grad(potential)(v).data, (*shape, 11)))
+
+
+def test_both_modes_agree(v):
+    def f(v):
+        return jnp.sin(v.data) * v.x.c
+
+    assert_close(fl.jacobian(f, mode="fwd")(v).data, fl.jacobian(f)(v).data)
+
+
+def test_hessian(v):
+    H = jax.jit(fl.hessian(potential))(v)
+    assert H["x.b", "y"].shape == (2, 3, 4)
+    assert_close(H["y", "y"], jnp.diag(6 * v.y * v.x.c**2))
+    assert_close(H["x.b", "x.c"], jnp.cos(v.x.b))
+    assert_same(H.data, H.T.data)
+    w = H @ v
+    assert w.layout == v.layout
+    assert_close(w.data, H.data @ v.data)
+    assert_close(H @ v.data, H.data @ v.data)
+    assert_close(v.data @ H, v.data @ H.data)
+    assert_close((H @ H).data, H.data @ H.data)
+    assert_same(np.asarray(H), np.asarray(H.data))
+    assert_same(jnp.trace(H), jnp.trace(H.data))
+    assert_same(pickle.loads(pickle.dumps(H))["x.b", "y"], H["x.b", "y"])
+    assert len(jax.tree.leaves(H)) == 1
+
+
+def test_bad_functions_and_vectors(v):
+    with pytest.raises(TypeError, match="ComponentVector"):
+        fl.jacobian(jnp.sum)(v.data)
+    with pytest.raises(ValueError, match="vmap"):
+        fl.hessian(potential)(fl.ComponentVector(jnp.ones((2, 11)), LAYOUT))
+    with pytest.raises(ValueError, match="scalar"):
+        fl.hessian(lambda v: v.y)(v)
+    with pytest.raises(ValueError, match="'rev' or 'fwd', found 'forward'"):
+        fl.jacobian(potential, mode="forward")
 
 
 # Products
