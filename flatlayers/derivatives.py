@@ -1,4 +1,4 @@
-"""Derivatives with names: Jacobians and Hessians of functions of a vector, and those of a model by its input.
+"""Derivatives: Jacobians and Hessians with names, of a function of a vector, and Jacobians of a model.
 
 Each takes a function and gives the function that computes the derivative, as those of JAX do.
 """
@@ -99,7 +99,7 @@ def hessian(f: Callable[..., Any]) -> Callable[..., ComponentMatrix]:
 def hessian_vector_product(f: Callable[..., Any]) -> Callable[..., Any]:
     """Make the product of the Hessian of a scalar function and a vector, `H v`, by forward over reverse.
 
-    It costs about two gradients, whatever the length of the vector. What `f` calls has to support forward
+    It costs about two gradients, whatever the length of the vector. All that `f` calls has to support forward
     over reverse mode: a `NeuralODE` does with the adjoint `diffrax.DirectAdjoint()` and a small `max_steps`.
 
     **Arguments:**

@@ -1,4 +1,4 @@
-"""Telling whether an optimiser works leaf by leaf, by trying it on a few numbers."""
+"""`differs_by_leaf`: whether an optimiser works leaf by leaf, by trying it on a few numbers."""
 
 import functools
 import math
@@ -60,7 +60,7 @@ def _takes_other_steps(optimizer: "optax.GradientTransformationExtraArgs", ps: P
     if draws or traced.jaxpr.effects:
         return False
     difference, size = traced.lower().compile()(ps)
-    # What is not a number compares as false.
+    # A NaN compares as false.
     return bool((difference > _SMALL * size).any())
 
 

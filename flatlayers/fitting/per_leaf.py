@@ -29,7 +29,7 @@ def per_leaf(optimizer: "Optimizer") -> "optax.GradientTransformationExtraArgs":
     and masks by `ndim` work leaf by leaf, and would be other algorithms on it. With `fl.per_leaf` they take
     the steps that they take on a tree of the same numbers, and what comes back is a vector.
 
-    What optax sees is `ps.to_dict()`, but for two things. The copies of a stack, such as those of a
+    It sees `ps.to_dict()`, but for two things. The copies of a stack, such as those of a
     `Repeated` layer, are a list: `{"blocks": [{"weight": ..., "bias": ...}, ...]}`, so that each copy has
     leaves of its own. And of tied names there is the one that has the place. Masks and labels given to
     optax have this structure, or that of a part of it from the top, such as

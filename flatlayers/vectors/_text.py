@@ -1,4 +1,4 @@
-"""How the numbers of a vector read, with their names."""
+"""The text of a vector: its numbers with their names."""
 
 import jax
 import numpy as np

@@ -82,7 +82,7 @@ class Layout(Places):
     # Comparing
 
     def diff(self, other: "Layout") -> list[str]:
-        """Return what changed from this layout to the other, a readable line each; empty if they are equal.
+        """Return what changed from this layout to the other, one readable line per change.
 
         >>> import flatlayers as fl
         >>> fl.Layout({"w": (2,), "b": ()}).diff(fl.Layout({"w": (3,), "gain": ()}))
@@ -129,7 +129,7 @@ class Layout(Places):
 
     @functools.cached_property
     def _fitting(self) -> "set[Layout]":
-        """The layouts that this one was found to fit into: a call asks for the same one each time."""
+        """The layouts that this one was found to fit into: each call of a layer asks for the same one."""
         return set()
 
     # Making others

@@ -1,4 +1,4 @@
-"""What a name may be, and how an error speaks of names, paths and arrays."""
+"""Names: the strings that may be one, and the words of errors for names, paths and arrays."""
 
 import dataclasses
 import difflib

@@ -117,7 +117,7 @@ class Record(Immutable, Mapping[str, Any]):
     # A pytree, which `vector.py` tells JAX: this file, as `Layout`, does without JAX.
 
     def _flat(self) -> tuple[list[Any], Structure]:
-        """The children and the structure: what `_unflat` makes the record of again."""
+        """Return the children and the structure, of which `_unflat` makes the record again."""
         values, structure = self._values, self._structure
         if structure is None:
             static = {name for name, value in values.items() if _is_static(value)}
