@@ -27,7 +27,9 @@ from .core.setup import (
 )
 from .derivatives import (
     batched_jacobian as batched_jacobian,
+    hessian as hessian,
     hessian_vector_product as hessian_vector_product,
+    jacobian as jacobian,
     jacobian_vector_product as jacobian_vector_product,
     vector_jacobian_product as vector_jacobian_product,
 )
@@ -139,7 +141,7 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.windows import SamePad as SamePad
 from .vectors.layout import Layout as Layout
-from .vectors.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
+from .vectors.matrix import ComponentMatrix as ComponentMatrix
 from .vectors.places import Slot as Slot
 from .vectors.record import Record as Record
 from .vectors.vector import ComponentVector as ComponentVector

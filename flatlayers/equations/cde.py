@@ -167,7 +167,7 @@ class _Field:
         matrices = self.flat(t, z, args).reshape(*z.shape, self.channels)
         dx = self.derivative(t, args).astype(matrices.dtype)
         dz = jnp.einsum("...ij,...j->...i", matrices, dx)
-        return z.layout.vector(dz) if isinstance(z, ComponentVector) else dz
+        return ComponentVector(dz, z.layout) if isinstance(z, ComponentVector) else dz
 
     def flat(self, t: Any, z: Any, args: Any) -> Any:
         ps, st, _ = args

@@ -194,5 +194,5 @@ class Field:
     def __call__(self, t: Any, y: Any, args: Any) -> Any:
         dy, _ = self.model(self.inputs(t, y), *args)
         if isinstance(y, ComponentVector) and isinstance(dy, jax.Array):
-            return y.layout.vector(dy)
+            return ComponentVector(dy, y.layout)
         return dy

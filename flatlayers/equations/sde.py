@@ -222,7 +222,11 @@ class _Drift:
     def __call__(self, t: Any, y: Any, args: Any) -> Any:
         ps, st = args
         dy, _ = self.model((t, y) if self.with_time else y, ps.drift, st.drift)
-        return y.layout.vector(dy) if isinstance(y, ComponentVector) and isinstance(dy, jax.Array) else dy
+        return (
+            ComponentVector(dy, y.layout)
+            if isinstance(y, ComponentVector) and isinstance(dy, jax.Array)
+            else dy
+        )
 
 
 @dataclass(frozen=True)

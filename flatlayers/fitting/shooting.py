@@ -54,7 +54,7 @@ def multiple_shooting(
     >>> ys = jnp.stack([jnp.cos(ts), jnp.sin(ts)], axis=1)
     >>> layout = fl.Layout({"net": node.layout, "starts": (4, 2)})
     >>> ps, st = fl.setup(jax.random.key(0), node)
-    >>> v = layout.pack({"net": ps, "starts": ys[:-1:3]})
+    >>> v = fl.ComponentVector.of({"net": ps, "starts": ys[:-1:3]}, layout)
     >>> loss, predictions = fl.multiple_shooting(node, v.net, st, ts, ys, v.starts)
     >>> predictions.shape
     (4, 4, 2)

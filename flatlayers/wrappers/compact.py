@@ -185,7 +185,9 @@ class CompactLayer(Layer):
         if not isinstance(named, CompactLayer) or named.function is not self.function:
             return CompactLayer, (self.function, self.fields)
         known = {name: comparison_key(value) for name, value in named.fields.items()}
-        changed = {name: value for name, value in self.fields.items() if comparison_key(value) != known.get(name)}
+        changed = {
+            name: value for name, value in self.fields.items() if comparison_key(value) != known.get(name)
+        }
         return _named, (module, path, tuple(self.fields), changed)
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:

@@ -193,7 +193,11 @@ def unfreeze_parameters(model: Layer, ps: Params, st: State) -> tuple[Layer, Com
     frozen = _frozen(model)
     _check_state(st)
     st = as_record(st)
-    return frozen.layer, frozen.layer.layout.pack(frozen.joined(_all_of(frozen, ps), st.frozen)), st.layer
+    return (
+        frozen.layer,
+        ComponentVector.of(frozen.joined(_all_of(frozen, ps), st.frozen), frozen.layer.layout),
+        st.layer,
+    )
 
 
 def _frozen(model: Layer) -> FrozenLayer:
@@ -219,8 +223,8 @@ def _part(whole: Record, layout: Layout) -> Record:
 def _trained(whole: Record, layout: Layout, ps: Params) -> ComponentVector:
     """Return the vector of what is not frozen. Without numbers it has the dtype and leading axes of `ps`."""
     if not layout.length and isinstance(ps, ComponentVector):
-        return layout.vector(ps.data[..., :0])
-    return layout.pack(_part(whole, layout))
+        return ComponentVector(ps.data[..., :0], layout)
+    return ComponentVector.of(_part(whole, layout), layout)
 
 
 def _check_state(st: State) -> None:

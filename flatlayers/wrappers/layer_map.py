@@ -12,7 +12,7 @@ from ..core.declaration import Stacked, as_declared
 from ..core.layer import Layer, as_layer, contains_layer
 from ..core.rebuild import replaceable, with_children
 from ..types import Params, State
-from ..vectors.layout import Layout
+from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import (
     UnknownNameError,
     UnknownPatternError,
@@ -22,7 +22,6 @@ from ..vectors.names import (
     listing,
     unknown_name,
 )
-from ..vectors.packing import leaves_of
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 
@@ -73,7 +72,7 @@ def layer_map(f: Change, model: Model, ps: Params, st: State) -> tuple[Any, Any,
     ComponentVector(float32[48], layer_0=(weight=(16, 2)), layer_1=(weight=(1, 16)))
     """
     layout = _layout_of(model)
-    vector = ps if isinstance(ps, ComponentVector) else layout.pack(ps)
+    vector = ps if isinstance(ps, ComponentVector) else ComponentVector.of(ps, layout)
     new, values, st = _mapped(f, model, layout.unpack(vector), as_record(st), "")
     packed = _packed(_layout_of(new), values, vector)
     return new, packed if vector is ps else packed.unpack(), st
@@ -264,8 +263,8 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
                 f"found shape {jnp.shape(value)}"
             )
     if not layout.length:  # no leaf tells the leading axes
-        return layout.vector(like.data[..., :0])
-    return layout.pack(values, like.dtype)
+        return ComponentVector(like.data[..., :0], layout)
+    return ComponentVector.of(values, layout, like.dtype)
 
 
 # The state of a wrapper, and that of the layer inside

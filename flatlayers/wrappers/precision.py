@@ -86,7 +86,7 @@ def f64(ps: PyTree) -> PyTree:
     >>> import jax
     >>> import flatlayers as fl
     >>> with jax.enable_x64(True):
-    ...     print(fl.f64(fl.ComponentVector.of({"a": 1.0}, "float32")).dtype)
+    ...     print(fl.f64(fl.ComponentVector.of({"a": 1.0}, dtype="float32")).dtype)
     float64
     """
     return cast(ps, jnp.float64)

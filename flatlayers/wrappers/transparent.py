@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..core.layer import Wrapper
+from ..core.composite import Wrapper
 from ..layers.fields import AnyLayer
 
 

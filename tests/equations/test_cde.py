@@ -154,7 +154,7 @@ def test_gradients_agree_with_central_differences(key, adjoint):
 
     loss = jax.jit(jax.value_and_grad(squares, (0, 1)))
     _, (by_ps, by_data) = loss(ps, data)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     slope = central_difference(lambda ps: loss(ps, data)[0], ps, direction)
     np.testing.assert_allclose(by_ps @ direction, slope, rtol=1e-5)
     bump = jax.random.normal(key, data.shape)

@@ -180,7 +180,7 @@ def test_gradients_agree_with_central_differences(key):
     flow = fl.FFJORD(NETWORK, regularise=True, **FIXED)
     ps, st = fl.setup(key, flow, float)
     x = np.random.default_rng(0).normal(size=(4, 2))
-    along_ps = ps.layout.vector(jax.random.normal(jax.random.key(1), ps.shape))
+    along_ps = fl.ComponentVector(jax.random.normal(jax.random.key(1), ps.shape), ps.layout)
     along_x = jax.random.normal(jax.random.key(2), x.shape)
 
     @jax.jit

@@ -105,7 +105,7 @@ def test_a_jacobian_goes_through_a_solve(key):
     ps, st = fl.setup(key, node, float)
     y0 = fl.ComponentVector.of({"a": 1.0, "b": 0.5})
     c, s = np.cos(2.0), np.sin(2.0)
-    J = jax.jit(fl.jacobian(lambda v: y0.layout.vector(node(v.data, ps, st)[0])))(y0)
+    J = jax.jit(fl.jacobian(lambda v: fl.ComponentVector(node(v.data, ps, st)[0], y0.layout)))(y0)
     np.testing.assert_allclose(J.data, [[c, s], [-s, c]], atol=1e-7)
 
 
@@ -202,7 +202,7 @@ def test_gradients_agree_with_central_differences(key, adjoint):
         return jnp.sum(node(y0, ps, st)[0] ** 3)
 
     _, (by_ps, by_y0) = loss(ps, y0)
-    unit = ps.layout.vector(jnp.ones(1))
+    unit = fl.ComponentVector(jnp.ones(1), ps.layout)
     np.testing.assert_allclose(
         by_ps @ unit, central_difference(lambda p: loss(p, y0)[0], ps, unit), rtol=1e-6
     )
@@ -520,7 +520,7 @@ def test_each_sample_is_what_the_model_sees(key):
     c, s = np.cos(2.0), np.sin(2.0)
     np.testing.assert_allclose(y1, y0 @ np.array([[c, -s], [s, c]]), atol=1e-7)
     assert new.model.count == 1.0
-    vector = fl.Layout({"a": (), "b": ()}).vector(y0[0])
+    vector = fl.ComponentVector(y0[0], fl.Layout({"a": (), "b": ()}))
     assert jax.eval_shape(node, vector, ps, st)[0].layout == vector.layout
 
 

@@ -219,7 +219,7 @@ def test_gradients_agree_with_central_differences(key):
     x = jax.random.normal(key, (3, 2))
     loss = jax.jit(jax.value_and_grad(lambda ps, x: jnp.sum(model(x, ps, st)[0] ** 2), (0, 1)))
     _, (by_ps, by_x) = loss(ps, x)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     slope = central_difference(lambda ps: loss(ps, x)[0], ps, direction)
     np.testing.assert_allclose(by_ps @ direction, slope, rtol=1e-6)
     slope = central_difference(lambda x: loss(ps, x)[0], x, x)

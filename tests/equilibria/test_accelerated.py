@@ -98,7 +98,7 @@ def test_any_pytree_of_any_dtype():
         )
         for leaf in jax.tree.leaves(found):
             np.testing.assert_allclose(np.asarray(leaf, float), root, atol=0.02)
-        vector = fl.ComponentVector.of({"a": [1.0, 0.5], "b": 0.0}, jnp.float32)
+        vector = fl.ComponentVector.of({"a": [1.0, 0.5], "b": 0.0}, dtype=jnp.float32)
         found = optx.fixed_point(cosine, kind(1e-6, 1e-6), vector)
         assert found.value.a.dtype == jnp.float32
         assert found.state.residual.dtype == jnp.float32

@@ -32,7 +32,7 @@ def problem(layer, dtype=float, x=None):
 
 def assert_slopes(loss, gradient, ps, x):
     """Compare the gradient of `loss(ps, x)` along a direction with central differences."""
-    along_ps = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    along_ps = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     along_x = jax.random.normal(jax.random.key(3), x.shape)
     by_ps, by_x = gradient
     exact = central_difference(lambda ps: loss(ps, x), ps, along_ps)

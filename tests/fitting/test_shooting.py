@@ -52,7 +52,7 @@ def test_the_gradient_and_batches(key):
     each = fl.NeuralODE(Scaled(), batching="each", **steps)
     st = fl.initial_states(key, each)
     layout = fl.Layout({"net": each.layout, "starts": (4, 3, 2)})
-    v = layout.vector(jax.random.normal(key, (layout.length,))).replace(net=fl.Record(rate=RATE))
+    v = fl.ComponentVector(jax.random.normal(key, (layout.length,)), layout).replace(net=fl.Record(rate=RATE))
     batch = np.stack([data(TS)] * 3, axis=1)
 
     @jax.jit
@@ -62,7 +62,7 @@ def test_the_gradient_and_batches(key):
 
     value, gradient = loss(v)
     np.testing.assert_allclose(value, by_hand(np.asarray(v.starts), batch, 100.0)[0], rtol=1e-8)
-    direction = layout.vector(jax.random.normal(jax.random.key(1), v.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(1), v.shape), layout)
     np.testing.assert_allclose(
         gradient @ direction, central_difference(lambda v: loss(v)[0], v, direction), rtol=1e-6
     )

@@ -146,7 +146,7 @@ def test_maxout_gradient(key):
     model = fl.Maxout(fl.Dense(3, 2, jnp.sin), fl.Dense(3, 2), third=fl.Dense(3, 2))
     ps, st = fl.setup(key, model, float)
     x = jax.random.normal(key, (4, 3))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(model(x, ps, st)[0] ** 2)
