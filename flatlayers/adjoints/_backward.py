@@ -28,7 +28,7 @@ VectorField: TypeAlias = PyTree
 
 
 class BackwardOptions(eqx.Module):
-    """How the backward solve is made."""
+    """The options of the backward solve."""
 
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
@@ -139,6 +139,7 @@ class Backward:
     def solve(self) -> tuple[Cotangent, Moving]:
         """Return the cotangents of the forward solve's start and of the parameters."""
         forward, trajectory = self.forward, self.forward.trajectory
+        # Before the last saved time, seen backwards, the adjoint state is zero: the solve starts there.
         unread = jnp.sum(jnp.isfinite(self.ts))
         t = jnp.where(unread > 0, self.ts[unread - 1], forward.t0)
         size = trajectory.segment
@@ -152,6 +153,7 @@ class Backward:
             k, solution, *carry = carry
             return k - 1, self._solution(k - 1, k > 0), *self._blocks(solution, *carry)
 
+        # A forward solve of no steps has no segment; then only the cotangents at the start count.
         carry = (jnp.where(forward.steps > 0, k, -1), solution, state, rest, wide_zeros(self.moving))
         _, _, state, rest, total = _diffrax.while_loop(
             lambda carry: (carry[0] >= 0) & self._is_going(carry[2]), segment, carry
@@ -172,6 +174,7 @@ class Backward:
         y, unread, _ = self._jumps(-t, zero, unread)
         s, s_next, controller_state = -t, self.s_end, None
         if self.adaptive:
+            # The first step is as long as that of the forward solve there.
             order, first = self.solver.error_order(self.terms), solution.length(t)
             s_next, controller_state = self.controller.init(
                 self.terms, s, self.s_end, y, first, solution, self.solver.func, order
@@ -212,6 +215,8 @@ class Backward:
         def goes_on(state: BackwardState, rest: UndividedStep | None) -> Array:
             return inside(state) if rest is None else inside(state) | self._is_left(state, rest)
 
+        # A step that is divided may have more parts than there is room for nodes: `rest` goes on in the next
+        # block, and the solve only after it.
         def step(carry: PyTree) -> PyTree:
             state, rest, nodes = carry
             if self.division is None:
@@ -223,6 +228,8 @@ class Backward:
 
         def block(carry: PyTree) -> PyTree:
             state, rest, total = carry
+            # Filled with a time and a state of the solve: nodes that are not used go through the vjp as well,
+            # with weights of zero, and have to be finite.
             nodes = Nodes.empty(-state.s, solution.evaluate(-state.s), self.quadrature.points.size)
             state, rest, nodes = _diffrax.while_loop(
                 lambda carry: goes_on(*carry[:2]) & ~carry[2].is_full,
@@ -246,6 +253,7 @@ class Backward:
         results = diffrax.RESULTS
         result = results.where(accepted, result, results.successful)
         result = results.where(diffrax.is_okay(result), control_result, result)
+        # As diffrax does: the controller has dealt with its own state and the times.
         old, new = (state.y, state.solver_state), (y1, solver_state)
         y, solver_state = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         y, unread, jumped = self._jumps(s, y, state.unread)
@@ -260,6 +268,7 @@ class Backward:
     # Steps divided for the quadrature
 
     def _nothing_left(self, division: Division, state: BackwardState, solution: SegmentPath) -> UndividedStep:
+        # A loop's carry has its shapes before there is a step.
         shapes = jax.eval_shape(lambda: self._attempt(solution, state)[1].dense)
         dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return division.empty(state.s, dense)
@@ -327,6 +336,7 @@ class Backward:
             return solver_state
         stop = self._stop(s, s_next, unread, solution)
 
+        # Under `vmap` both branches run; jumps are as rare as saved times, where there is no other way.
         def anew() -> SolverState:
             return jax.tree.map(jnp.asarray, self.solver.init(self.terms, s, stop, y, solution))
 
@@ -338,6 +348,7 @@ class Backward:
         """Return what a controller's `adapt_step_size` does."""
         if not self.adaptive:
             return jnp.asarray(True), s1, self.s_end, jnp.asarray(False), None, diffrax.RESULTS.successful
+        # An error that is no number rejects the step.
         error = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), error)
         order = self.solver.error_order(self.terms)
         return self.controller.adapt_step_size(

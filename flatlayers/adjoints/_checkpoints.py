@@ -23,6 +23,8 @@ def capacity(steps: int, every: int = 1) -> int:
     the slots behind. About `2 sqrt(steps / every)` slots are enough for any number of steps.
     """
     last = ceil(steps - 1, every)
+    # Of each stride there are two needs: a slot for each of its multiples, and room behind the last of them
+    # for all states of the last stride.
     strides = (2**power for power in range(last.bit_length() + 1))
     needed = min(ceil(last, stride) + stride for stride in strides)
     return min(last + 1, max(ceil(PLAIN, every), needed))
@@ -84,9 +86,11 @@ class Checkpoints(eqx.Module):
 
         A stride needs one slot for each of its states in the walk back, which come after the last.
         """
+        # The slot of the next multiple, and those that its stride needs, have to lie in the buffer.
         full = ceil(n, self.stride) + self.stride // self.every > self.capacity
         stop = jnp.where(full, (self.capacity + 1) // 2, 0)
-        # Slot `j` is written after slot `2 j` is read, so this can be done in place, from the front.
+        # Slot `j` is written after slot `2 j` is read and never read again, so this is done in place. A loop
+        # and not a condition: under `vmap` that would run both branches, and copy the buffer each time.
         _, slots = while_loop(
             lambda carry: carry[0] < stop,
             lambda carry: (carry[0] + 1, carry[1].set(carry[0], carry[1][2 * carry[0]])),
@@ -135,13 +139,15 @@ class CheckpointReader:
         stride, every = self.checkpoints.stride, self.checkpoints.every
         group, first = i // stride, i // stride * stride
         unit = (i - first) // every
-        # A loop of no steps where the states are there already: under `vmap`, a condition runs both branches.
+        # Where the states are there already this is a loop of no steps, for the same reason as in `_thinned`.
         if strides is not None:
             count = jnp.where(self._enters(i, stride), unit * every, 0)
+            # Slot `group` keeps the stride's first state. Those behind it are of strides that are read.
             strides = self._recompute(strides, group, strides[group], first, count, every)
         state = (self.checkpoints.slots if strides is None else strides)[group + unit]
         if between is not None:
             count = jnp.where(self._enters(i, every), i % every, 0)
+            # `state` is that of the last multiple of `every` before step `i`, or of step `i` itself.
             between = self._recompute(between.set(0, state), 0, state, i - i % every, count, 1)
             state = between[i % every]
         return state, Refilled(strides, between)

@@ -73,7 +73,7 @@ def while_loop(
 
 
 class SavedValues(eqx.Module):
-    """What one `SubSaveAt` saved: times, values, and how many of them are of its `ts`."""
+    """The outcome of one `SubSaveAt`: times, values, and how many of them are of its `ts`."""
 
     times: Array
     values: PyTree
@@ -81,7 +81,7 @@ class SavedValues(eqx.Module):
 
 
 class LoopState(eqx.Module):
-    """What the adjoints read of diffrax's private `State`, under names of their own.
+    """The fields of diffrax's private `State` that the adjoints read, under names of their own.
 
     Before an attempt, `t0` and `t1` are the ends of the step that is to be tried, and `accepted_steps` is
     its number. Of the cotangents of a final state, the fields are cotangents, and `None` where there is none.
@@ -150,45 +150,30 @@ class Recorder(Protocol):
 
     def write(self, state: LoopState) -> Self:
         """Record the start of an attempt; one after a rejected attempt replaces it."""
-        ...
 
     def buffers(self) -> PyTree:
         """Return the arrays that `write` writes into one place of, so that the loop need not copy them."""
         ...
 
 
-Recording = TypeVar("Recording", bound=Recorder)
-
-
-class _NoRecorder(eqx.Module):
-    def write(self, state: LoopState) -> Self:
-        del state
-        return self
-
-    def buffers(self) -> PyTree:
-        return []
-
-
-def run(solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions) -> tuple[State, PyTree]:
-    """Run diffrax's own loop from `state`; return its final state and the statistics."""
-    final, statistics, _ = run_recorded(solver, saveat, state, options, _NoRecorder())
-    return final, statistics
-
-
-def run_recorded(
-    solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: Recording
-) -> tuple[State, PyTree, Recording]:
-    """Run diffrax's own loop, writing each attempt of a step to `recorder`, which is returned last."""
+def run(
+    solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: PyTree = None
+) -> tuple[State, PyTree, PyTree]:
+    """Run diffrax's own loop from `state`; return its final state, the statistics and the `Recorder`, if any."""
     recorded = []
 
     # The recorder travels beside diffrax's own carry, which knows nothing of it.
     def outer(cond, body, init, *, max_steps, buffers):
+        def write(carry: PyTree) -> PyTree:
+            state, recorder = carry
+            return body(state), recorder and recorder.write(LoopState.of(state))
+
         final, last = eqxi.while_loop(
             lambda carry: cond(carry[0]),
-            lambda carry: (body(carry[0]), carry[1].write(LoopState.of(carry[0]))),
+            write,
             (init, recorder),
             max_steps=max_steps,
-            buffers=lambda carry: [*buffers(carry[0]), *carry[1].buffers()],
+            buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
             kind="lax",
         )
         recorded.append(last)

@@ -14,7 +14,7 @@ import jax
 from ..types import Array, PyTree, Y
 from . import _diffrax, _modes
 from ._checkpoints import CheckpointReader
-from ._diffrax import LoopOptions, LoopState, SolverState, TracedSolver
+from ._diffrax import LoopOptions, LoopState, SavedValues, SolverState, State, TracedSolver
 from ._explicit import ExplicitSteps, StageFunctions
 from ._outputs import BackwardCotangents, FinishedSolve, SavedOutput, Unread
 from ._steps import Start, Stepper, StepRecord, TracedSteps
@@ -42,7 +42,7 @@ class DiscreteConstants(eqx.Module):
     """
 
     # Without `y` and the solver's state, which are in the problem.
-    state: _diffrax.State
+    state: State
     options: LoopOptions
     every: int = eqx.field(static=True)
     carries: bool = eqx.field(static=True)
@@ -50,49 +50,47 @@ class DiscreteConstants(eqx.Module):
 
     @classmethod
     def of(
-        cls, state: _diffrax.State, options: LoopOptions, every: int, carries: bool, reverse_only: str | None
+        cls, state: State, options: LoopOptions, every: int, carries: bool, reverse_only: str | None
     ) -> "DiscreteConstants":
         state = _diffrax.replace_state(state, y=None, solver_state=None)
         return cls(state, options, every, carries, reverse_only)
 
-    def initial_state(self, problem: DiscreteProblem) -> _diffrax.State:
+    def initial_state(self, problem: DiscreteProblem) -> State:
         return _diffrax.replace_state(self.state, y=problem.y0, solver_state=problem.solver_state)
 
 
 class Residuals(eqx.Module):
-    """What the forward pass leaves for the backward pass."""
+    """The numbers of the forward pass that the backward pass starts from."""
 
     record: StepRecord
     steps: Array
     y1: Y
-    saved_times: list[tuple[Array, Array]]
+    saved: list[SavedValues]
 
 
 @eqx.filter_custom_vjp
-def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[_diffrax.State, PyTree]:
+def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
     """Solve; return the final state and the statistics."""
     state = constants.initial_state(problem)
-    return _diffrax.run(problem.solver, problem.saveat, state, constants.options)
+    final, statistics, _ = _diffrax.run(problem.solver, problem.saveat, state, constants.options)
+    return final, statistics
 
 
 @solve_by_steps.def_fwd
-def _solve_fwd(
-    perturbed: DiscreteProblem, problem: DiscreteProblem, constants: DiscreteConstants
-) -> tuple[tuple[_diffrax.State, PyTree], Residuals]:
+def _solve_fwd(perturbed: PyTree, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     del perturbed
-    state = constants.initial_state(problem)
+    state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
         cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
         instead = "an explicit Runge-Kutta method"
-        t0 = LoopState.of(state).t0
-        t0 = _modes.differentiated_once(t0, problem, NAME, cause, instead)
+        # All of the solve depends on its start, so a tangent of the problem cannot go around this.
+        t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
         state = _diffrax.replace_state(state, t0=t0)
-    options = constants.options
     record = StepRecord.empty(LoopState.of(state), options.max_steps, constants.every, constants.carries)
-    solver, saveat = problem.solver, problem.saveat
-    final, statistics, record = _diffrax.run_recorded(solver, saveat, state, options, record)
+    final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
     end = LoopState.of(final)
-    saved = [(saved.times, saved.ts_count) for saved in end.saved]
+    # Of the values only their number is needed, and buffers like them are in the initial state.
+    saved = [SavedValues(saved.times, None, saved.ts_count) for saved in end.saved]
     out = (final, statistics), Residuals(record, end.accepted_steps, end.y, saved)
     return _modes.reversed_once(out, NAME)
 
@@ -100,13 +98,12 @@ def _solve_fwd(
 @solve_by_steps.def_bwd
 def _solve_bwd(
     residuals: Residuals,
-    cotangents: tuple[_diffrax.State, PyTree],
+    cotangents: tuple[State, PyTree],
     perturbed: DiscreteProblem,
     problem: DiscreteProblem,
     constants: DiscreteConstants,
 ) -> DiscreteProblem:
-    final, _ = cotangents
-    walk = BackwardWalk(problem, constants, perturbed, residuals, LoopState.of(final))
+    walk = BackwardWalk(problem, constants, perturbed, residuals, LoopState.of(cotangents[0]))
     ct = walk.all_steps()
     nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
     solver, stages = walk.stepper.cotangents(ct.params)
@@ -125,7 +122,11 @@ Position: TypeAlias = tuple[Array, BackwardCotangents, list[Unread]]
 
 
 class BackwardWalk:
-    """The walk back over the accepted steps, from the cotangents `final` of the final state."""
+    """The walk back over the accepted steps, from the cotangents `final` of the final state.
+
+    Invariant: with `i` steps left, the cotangents are those of the start of step `i`, for all that was saved
+    after it; what was saved at this very time belongs to the step that ends there.
+    """
 
     def __init__(
         self,
@@ -142,26 +143,26 @@ class BackwardWalk:
 
     def _outputs(self) -> list[SavedOutput]:
         """Return what was saved, as far as it has cotangents."""
-        options, problem, residuals = self.constants.options, self.problem, self.residuals
-        solve = FinishedSolve(
-            options.t0,
-            options.t1,
-            problem.y0,
-            residuals.steps,
-            residuals.record,
-            problem.solver.interpolation_cls,
-        )
-        # The values themselves are no residuals: buffers that are like them are in the initial state.
-        initial = LoopState.of(self.constants.state).saved
-        outputs = []
-        for k, (times, ts_count) in enumerate(residuals.saved_times):
-            saved = _diffrax.SavedValues(times, initial[k].values, ts_count)
-            outputs.append(SavedOutput(solve, self.saveat, k, saved, self.final.saved[k].values))
+        problem, options, residuals = self.problem, self.constants.options, self.residuals
+        interpolation, (steps, record) = problem.solver.interpolation_cls, (residuals.steps, residuals.record)
+        solve = FinishedSolve(options.t0, options.t1, problem.y0, steps, record, interpolation)
+        like = LoopState.of(self.constants.state).saved
+        outputs = [
+            SavedOutput(
+                solve,
+                self.saveat,
+                k,
+                SavedValues(saved.times, like[k].values, saved.ts_count),
+                self.final.saved[k].values,
+            )
+            for k, saved in enumerate(residuals.saved)
+        ]
         return [output for output in outputs if output.has_cotangents]
 
     def all_steps(self) -> BackwardCotangents:
         """Return the cotangents of the start of the solve."""
-        reader = CheckpointReader(self.residuals.record.starts, self.residuals.steps, self.stepper.advance)
+        residuals = self.residuals
+        reader = CheckpointReader(residuals.record.starts, residuals.steps, self.stepper.advance)
 
         def body(carry: PyTree) -> PyTree:
             (i, ct, unread), refilled = carry
@@ -184,6 +185,7 @@ class BackwardWalk:
         if self.constants.carries:
             inexact = eqx.filter(self.problem.solver_state, eqx.is_inexact_array)
             solver_state = jax.tree.map(zero_if_none, inexact, self.final.solver_state)
+        # That of `y` is not added up but handed on from step to step, and has the dtype of the solve.
         saveat = wide_zeros(self.saveat[0])
         ct = BackwardCotangents(zeros(y1), solver_state, self.stepper.zero_cotangents(), saveat)
         unread = []
@@ -198,9 +200,11 @@ class BackwardWalk:
         is_dense = jax.tree.leaves(ct_dense) != []
         needs_dense = is_dense or any(output.interpolates for output in self.outputs)
         y1, dense, pull = self.stepper.step_with_vjp(i, start, needs_dense)
+        # All that was interpolated is a function of the dense output: their cotangents are added up on it,
+        # so that one vjp of the step does for any number of saved values.
         ct_dense = jax.tree.map(zero_if_none, dense, ct_dense) if is_dense else zeros(dense)
         still_unread = []
-        # In the reverse of the order in which diffrax saves: a step's end, and then the times inside it.
+        # Diffrax saves the times inside a step before its end; backwards, the end comes first.
         for output, left in zip(self.outputs, unread, strict=True):
             ct, left = output.at_step(i, ct, left, y1)
             ct, ct_dense, left = output.inside(i, ct, ct_dense, left, dense)

@@ -9,7 +9,7 @@ import equinox.internal as eqxi
 import jax
 import optimistix
 
-from ..types import PyTree, Time
+from ..types import PyTree
 from ._diffrax import LoopOptions, sub_saveats
 
 
@@ -51,9 +51,9 @@ class Guard:
 
     def loop_options(
         self,
-        t0: Time,
-        t1: Time,
-        dt0: Time | None,
+        t0: PyTree,
+        t1: PyTree,
+        dt0: PyTree,
         controller: diffrax.AbstractStepSizeController,
         max_steps: int,
         progress_meter: diffrax.AbstractProgressMeter,

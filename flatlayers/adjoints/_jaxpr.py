@@ -34,7 +34,9 @@ class SplitField:
         self.is_complex = _has_complex(self.jaxpr)
         self.consts = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
         self.constants, self.inputs = self.jaxpr.invars[:count], self.jaxpr.invars[count:]
-        # Invariants of the loop: `known` does not depend on the inputs, and of that `moving` has a gradient.
+        # Invariants of the loop: what is `known` does not depend on the inputs; `moving` is what of that has
+        # a gradient. An equation whose results are larger than what it takes, such as a broadcast, is done at
+        # each call: to pass on its results would cost more than to compute them.
         known = {*self.constants, *self.consts}
         moving = {var for var, moves in zip(self.constants, perturbed, strict=True) if moves}
         self.once, self.each = [], []
@@ -55,6 +57,7 @@ class SplitField:
         A weight that something else uses as well is in both, and its gradient is the sum of both parts.
         """
         self.products = {id(eqn): eqn for eqn in self.each if _puts_off(eqn, known, moving)}
+        # All that `each` and the results read, but the weights of the products, which are passed on apart.
         used = _variables(var for eqn in self.each if id(eqn) not in self.products for var in eqn.invars)
         used = [*used, *_variables(self.jaxpr.outvars)]
         weights = [next(var for var in eqn.invars if var in moving) for eqn in self.products.values()]
@@ -128,12 +131,14 @@ def _puts_off(eqn: JaxprEqn, known: set[Var], moving: set[Var]) -> bool:
     if eqn.primitive is not lax.dot_general_p or len(_variables(eqn.invars)) < 2:
         return False
     weights = [var for var in eqn.invars if var in moving]
+    # The other factor has to come from the call: of two constants the product is one as well.
     others = [var for var in eqn.invars if var not in known]
     return len(weights) == len(others) == 1 and _size(weights) >= _size(eqn.outvars)
 
 
 def _evaluate(eqns: Iterable[JaxprEqn], env: Environment) -> None:
     for eqn in eqns:
+        # As `jax.core.eval_jaxpr` does. Parameters that are jaxprs are bound as functions.
         bound = eqn.primitive.get_bind_params(eqn.params)
         functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older and newer JAX
         out = eqn.primitive.bind(*functions, *(_read(env, var) for var in eqn.invars), **params)

@@ -1,4 +1,4 @@
-"""What a solve saved, seen from the way back: which cotangents belong to which step."""
+"""The saved values of a solve, seen from the way back: which cotangents belong to which step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class BackwardCotangents(eqx.Module):
 
 
 class Unread(NamedTuple):
-    """How many values the walk back has yet to come to: of all that were saved, and of those at `ts`."""
+    """The numbers of values that the walk back has yet to come to: of all, and of those at `ts`."""
 
     values: Array
     ts: Array
@@ -34,7 +34,7 @@ class Unread(NamedTuple):
 
 @dataclass(frozen=True)
 class FinishedSolve:
-    """What is to be known of a solve to tell which step a value was saved in, and from what."""
+    """A solve that is over: all that tells which step a value was saved in, and from what."""
 
     t0: Array
     t1: Array
@@ -45,7 +45,7 @@ class FinishedSolve:
 
 
 class SavedOutput:
-    """What one `SubSaveAt` saved, read from the last value to the first.
+    """The values that one `SubSaveAt` saved, read from the last value to the first.
 
     Diffrax writes the values of all options of a `SubSaveAt` into one buffer, in this order: `t0`; in each
     step those of `ts`, and then its end if `steps` says so; `t1`. They are taken from the buffer's end.
@@ -154,7 +154,9 @@ class SavedOutput:
         self, ct: BackwardCotangents, k: ArrayLike, t: Time, y: Y, is_saved: ArrayLike = True
     ) -> BackwardCotangents:
         """Add the cotangent of value `k`, which was saved from `y` at the time `t`, if it was."""
-        t = jnp.where(is_saved, self.times[k], t)  # the very time, or where nothing was saved a finite one
+        # No condition, for the sake of `vmap`: where nothing was saved, zeros go through the vjp, which has
+        # to be finite for that. Place `k` may be of no value then, and its time infinite.
+        t = jnp.where(is_saved, self.times[k], t)
         _, pull = jax.vjp(lambda saveat, y: self._save(saveat, t, y), self.saveat, y)
         saved = jax.tree.map(lambda ct: jnp.where(is_saved, ct[k], jnp.zeros_like(ct[k])), self.cotangents)
         ct_saveat, ct_y = pull(saved)

@@ -63,7 +63,7 @@ class SampledSolver(eqx.Module):
 
 
 class Trajectory(eqx.Module):
-    """What a solve with a `SampledSolver` leaves: the times of all steps, and the values of the last ones.
+    """The outcome of a solve with a `SampledSolver`: the times of all steps, and the values of the last ones.
 
     Each attempt of a step writes; a rejected one is written over by the next. Row `i % segment` of `values`
     is of step `i`, row `k` of `starts` the start of step `k * segment`. An infinite `t0` is of no step.
@@ -78,6 +78,7 @@ class Trajectory(eqx.Module):
 
     @classmethod
     def empty(cls, state: LoopState, max_steps: int) -> "Trajectory":
+        # Segments of about the root of the number: as many starts as values are kept.
         segment = min(max_steps, max(SHORTEST, math.isqrt(max_steps - 1) + 1))
         segments = -(-max_steps // segment)
         inner, values = state.solver_state
@@ -131,6 +132,7 @@ class Trajectory(eqx.Module):
             solver_state = jax.tree.map(jnp.asarray, solver_state)
             return i + 1, y, solver_state, set_row(values, i, solver_state[1])
 
+        # The times after the last step are of none, but the last segment is never solved again.
         count = jnp.where(recompute, self.segment, 0)
         *_, values = _diffrax.while_loop(
             lambda carry: carry[0] < count,
@@ -164,6 +166,8 @@ class SegmentPath(eqx.Module):
         return self.t1[i] - self.t0[i]
 
     def evaluate(self, t: Time) -> Y:
+        # Counted and not searched for: one reduction, where a search is a loop. At a time between two steps
+        # this is the later one, where `step_before` is the earlier one.
         i = jnp.maximum(jnp.sum(self.t0 <= t) - 1, 0)
         t0, t1 = self.t0[i], self.t1[i]
         weights = self._weights((t - t0) / (t1 - t0))

@@ -208,7 +208,8 @@ def solve_by_adjoint_equation(
 ) -> tuple[_diffrax.State, PyTree]:
     """Solve from `y0` of `problem = (y0, parameters)`; return the final state and the statistics."""
     state = _diffrax.replace_state(constants.state, y=problem[0])
-    return _diffrax.run(constants.solver, constants.saveat, state, constants.options)
+    final, statistics, _ = _diffrax.run(constants.solver, constants.saveat, state, constants.options)
+    return final, statistics
 
 
 @solve_by_adjoint_equation.def_fwd
@@ -220,7 +221,7 @@ def _solve_fwd(
     t0 = _modes.differentiated_once(t0, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
     state = _diffrax.replace_state(constants.state, y=problem[0], t0=t0)
     trajectory = Trajectory.empty(LoopState.of(state), constants.options.max_steps)
-    final, statistics, trajectory = _diffrax.run_recorded(
+    final, statistics, trajectory = _diffrax.run(
         constants.solver, constants.saveat, state, constants.options, trajectory
     )
     end = LoopState.of(final)

@@ -153,7 +153,7 @@ def test_a_forcing_of_noise_is_not_divided_for_ever():
 
 
 def test_a_part_that_is_wrong_and_cannot_be_divided_fails():
-    """Between two late times there is no third: of such there are 32 in a quarter, each with its own forcing."""
+    """There are 32 times in a quarter this late, each with its own forcing."""
 
     def gradient(throw):
         def noise(t, y, p):

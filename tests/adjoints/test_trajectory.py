@@ -37,7 +37,7 @@ def test_the_trajectory_is_the_dense_output(solver):
             )
             trajectory = Trajectory.empty(LoopState.of(state), steps)
             options = _diffrax.LoopOptions(**options)
-            final, _, trajectory = _diffrax.run_recorded(sampled, saveat, state, options, trajectory)
+            final, _, trajectory = _diffrax.run(sampled, saveat, state, options, trajectory)
             trajectory = trajectory.finished(LoopState.of(final))
             found = []
             for k in range(3):
