@@ -68,7 +68,7 @@ def network() -> fl.Chain:
         pool=fl.MaxPool((2, 2)),
         flat=fl.FlattenLayer(),
         features=fl.DeepEquilibriumNetwork(
-            cell, solver, init=nothing, max_steps=30, jacobian_regularization=1
+            cell, solver, init=fl.WrappedFunction(nothing), max_steps=30, jacobian_regularization=1
         ),
         drop=fl.Dropout(0.3),
         head=fl.Dense(FEATURES, 10),

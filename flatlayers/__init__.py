@@ -41,7 +41,7 @@ from .equations.flow import FFJORD as FFJORD
 from .equations.mechanics import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
 from .equations.ode import NeuralODE as NeuralODE, SecondOrderNeuralODE as SecondOrderNeuralODE
 from .equations.sde import NeuralSDE as NeuralSDE
-from .equations.solving import SolverLayer as SolverLayer
+from .equations.solving import SolverLayer as SolverLayer, Start as Start
 from .equilibria.accelerated import Anderson as Anderson, Broyden as Broyden
 from .equilibria.deq import (
     DeepEquilibriumNetwork as DeepEquilibriumNetwork,

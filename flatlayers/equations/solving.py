@@ -45,6 +45,21 @@ class Start:
     - `times`: the times of the solve; `None` are those of the layer's fields.
     - `batch_axes`: the number of leading axes that `batching="each"` solves sample by sample; `None` is all
         but the last of `y0`.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> class Cooling(fl.SolverLayer):  # of x = (temperature, surroundings)
+    ...     def inputs(self, x, ps, st):
+    ...         temperature, surroundings = x
+    ...         return fl.Start(temperature, data=(surroundings,)), st
+    ...
+    ...     def field(self, t, y, surroundings, ps, st):
+    ...         return surroundings - y, st
+    >>> layer = Cooling(t1=10.0)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> y, st = layer((90.0, 20.0), ps, st)
+    >>> print(f"{y:.1f}")
+    20.0
     """
 
     y0: Y
@@ -64,7 +79,7 @@ class SolverLayer(Layer):
 
     - `field(t, y, *data, ps, st)` → `(dy/dt, st)`: the vector field. `ps` are the layer's parameters. `st`
         are the states of the models inside, as `fl.Wrapper` and `fl.Container` have them.
-    - `inputs(x, ps, st)` → `(Start, st)`: the state at the start, and data for the field, made of what the
+    - `inputs(x, ps, st)` → `(fl.Start, st)`: the state at the start, and data for the field, made of what the
         layer is called with. By default `x` is the state at the start.
     - `terms(y0, args, dtypes)`: the terms for diffrax. By default an `ODETerm` of `field`. A vector field
         `f(t, y, args)` of one's own goes through `dtypes.field(f)`; `args` are `(ps, st, *data)`.
@@ -222,19 +237,33 @@ class SolverLayer(Layer):
     def run(self, start: Start, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
         """Solve from a start: `(solution, st)`, by parameters that are unpacked."""
         start = dataclasses.replace(start, y0=check_start(start.y0, self.throw))
-        solution = self.integrate(start, ps, st)
+        solution = self._integrate(start, ps, st)
         st = self._after(start, ps, st)
         counts = statistics_of(plain(self.solver), solution)
         return solution, st.replace(stats=st.stats.replace(**counts))
 
-    def integrate(self, start: Start, ps: Params, st: State) -> diffrax.Solution:
-        """Solve from a start, and return the solution alone."""
+    def integrate(
+        self, x: Input, t0: Time, t1: Time, saveat: SaveAt | None, ps: Params, st: State
+    ) -> diffrax.Solution:
+        """Solve from `t0` to `t1` with the layer's other options, and return diffrax's solution alone.
+
+        **Arguments:**
+
+        - `x`: as for a call of the layer.
+        - `t0`, `t1`: numbers or arrays, which may differ from sample to sample under `jax.vmap`.
+        - `saveat`: as the field.
+        - `ps`, `st`: parameters, which are best given unpacked, and the state of the layer.
+        """
+        start, st = self.inputs(x, ps, st)
+        return self._integrate(dataclasses.replace(start, times=Times(t0, t1, self.dt0, saveat)), ps, st)
+
+    def _integrate(self, start: Start, ps: Params, st: State) -> diffrax.Solution:
         y0 = jax.tree.map(jnp.asarray, start.y0)
         args = (ps, self._frozen(st), *start.data)
         times = start.times or self.times
 
         def solve(y0: Y, each: tuple[PyTree, ...]) -> diffrax.Solution:
-            return integrate(self, times, y0, (*args, *each))
+            return diffeqsolve(self, times, y0, (*args, *each))
 
         for _ in range(self._batch_axes(start)):
             solve = jax.vmap(solve)
@@ -330,7 +359,7 @@ def batch_axes(y0: Y) -> int:
 # The solve itself
 
 
-def integrate(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.Solution:
+def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.Solution:
     """Solve with the options of a layer, all in one dtype; what is saved has that of the state."""
     outputs = layer.check(y0, args)
     controller, event = plain(layer.stepsize_controller), plain(layer.event)

@@ -11,7 +11,7 @@ from ..core.calling import call
 from ..dtypes import common_real_dtype, is_traced
 from ..equations.failures import check_start
 from ..equations.ode import NeuralODE, SecondOrderNeuralODE
-from ..equations.solving import Start, time_leading
+from ..equations.solving import time_leading
 from ..equations.times import Times
 from ..types import Array, ArrayLike, Params, PyTree, State
 from ..vectors.names import describe
@@ -84,8 +84,7 @@ def _solve_segments(model: NeuralODE, x: tuple[Array, Array], ps: Params, st: St
     """Return the solutions from all starts, each at its own times."""
 
     def solve(y0: Array, ts: Array) -> PyTree:
-        times = Times(ts[0], ts[-1], model.dt0, diffrax.SaveAt(ts=ts))
-        return time_leading(model.integrate(Start(y0, times=times), ps, st))
+        return time_leading(model.integrate(y0, ts[0], ts[-1], diffrax.SaveAt(ts=ts), ps, st))
 
     return jax.vmap(solve)(*x), st
 

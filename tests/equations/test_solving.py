@@ -8,7 +8,6 @@ import optimistix as optx
 import pytest
 
 import flatlayers as fl
-from flatlayers.equations.solving import Start
 from tests.equations.test_ode import MODEL, TIGHT, Noisy, Rotation, Scaled
 from tests.helpers import assert_close, central_difference
 
@@ -141,7 +140,7 @@ class Forced(fl.SolverLayer, fl.Wrapper):
 
     def inputs(self, x, ps, st):
         y0, gain = x
-        return Start(y0, data=(gain,)), st
+        return fl.Start(y0, data=(gain,)), st
 
     def field(self, t, y, gain, ps, st):
         push, st = self.model(self.at(t, y), ps, st)
