@@ -201,7 +201,7 @@ class FFJORD(SolverLayer, Wrapper):
 
         **Arguments:**
 
-        - `key`: a PRNG key for the base density. That of the state is for probes, of which this needs none.
+        - `key`: a PRNG key for the base density. The key in the state is for probes, and stays.
         - `shape`: the whole shape of `x`, `(..., n)`.
         - `ps`, `st`: as for a call of the layer. The samples are of the dtype of `ps`.
         """

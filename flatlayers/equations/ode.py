@@ -15,7 +15,7 @@ class NeuralODE(SolverLayer, Wrapper):
     frozen, so that the vector field is a function; after it, the state is that of one evaluation at
     the initial point.
 
-    What is returned has the dtype that `y0` and the model's output promote to, and the model sees states of
+    The result has the dtype that `y0` and the model's output promote to, and the model sees states of
     that dtype. The solver computes in it too, times and the `t` that the model sees included, but at least in
     float32; and in float64, if x64 is on, for times that float32 does not tell apart, and where the zero of
     an event is looked for. (Plain `diffeqsolve` takes JAX's default dtype for times, so that with x64 on it

@@ -15,7 +15,7 @@ from ..core.hashable import Hashable, hashable, plain
 
 
 def option(kind: type, expected: str) -> Check:
-    """The check of a field that holds an object of diffrax; one with arrays in it becomes hashable."""
+    """Return the check of a field that holds an object of diffrax; one with arrays in it becomes hashable."""
 
     def accept(value: object) -> object:
         if not isinstance(plain(value), kind):

@@ -108,7 +108,7 @@ class SolverLayer(Layer):
     - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
         default with an event or without `max_steps`.
     - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st, *data)`, those
-        of `field`. What would have been saved after the end is infinite.
+        of `field`. Times and states to save after the end are infinite.
     - `dt0`: the first step, or `None` to let the controller choose it.
     - `max_steps`: the most steps the solver may take. With `None` an adaptive solve ends, without success,
         where its steps become too short to change the time.

@@ -191,7 +191,7 @@ class Anderson(_Accelerated):
 
     - `rtol`, `atol`: the relative and the absolute tolerance. A half precision cannot tell small ones: there
         the solve ends at the maximum of steps.
-    - `history`: the number of differences that are used. Where the residual has not fallen to 0.3 within a
+    - `history`: the number of differences that are used. If the residual has not fallen to 0.3 within a
         full history, all but the last are forgotten: old differences would hold it where it is.
     - `damping`: how much of the residual is taken, from 0 to 1; less is slower and more stable.
     - `regularization`: what keeps `c` small where differences are nearly dependent; at least the rounding

@@ -1,6 +1,6 @@
 """Adjoints for fixed points: implicit ones, phantom gradients, and those that go through the solver.
 
-What optimistix calls `apply` with is not public: its loop is the last input of `primal_fn`, and `rewrite_fn`
+The arguments of `apply`, which optimistix calls, are not public: its loop is the last input of `primal_fn`, and `rewrite_fn`
 is the residual `fn(y) - y`. Tested with optimistix 0.1; `check_version` says so with another version.
 """
 
@@ -93,8 +93,8 @@ class PhantomAdjoint(optx.AbstractAdjoint):
 class ImplicitAdjoint(optx.AbstractAdjoint):
     """The implicit function theorem, with a linear system that is solved as well as the arithmetic allows.
 
-    Where `optimistix.ImplicitAdjoint` always raises, an unsolved system is NaN in all of the gradient
-    without `throw`. Derivatives of any order, forward and reverse.
+    Without `throw` an unsolved system makes the whole gradient NaN, where `optimistix.ImplicitAdjoint` always
+    raises. Derivatives of any order, forward and reverse.
 
     **Arguments:**
 

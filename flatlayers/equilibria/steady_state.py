@@ -27,7 +27,7 @@ class _Progress(eqx.Module):
 class SteadyState(optx.AbstractFixedPointSolver):
     """Solve `y = fn(y)` by following `dy/dt = fn(y) - y` until nothing changes, by diffrax.
 
-    Where plain iteration jumps, the flow goes in steps as small as they have to be: it settles where the real
+    Plain iteration jumps; the flow goes in steps as small as they have to be: it settles where the real
     parts of the eigenvalues of `fn`'s Jacobian are below 1, such as at -5. It is a solver of
     `optimistix.fixed_point`, one step of which is the whole solve; `num_steps` are those of diffrax.
 

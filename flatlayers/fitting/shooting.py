@@ -90,7 +90,7 @@ def _solve_segments(model: NeuralODE, x: tuple[Array, Array], ps: Params, st: St
 
 
 def _as_array(ts: ArrayLike, starts: Array) -> Array:
-    """Return the times as an array. Those that are known decide themselves which dtype they need."""
+    """Return the times as an array; known ones decide themselves which dtype they need."""
     if isinstance(ts, jax.Array):
         return ts
     known_ts = np.asarray(ts, float)
