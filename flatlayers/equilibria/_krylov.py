@@ -112,7 +112,7 @@ _ROUNDING, _CRAWL = 0.5, 0.999
 
 
 def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.Array) -> _Basis:
-    """Return the residual and an orthonormal basis of its Krylov space, until a solution in it comes to the aim.
+    """Return the residual and an orthonormal basis of its Krylov space, which has a solution that will do.
 
     The residual is the first product of the same loop: so the program has `A` once.
     """

@@ -1,7 +1,8 @@
 """Adjoints for fixed points: implicit ones, phantom gradients, and those that go through the solver.
 
-The arguments of `apply`, which optimistix calls, are not public: its loop is the last input of `primal_fn`, and `rewrite_fn`
-is the residual `fn(y) - y`. Tested with optimistix 0.1; `check_version` says so with another version.
+The arguments of `apply`, which optimistix calls, are not public: its loop is the last input of `primal_fn`,
+and `rewrite_fn` is the residual `fn(y) - y`. Tested with optimistix 0.1; `check_version` says so with another
+version.
 """
 
 import itertools
