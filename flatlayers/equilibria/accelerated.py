@@ -111,15 +111,17 @@ class _Accelerated(optx.AbstractFixedPointSolver):
 
     def _remember(self, state: _Memory, y: Array, residual: Array) -> _Memory:
         finite = jnp.isfinite(residual).all(1)
+        # Zero where it is not finite: such a row stops, and its numbers must not reach the sums of others.
         residual = jnp.where(finite[:, None], residual, 0)
         bound = jnp.maximum(self.atol, self.rtol * jnp.abs(y + residual))
         error = jax.vmap(self.norm)(residual / jnp.maximum(bound, jnp.finfo(bound.dtype).tiny))
         converged = finite & (error <= 1)
         size = jnp.linalg.norm(residual, axis=1)
         better = state.moving & finite & (converged | (size < state.best_size))
-        first = jnp.isinf(state.sizes[:, -1:])
+        first = jnp.isinf(state.sizes[:, -1:])  # no step has led to the first point
         y_step = jnp.where(first, 0, y - state.y)
         residual_step = jnp.where(first, 0, residual - state.residual)
+        # Forgotten steps are zero, which `_step` takes for no steps yet.
         full = (state.residual_steps[:, 0] != 0).any(1)
         stalled = (full & (size > _STALLED * state.sizes[:, 0]))[:, None, None]
         return _Memory(
@@ -139,6 +141,7 @@ class _Accelerated(optx.AbstractFixedPointSolver):
         scale = _inverse_norm(state.residual_steps)
         y_steps, residual_steps = scale * state.y_steps, scale * state.residual_steps
         matrix, projection = self.system(y_steps, residual_steps)
+        # A step of zero has a row and a column of zeros: a one on the diagonal gives it the weight zero.
         none_yet = (scale == 0).astype(matrix.dtype) * jnp.eye(self.history, dtype=matrix.dtype)[None]
         right = _product("rhn,rn->rh", projection, state.residual)
         weights = jnp.linalg.solve(matrix + none_yet, right[..., None])[..., 0]
