@@ -153,8 +153,8 @@ def _solved_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
         inputs, jax.tree.map(lambda t: t is None, tangents[2], is_leaf=lambda t: t is None)
     )
     root, rest = _solved(*primals)
-    # With the residual f(root, inputs) = 0: (df/droot) droot = -(df/dinputs) dinputs. A transpose of this rule
-    # is the reverse mode; `custom_linear_solve` knows that both systems are solved in the same way.
+    # With the residual f(root, inputs) = 0: (df/droot) droot = -(df/dinputs) dinputs. Its transpose is
+    # the reverse mode; `custom_linear_solve` is told that both systems are solved in the same way.
 
     def at_root(moving: PyTree) -> Y:
         return rewrite_fn(root, rest, eqx.combine(moving, fixed))
