@@ -159,7 +159,7 @@ class Recorder(Protocol):
 def run(
     solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: PyTree = None
 ) -> tuple[State, PyTree, PyTree]:
-    """Run diffrax's own loop from `state`; return its final state, the statistics and the `Recorder`, if any."""
+    """Run diffrax's own loop from `state`: its final state, the statistics and the `Recorder`, if any."""
     recorded = []
 
     # The recorder travels beside diffrax's own carry, which knows nothing of it.

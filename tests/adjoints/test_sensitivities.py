@@ -106,7 +106,10 @@ def field(n_in, n_out):
 STEPS = {"t1": 0.4, "dt0": 0.1, "stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 8}
 LAYERS = {
     "shared": (fl.NeuralODE(field(2, 2), saveat=[0.2, 0.4], **STEPS), "model"),
-    "each, augmented": (fl.AugmentedNDE(fl.NeuralODE(field(3, 3), batching="each", **STEPS), 1), "nde.model"),
+    "each, augmented": (
+        fl.AugmentedNDE(fl.NeuralODE(field(3, 3), batching="each", **STEPS), 1),
+        "model.model",
+    ),
     "second order": (fl.SecondOrderNeuralODE(field(4, 2), **STEPS), "model"),
 }
 
