@@ -275,7 +275,7 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"expected the mode 'rev' or 'fwd', found {mode!r}")
 
 
-def _check_scalar(value: Any) -> Any:
+def _check_scalar(value: object) -> Any:
     if getattr(value, "shape", None) != ():
         raise ValueError(f"expected a function that returns a scalar, found {describe(value)}")
     return value
@@ -311,7 +311,7 @@ def _function_of_data(
     return lambda data: f(ComponentVector(data, v.layout), *args)
 
 
-def _data(value: Any) -> Any:
+def _data(value: PyTree) -> Any:
     return value.data if isinstance(value, ComponentVector) else value
 
 

@@ -150,6 +150,7 @@ class Recorder(Protocol):
 
     def write(self, state: LoopState) -> Self:
         """Record the start of an attempt; one after a rejected attempt replaces it."""
+        ...
 
     def buffers(self) -> PyTree:
         """Return the arrays that `write` writes into one place of, so that the loop need not copy them."""

@@ -78,3 +78,14 @@ def _slice(segments: tuple[Segment, ...], data: Array, path: str) -> Array:
     if isinstance(segment, Leaf):
         return piece
     return _slice(segment.segments, piece.reshape(*data.shape[:-1], *segment.copies, segment.length), path)
+
+
+def broadcast_to_part(value: object, shape: Shape, dtype: DType, path: str) -> Array:
+    """Return a value, broadcast to the shape of the part at `path`."""
+    array = jnp.asarray(value, dtype if is_number(value) else None)
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"expected a value that broadcasts to {shape} for {path!r}, found shape {array.shape}"
+        ) from None

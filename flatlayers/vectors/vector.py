@@ -15,7 +15,7 @@ from . import vector_text
 from ._arithmetic import Arithmetic, Operation
 from .layout import Layout, check_same_layout, leaves_of
 from .names import NamedArray, UnknownNameError, as_path, describe
-from .packing import leaf_of, pack
+from .packing import broadcast_to_part, leaf_of, pack
 from .places import Slot
 from .record import Record
 from .text import as_html
@@ -403,13 +403,13 @@ class _AtPart:
         part = self.vector.layout[path]
         if isinstance(part, Slot):
             shape = self.vector.layout.view_shapes[path]
-            return _broadcast(value, lead + shape, dtype, path).reshape(*lead, math.prod(shape))
+            return broadcast_to_part(value, lead + shape, dtype, path).reshape(*lead, math.prod(shape))
         if isinstance(value, ComponentVector):
             check_same_layout(part, value.layout)
-            return _broadcast(value.data, (*lead, part.length), dtype, path)
+            return broadcast_to_part(value.data, (*lead, part.length), dtype, path)
         if isinstance(value, Mapping):
             leaves = {
-                leaf: _broadcast(number, lead + part.view_shapes[leaf], dtype, f"{path}.{leaf}")
+                leaf: broadcast_to_part(number, lead + part.view_shapes[leaf], dtype, f"{path}.{leaf}")
                 for leaf, number in leaves_of(part, value, path).items()
             }
             return pack(part, leaves, dtype)
@@ -418,16 +418,6 @@ class _AtPart:
         raise TypeError(
             f"{path!r} is a group: expected a mapping, a ComponentVector or a scalar, found {describe(value)}"
         )
-
-
-def _broadcast(value: object, shape: Shape, dtype: DType, path: str) -> Array:
-    array = jnp.asarray(value, dtype if is_number(value) else None)
-    try:
-        return jnp.broadcast_to(array, shape)
-    except ValueError:
-        raise ValueError(
-            f"expected a value that broadcasts to {shape} for {path!r}, found shape {array.shape}"
-        ) from None
 
 
 # Pytrees. The children of a vector are not checked: transformations put shapes, axes and other stand-ins in
