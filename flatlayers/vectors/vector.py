@@ -367,7 +367,7 @@ class _AtPart:
 
     def __init__(self, vector: ComponentVector, key: "str | tuple[str, ...] | Index"):
         self.vector = vector
-        self.path = as_path(key) if _is_path(key) else None
+        self.path: str | None = as_path(key) if _is_path(key) else None
         self.key = key
 
     def get(self) -> Any:
