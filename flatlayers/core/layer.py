@@ -422,7 +422,8 @@ def frozen_field(value: object, where: str, way_out: str) -> Any:
 def _frozen(value: object) -> object:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return tuple(_among_layers([_frozen(part) for part in value]))
-    if isinstance(value, Mapping):
+    # A `FrozenDict` is final: that of a `fl.compact` layer has layers and other values side by side.
+    if isinstance(value, Mapping) and not isinstance(value, FrozenDict):
         parts = _among_layers([_frozen(part) for part in value.values()])
         return FrozenDict(dict(zip(value, parts, strict=True)))
     return value
