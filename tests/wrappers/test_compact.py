@@ -273,7 +273,7 @@ def scaled(m, x):
 
 def test_kinds_of_states(key):
     layer = compact(
-        zeros=fl.State(jnp.zeros(3, jnp.float32)),
+        blank=fl.State(jnp.zeros(3, jnp.float32)),
         table=fl.State(np.arange(4)),
         rate=fl.State(0.5),
         flag=fl.State(None),
@@ -287,7 +287,7 @@ def test_kinds_of_states(key):
     for dtype in (jnp.float32, jnp.float64):
         st = fl.initial_states(key, layer, dtype)
         assert list(st) == list(layer.fields)
-        assert (st.zeros.dtype, st.rate.dtype, st.draw.dtype) == (dtype, dtype, dtype)
+        assert (st.blank.dtype, st.rate.dtype, st.draw.dtype) == (dtype, dtype, dtype)
         assert_same((st.table, st.fixed), (np.arange(4), np.ones(2, dtype)))
         assert (st.flag, st.mode, st.group.training) == (None, "fast", True)
         assert not np.array_equal(st.draw, st.other)

@@ -12,7 +12,7 @@ from tests.helpers import assert_same
 
 def test_it_computes_as_its_layer(key):
     layer = fl.Dense(3, 2)
-    wrapper, x = Transparent(layer), jnp.ones((5, 3))
+    wrapper, x = Transparent(layer), jnp.ones((5, 3), jnp.float32)
     assert_same(fl.setup(key, wrapper), fl.setup(key, layer))
     ps, st = fl.setup(key, layer)
     assert_same(jax.jit(wrapper)(x, ps, st)[0], jax.jit(layer)(x, ps, st)[0])
