@@ -42,7 +42,6 @@ class FrozenLayer(Wrapper):
     names: tuple[Text, ...]
 
     def check_fields(self) -> None:
-        super().check_fields()
         # A pattern that matches nothing is an error where the layer is made.
         _ = self.frozen_names
 
@@ -55,7 +54,7 @@ class FrozenLayer(Wrapper):
 
     @functools.cached_property
     def frozen_layout(self) -> Layout:
-        """The layout of the frozen values, a tied one once."""
+        """Return the layout of the frozen values, a tied one once."""
         return _selected(self.layer, self._is_stored).layout
 
     def parameters(self) -> Mapping[str, Any]:
@@ -207,7 +206,7 @@ def _frozen(model: Layer) -> FrozenLayer:
 
 
 def _selected(layer: Layer, keep: Callable[[str], bool]) -> Group:
-    """The part of a declaration with the leaves that are kept; groups without any are left out."""
+    """Return the part of a declaration with the leaves that are kept, without groups that have none."""
     found = layer.declared_where(keep)
     return found if isinstance(found, Group) else Group({})
 

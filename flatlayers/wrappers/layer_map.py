@@ -270,7 +270,7 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
 # The state of a wrapper, and that of the layer inside
 
 
-def _initial_state(model: Any) -> Record:
+def _initial_state(model: Part) -> Record:
     return Record(as_declared(model).declared_states(jax.random.key(0)) or {})
 
 

@@ -44,7 +44,6 @@ class SharedParameters(Wrapper):
     ties: Ties
 
     def check_fields(self) -> None:
-        super().check_fields()
         # A wrong tie is an error where the layer is made.
         _ = self.layout
 

@@ -58,7 +58,6 @@ class WeightNorm(Wrapper):
     axis: Integer | None = None
 
     def check_fields(self) -> None:
-        super().check_fields()
         _axes_of(self)
 
     def parameters(self) -> Mapping[str, Any]:
@@ -126,7 +125,6 @@ class SpectralNorm(Wrapper):
     axis: Integer | None = None
 
     def check_fields(self) -> None:
-        super().check_fields()
         _axes_of(self)
 
     def states(self, key: Key) -> Mapping[str, Any]:
