@@ -82,10 +82,13 @@ class NamedLayers(Container):
         return y, st.replace(**{name: new})
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        by_name = False
+        own = [argument for argument in super().constructor_arguments() if argument[0] != "layers"]
+        yield from (argument for argument in own if not argument[2])
+        keyword = False
         for i, (name, layer) in enumerate(self.layers.items()):
-            by_name = by_name or name != f"layer_{i}"
-            yield name, layer, by_name
+            keyword = keyword or name != f"layer_{i}"
+            yield name, layer, keyword
+        yield from (argument for argument in own if argument[2])
 
 
 class Chain(NamedLayers):
@@ -119,7 +122,7 @@ class Chain(NamedLayers):
     Dense(16, 1)
     """
 
-    name: Text | None
+    name: Text | None = None
 
     def __init__(self, *layers: LayerLike, name: str | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
@@ -148,11 +151,6 @@ class Chain(NamedLayers):
                 raise UnknownNameError(unknown_name(key, self.layers))
             return self.layers[key]
         return list(self.layers.values())[key]
-
-    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        yield from super().constructor_arguments()
-        if self.name is not None:
-            yield "name", self.name, True
 
 
 class Parallel(NamedLayers):
@@ -199,10 +197,6 @@ class Parallel(NamedLayers):
             ys.append(y)
         return self.connect("connection", tuple(ys), ps, st)
 
-    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        yield "connection", self.connection, False
-        yield from super().constructor_arguments()
-
 
 class BranchLayer(NamedLayers):
     """One input to every layer: `y = fusion(layer_0(x), layer_1(x), ...)`.
@@ -227,7 +221,7 @@ class BranchLayer(NamedLayers):
     1.000
     """
 
-    fusion: Connection | None
+    fusion: Connection | None = None
 
     def __init__(self, *layers: LayerLike, fusion: Connection | None = None, **named: LayerLike):
         super().__init__(*layers, **named)
@@ -242,11 +236,6 @@ class BranchLayer(NamedLayers):
             y, st = self.call_layer(name, x, ps, st)
             ys.append(y)
         return self.connect("fusion", tuple(ys), ps, st)
-
-    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        yield from super().constructor_arguments()
-        if self.fusion is not None:
-            yield "fusion", self.fusion, True
 
 
 class PairwiseFusion(NamedLayers):
@@ -291,10 +280,6 @@ class PairwiseFusion(NamedLayers):
             y, st = self.call_layer(name, y, ps, st)
             y, st = self.connect("connection", (y, part), ps, st)
         return y, st
-
-    def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        yield "connection", self.connection, False
-        yield from super().constructor_arguments()
 
 
 class Maxout(NamedLayers):
