@@ -139,7 +139,7 @@ def deep_equilibrium(batch: int, width: int, gradient: bool, **options: Any) -> 
         )
         deq = fl.DeepEquilibriumNetwork(model, solver=solver)
         st = fl.initial_states(KEY, deq)
-        ps = deq.layout.pack(
+        ps = fl.ComponentVector.of(
             {
                 "model": {
                     "layer_0": {
@@ -148,7 +148,8 @@ def deep_equilibrium(batch: int, width: int, gradient: bool, **options: Any) -> 
                     },
                     "layer_1": {},
                 }
-            }
+            },
+            deq.layout,
         )
 
         def loss(ps: Any, x: Any) -> Any:

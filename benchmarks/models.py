@@ -25,7 +25,7 @@ def flat_mlp(size: int, width: int, depth: int) -> tuple[fl.Chain, fl.ComponentV
     tree = {
         f"layer_{i}": {"weight": layer.weight, "bias": layer.bias} for i, layer in enumerate(arrays.layers)
     }
-    return chain, chain.layout.pack(tree), fl.initial_states(jax.random.key(0), chain)
+    return chain, fl.ComponentVector.of(tree, chain.layout), fl.initial_states(jax.random.key(0), chain)
 
 
 def sliced(layout: fl.Layout, data: jax.Array) -> fl.Record:

@@ -31,7 +31,7 @@ import flatlayers as fl
 
 BATCH = 256
 CHUNK = 50  # steps in one call of a compiled function
-KINETIC, JACOBIAN = 0.01, 0.001  # weights of the regularisers in the loss
+KINETIC, JACOBIAN = 0.01, 0.001  # weights of the regularizers in the loss
 EDGE, POINTS = 4.0, 161  # of the grid, -EDGE to EDGE with POINTS along a side
 REQUIRED = 0.01  # of the integral
 COARSE = diffrax.PIDController(rtol=1e-3, atol=1e-4)
@@ -65,8 +65,8 @@ def train(flow: fl.FFJORD, steps: int, key: jax.Array) -> tuple[Any, Any]:
 
     def loss(ps: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         log_density, new = flow(two_moons(key, BATCH), ps, st)
-        regularisers = KINETIC * new.stats.kinetic + JACOBIAN * new.stats.jacobian
-        return regularisers - jnp.mean(log_density), (jnp.mean(log_density), new.stats.num_steps)
+        regularizers = KINETIC * new.stats.kinetic + JACOBIAN * new.stats.jacobian
+        return regularizers - jnp.mean(log_density), (jnp.mean(log_density), new.stats.num_steps)
 
     def step(carry: Any, key: jax.Array) -> Any:
         ps, moments = carry
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     train_key, test_key, sample_key = jax.random.split(jax.random.key(options.seed), 3)
     model = InTime(fl.MLP(3, (48, 48), 2))
-    flow = fl.FFJORD(model, with_time=True, regularise=True, stepsize_controller=COARSE)
+    flow = fl.FFJORD(model, with_time=True, regularize=True, stepsize_controller=COARSE)
     print(fl.pformat(flow), flush=True)
     ps, st = train(flow, options.steps, train_key)
 

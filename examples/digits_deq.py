@@ -67,10 +67,17 @@ def network() -> fl.Chain:
         strokes=fl.Conv((3, 3), 1, 16, jax.nn.relu, pad=fl.SamePad()),
         pool=fl.MaxPool((2, 2)),
         flat=fl.FlattenLayer(),
-        features=fl.DeepEquilibriumNetwork(cell, solver, max_steps=30, jacobian_regularisation=1),
+        features=fl.DeepEquilibriumNetwork(
+            cell, solver, init=fl.WrappedFunction(nothing), max_steps=30, jacobian_regularization=1
+        ),
         drop=fl.Dropout(0.3),
         head=fl.Dense(FEATURES, 10),
     )
+
+
+def nothing(x: jax.Array) -> jax.Array:
+    """The start of the solver: zeros."""
+    return jnp.zeros((*x.shape[:-1], FEATURES), x.dtype)
 
 
 def half(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -100,7 +107,7 @@ def train(model: fl.Chain, ps: Any, st: Any, digits: Digits, steps: int, key: ja
         batch = jax.random.randint(key, (BATCH,), 0, len(labels))
         gradient, (st, entropy) = jax.grad(loss, has_aux=True)(ps, st, batch)
         updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), st, moments), (entropy, st.features.stats.steps)
+        return (optax.apply_updates(ps, updates), st, moments), (entropy, st.features.stats.num_steps)
 
     chunk = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
     carry, rows = (ps, st, adam.init(ps)), []
@@ -123,7 +130,7 @@ def residuals(solver: Any, model: fl.Chain, trained: Trained, digits: Digits) ->
     layer: Any = model["features"]
 
     def fn(z: Any, args: Any) -> Any:
-        return layer.model((z, x), ps.features.model, st.features.model)[0], None
+        return fl.stateless_apply(layer.model, (z, x), ps.features.model), None
 
     def step(carry: Any, _: Any) -> Any:
         z, state = carry
@@ -168,11 +175,11 @@ def report(model: fl.Chain, trained: Trained, tested: Digits) -> float:
     cell: Any = model["features"]
     x, _ = model[:3](jnp.asarray(tested.images), ps, st)
     z, features = jax.jit(cell)(x, ps.features, st.features)
-    radius = jax.jit(lambda z, x: fl.spectral_radius(cell.model, z, x, ps.features.model, st.features.model))
+    radius = jax.jit(lambda z, x: fl.spectral_radius(cell.model, z, x, ps.features.model, {}))
     right = np.asarray(model[4:](z, ps, st)[0].argmax(-1) == tested.labels)
     print(
         f"\n{right.sum()} of {len(right)} test images read right: {right.mean():.1%}\n"
-        f"Anderson took {features.stats.steps} steps to a residual of {features.stats.residual:.1e}; in "
+        f"Anderson took {features.stats.num_steps} steps to a residual of {features.stats.residual:.1e}; in "
         f"training {trained.losses[:, 1].mean():.1f} on average.\n"
         f"The spectral radius of the Jacobian is {radius(z, x):.2f}: the largest of all test images."
     )

@@ -43,7 +43,9 @@ def epidemic(rates: Any) -> Any:
         return y.replace(susceptible=-new, infected=new - healed, recovered=healed)
 
     patients = rates.patients
-    y0 = STATE.pack({"susceptible": 1 - patients, "infected": patients, "recovered": 0 * patients})
+    y0 = fl.ComponentVector.of(
+        {"susceptible": 1 - patients, "infected": patients, "recovered": 0 * patients}, STATE
+    )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         diffrax.Tsit5(),
@@ -66,7 +68,9 @@ def fit(counts: Any, steps: int) -> fl.TrainResult:
     free = log_rates.layout.mask("infection", "recovery")
 
     def loss(log_rates: Any, st: Any, batch: Any) -> tuple[Any, Any]:
-        held = log_rates.layout.vector(jnp.where(free, log_rates.data, jax.lax.stop_gradient(log_rates.data)))
+        held = fl.ComponentVector(
+            jnp.where(free, log_rates.data, jax.lax.stop_gradient(log_rates.data)), log_rates.layout
+        )
         return jnp.mean((epidemic(held.map(jnp.exp)).infected - counts) ** 2), st
 
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
@@ -122,7 +126,7 @@ def main() -> None:
     counts = exact + NOISE * rng.normal(size=len(DAYS)).astype(np.float32)
     rates = fit(jnp.asarray(counts), options.steps).ps.map(jnp.exp)
     print(f"\n{rates}")
-    jacobian: Any = fl.jacobian(lambda rates: STATE.vector(epidemic(rates).data[DAY]))(rates)
+    jacobian: Any = fl.jacobian(lambda rates: fl.ComponentVector(epidemic(rates).data[DAY], STATE))(rates)
     for name in STATE.names:
         row = "  ".join(f"{other} {jacobian[name, other]:8.3f}" for other in TRUE)
         print(f"d {name:11} / d  {row}")

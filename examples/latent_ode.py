@@ -91,7 +91,7 @@ class LatentODE(fl.Container):
         y0, _ = self.from_latent(latent, ps.from_latent, st.from_latent)
 
         def solve(y0: Any, ts: Any) -> Any:
-            return self.ode.integrate(y0, ps.ode, st.ode, 0 * ts[0], ts[-1], diffrax.SaveAt(ts=ts)).ys
+            return self.ode.integrate(y0, 0 * ts[0], ts[-1], diffrax.SaveAt(ts=ts), ps.ode, st.ode).ys
 
         ys, _ = self.readout(jax.vmap(solve)(y0, ts), ps.readout, st.readout)
         return ys

@@ -57,10 +57,10 @@ def residual(model: fl.Layer, points: Any, ps: Any, st: Any) -> jax.Array:
     along_x, along_t = (jnp.broadcast_to(unit, points.shape) for unit in jnp.eye(2, dtype=points.dtype))
 
     def derivative_by_x(points: Any) -> Any:
-        return fl.jacobian_vector_product(model, points, ps, st, along_x)
+        return fl.jacobian_vector_product(model)(points, along_x, ps, st)
 
     u, _ = model(points, ps, st)
-    u_t = fl.jacobian_vector_product(model, points, ps, st, along_t)
+    u_t = fl.jacobian_vector_product(model)(points, along_t, ps, st)
     u_x, u_xx = jax.jvp(derivative_by_x, (points,), (along_x,))
     return u_t + u * u_x - VISCOSITY * u_xx
 

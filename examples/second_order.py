@@ -95,7 +95,7 @@ class Posterior:
         print(f"Levenberg-Marquardt: {solution.stats['num_steps']} steps", flush=True)
         noise = 0.5 * jnp.log(jnp.mean(self.residuals(best) ** 2))
         tree = {"initial": best.initial, "log_rates": best.log_rates, "log_noise": noise}
-        ps = FULL.pack(tree, float)
+        ps = fl.ComponentVector.of(tree, FULL, float)
         derivatives = jax.jit(lambda ps: (jax.grad(self.energy)(ps), fl.hessian(self.energy)(ps)))
         for _ in range(5):
             gradient, hessian = derivatives(ps)
@@ -106,7 +106,7 @@ class Posterior:
 def metropolis(posterior: Posterior, mode: Any, covariance: Any, steps: int, key: jax.Array) -> Any:
     """Samples of the posterior: a vector with the samples of all chains as leading axis."""
     factor = jnp.linalg.cholesky(covariance)
-    energies = jax.vmap(lambda x: posterior.energy(FULL.vector(x)))
+    energies = jax.vmap(lambda x: posterior.energy(fl.ComponentVector(x, FULL)))
 
     def step(carry: Any, key: jax.Array) -> Any:
         x, energy = carry
@@ -127,13 +127,13 @@ def metropolis(posterior: Posterior, mode: Any, covariance: Any, steps: int, key
             rows.append(found)
             bar.update(CHUNK)
     kept = jnp.concatenate(rows)[steps // 4 :]
-    return FULL.vector(kept.reshape(-1, FULL.length))
+    return fl.ComponentVector(kept.reshape(-1, FULL.length), FULL)
 
 
 def plot(mode: Any, covariance: Any, samples: Any, data: np.ndarray, centre: np.ndarray, out: Path) -> None:
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     axes = figure.subplot_mosaic([["0", "1", "2", "3"], ["hare", "hare", "lynx", "lynx"]])
-    deviation = FULL.vector(jnp.sqrt(jnp.diagonal(covariance)))
+    deviation = fl.ComponentVector(jnp.sqrt(jnp.diagonal(covariance)), FULL)
     for i, name in enumerate(NAMES):
         middle, spread = float(mode.log_rates[name]), float(deviation.log_rates[name])
         grid = np.linspace(middle - 4 * spread, middle + 4 * spread, 100)
@@ -147,7 +147,9 @@ def plot(mode: Any, covariance: Any, samples: Any, data: np.ndarray, centre: np.
     later = equation(times)
     st = fl.initial_states(jax.random.key(0), later)
     some = samples.data[:: len(samples.data) // 200]
-    paths = jax.jit(jax.vmap(lambda ps: later(ps.initial, ps.log_rates, st)[0]))(FULL.vector(some))
+    paths = jax.jit(jax.vmap(lambda ps: later(ps.initial, ps.log_rates, st)[0]))(
+        fl.ComponentVector(some, FULL)
+    )
     low, middle, high = np.exp(np.nanquantile(paths, (0.05, 0.5, 0.95), axis=0) + centre)
     for i, name in enumerate(("hare", "lynx")):
         axes[name].fill_between(1900 + times, low[:, i], high[:, i], alpha=0.3, label="5 to 95 %")

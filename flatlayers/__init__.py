@@ -27,7 +27,9 @@ from .core.setup import (
 )
 from .derivatives import (
     batched_jacobian as batched_jacobian,
+    hessian as hessian,
     hessian_vector_product as hessian_vector_product,
+    jacobian as jacobian,
     jacobian_vector_product as jacobian_vector_product,
     vector_jacobian_product as vector_jacobian_product,
 )
@@ -38,9 +40,9 @@ from .equations.augmented import AugmentedNDE as AugmentedNDE
 from .equations.cde import NeuralCDE as NeuralCDE
 from .equations.flow import FFJORD as FFJORD
 from .equations.mechanics import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
-from .equations.ode import NeuralODE as NeuralODE
+from .equations.ode import NeuralODE as NeuralODE, SecondOrderNeuralODE as SecondOrderNeuralODE
 from .equations.sde import NeuralSDE as NeuralSDE
-from .equations.second_order import SecondOrderNeuralODE as SecondOrderNeuralODE
+from .equations.solving import SolverLayer as SolverLayer, Start as Start
 from .equilibria.accelerated import Anderson as Anderson, Broyden as Broyden
 from .equilibria.deq import (
     DeepEquilibriumNetwork as DeepEquilibriumNetwork,
@@ -139,13 +141,19 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.windows import SamePad as SamePad
 from .vectors.layout import Layout as Layout
-from .vectors.matrix import ComponentMatrix as ComponentMatrix, hessian as hessian, jacobian as jacobian
+from .vectors.matrix import ComponentMatrix as ComponentMatrix
 from .vectors.places import Slot as Slot
 from .vectors.record import Record as Record
 from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
-from .wrappers.freeze import FrozenLayer as FrozenLayer, freeze as freeze, unfreeze as unfreeze
+from .wrappers.freeze import (
+    FrozenLayer as FrozenLayer,
+    freeze as freeze,
+    freeze_parameters as freeze_parameters,
+    unfreeze as unfreeze,
+    unfreeze_parameters as unfreeze_parameters,
+)
 from .wrappers.layer_map import layer_map as layer_map, replace_layer as replace_layer, select as select
 from .wrappers.precision import (
     AlternatePrecision as AlternatePrecision,

@@ -84,3 +84,10 @@ def is_inexact(x: Array) -> bool:
 def is_traced(x: object) -> bool:
     """Tell whether its numbers are known only when a compiled function runs."""
     return isinstance(x, Tracer)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether it is a Python number, or a list of them: it has no dtype of its own."""
+    if isinstance(value, list | tuple):
+        return all(map(is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool | np.generic)

@@ -3,16 +3,17 @@
 `PyTree` is any nest of tuples, lists, mappings and registered classes with arrays as its leaves.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
-import jax.typing
-from jaxtyping import PyTree as PyTree
+import numpy as np
 
 
+# To a type checker anything, since a class becomes one at run time.
+PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
-ArrayLike: TypeAlias = jax.typing.ArrayLike
-DType: TypeAlias = jax.typing.DTypeLike
+ArrayLike: TypeAlias = jax.Array | np.ndarray[Any, Any] | np.number[Any] | np.bool_ | complex
+DType: TypeAlias = np.dtype[Any] | type[Any] | str
 Shape: TypeAlias = tuple[int, ...]
 # A typed PRNG key, such as `jax.random.key(0)`.
 Key: TypeAlias = jax.Array
@@ -26,7 +27,7 @@ Params: TypeAlias = PyTree
 State: TypeAlias = PyTree
 
 # A solve of `dy/dt = f(t, y, args)`.
-Time: TypeAlias = jax.typing.ArrayLike
+Time: TypeAlias = ArrayLike
 Y: TypeAlias = PyTree
 Args: TypeAlias = PyTree
 # A derivative of a loss, like what it is taken by; `None` or a zero-sized array where there is none.

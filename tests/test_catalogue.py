@@ -210,7 +210,7 @@ def test_complex_numbers_are_computed_with_or_refused(key, layer, shapes):
 
     assert all(leaf.dtype == complex for leaf in jax.tree.leaves(layer(x, ps, st)[0]))
     if ps.size:
-        direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape, complex))
+        direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape, complex), ps.layout)
         slope = jnp.real(jnp.sum(jax.grad(loss)(ps).data * direction.data))
         assert jnp.allclose(slope, central_difference(loss, ps, direction), rtol=1e-5)
 

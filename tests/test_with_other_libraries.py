@@ -77,16 +77,16 @@ def test_optax_masks_by_name(problem):
 
 def test_scipy_minimize(problem):
     ps, loss = problem
-    value_and_grad = jax.jit(jax.value_and_grad(lambda data: loss(ps.layout.vector(data))))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda data: loss(fl.ComponentVector(data, ps.layout))))
     result = scipy.optimize.minimize(
         lambda data: [np.asarray(part) for part in value_and_grad(data)], np.asarray(ps), jac=True
     )
-    assert loss(ps.layout.vector(result.x)) < 1e-5
+    assert loss(fl.ComponentVector(result.x, ps.layout)) < 1e-5
     vectors = jax.value_and_grad(loss)
     result = scipy.optimize.minimize(
-        lambda data: vectors(ps.layout.vector(data)), np.asarray(ps), jac=True, method="L-BFGS-B"
+        lambda data: vectors(fl.ComponentVector(data, ps.layout)), np.asarray(ps), jac=True, method="L-BFGS-B"
     )
-    assert loss(ps.layout.vector(result.x)) < 1e-4
+    assert loss(fl.ComponentVector(result.x, ps.layout)) < 1e-4
 
 
 def test_optimistix_bfgs(problem):
@@ -110,7 +110,7 @@ def test_a_saved_vector_says_what_it_is(problem, tmp_path):
     ps, _ = problem
     np.savez(tmp_path / "model.npz", data=np.asarray(ps), layout=ps.layout.to_json())
     with np.load(tmp_path / "model.npz") as saved:
-        again = fl.Layout.from_json(str(saved["layout"])).vector(saved["data"])
+        again = fl.ComponentVector(saved["data"], fl.Layout.from_json(str(saved["layout"])))
     assert_same(again, ps)
     wider = fl.Chain(fl.Dense(1, 9, jnp.tanh), fl.Dense(9, 1))
     assert again.layout.diff(wider.layout)[0] == "layer_0.weight: (8, 1) became (9, 1)"

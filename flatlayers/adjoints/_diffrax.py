@@ -4,19 +4,21 @@ Tested with diffrax 0.7.2; the names used here are stable within 0.7. `check_ver
 adjoint is made with another version, and nothing here is needed without one.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
 
 import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import optimistix
+
+from ..types import Args, Array, PyTree, Y
 
 
 if TYPE_CHECKING:
-    from diffrax._integrate import SaveState, State, loop as _loop
+    from diffrax._integrate import SaveState, State as State, loop as _loop
     from diffrax._root_finder import use_stepsize_tol
     from diffrax._saveat import save_y
 else:
@@ -29,9 +31,11 @@ else:
 
 TESTED = ("0.7.2", "0.8")
 
-OR_NONE = "Or take it for a constant by jax.lax.stop_gradient."
-
-nondifferentiable = eqxi.nondifferentiable
+Carry = TypeVar("Carry")
+# Of a solver, as its `step` takes and gives it.
+SolverState: TypeAlias = PyTree
+# What `interpolation_cls` of a solver makes the solution inside a step from.
+DenseInfo: TypeAlias = PyTree
 
 
 def check_version(version: str = diffrax.__version__) -> None:
@@ -45,7 +49,7 @@ def check_version(version: str = diffrax.__version__) -> None:
 
 
 def is_tested(version: str = diffrax.__version__) -> bool:
-    """Whether this is a version of diffrax that the adjoints are tested with."""
+    """Tell whether this is a version of diffrax that the adjoints are tested with."""
     low, high = TESTED
     return _numbers(low) <= _numbers(version) < _numbers(high)
 
@@ -55,138 +59,125 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
 
 
-def while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], init: Any, buffers: Any = None) -> Any:
-    """`lax.while_loop` whose `buffers(carry)` are written in place, under `vmap` as well."""
+def while_loop(
+    cond: Callable[[Carry], Array],
+    body: Callable[[Carry], Carry],
+    init: Carry,
+    buffers: Callable[[Carry], PyTree] | None = None,
+) -> Carry:
+    """Run `lax.while_loop`, writing the arrays in `buffers(carry)` in place, under `vmap` as well."""
     return eqxi.while_loop(cond, body, init, buffers=buffers, kind="lax")
 
 
-class FrozenSolver(eqx.Module):
-    """A solver whose step has been traced: what it closed over is in the leaves of `trace`."""
-
-    trace: Callable[..., Any]
-    order: Any
-    interpolation_cls: Callable[..., Any] = eqx.field(static=True)
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del terms, args
-        return self.trace(t0, t1, y0, *jax.tree.map(jnp.asarray, (solver_state, made_jump)))
-
-    def error_order(self, terms: Any) -> Any:
-        del terms
-        return self.order
+# The state of diffrax's loop
 
 
-def stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+class SavedValues(eqx.Module):
+    """The outcome of one `SubSaveAt`: times, values, and how many of them are of its `ts`."""
+
+    times: Array
+    values: PyTree
+    ts_count: Array
 
 
-def constant_controller(controller: Any, refuse: Callable[[Any, str], Any]) -> Any:
-    """`controller` after `refuse(arrays, name)` of all arrays whose gradient diffrax's own adjoint has.
+class LoopState(eqx.Module):
+    """The fields of diffrax's private `State` that the adjoints read, under names of their own.
 
-    It stops that of all of a `PIDController` but the bounds on the step, which it applies afterwards.
+    Before an attempt, `t0` and `t1` are the ends of the step that is to be tried, and `accepted_steps` is
+    its number. Of the cotangents of a final state, the fields are cotangents, and `None` where there is none.
     """
 
-    def is_pid(x: Any) -> bool:
-        return type(x) is diffrax.PIDController
+    t0: Array
+    t1: Array
+    y: Y
+    solver_state: SolverState
+    made_jump: Array
+    accepted_steps: Array
+    dense_infos: PyTree
+    saved: list[SavedValues]
 
-    def constant(x: Any) -> Any:
-        if not is_pid(x):
-            return refuse(x, type(controller).__name__)
-        bounds = [refuse(getattr(x, name), f"PIDController({name}=...)") for name in ("dtmin", "dtmax")]
-        return eqx.tree_at(
-            lambda pid: [pid.dtmin, pid.dtmax], stop_gradient(x), bounds, is_leaf=lambda x: x is None
-        )
-
-    return jax.tree.map(constant, controller, is_leaf=is_pid)
-
-
-def constant_solver(solver: Any, refuse: Callable[[Any, str], Any]) -> Any:
-    """`solver` after `refuse(arrays, name)` of all its arrays but the tolerances of a root finder."""
-
-    def is_finder(x: Any) -> bool:
-        return isinstance(x, optimistix.AbstractRootFinder)
-
-    def constant(x: Any) -> Any:
-        return stop_gradient(x) if is_finder(x) else refuse(x, type(solver).__name__)
-
-    return jax.tree.map(constant, solver, is_leaf=is_finder)
+    @classmethod
+    def of(cls, state: PyTree) -> Self:
+        saved = [SavedValues(save.ts, save.ys, save.saveat_ts_index) for save in _save_states(state)]
+        times, y = (state.tprev, state.tnext), (state.y, state.solver_state)
+        return cls(*times, *y, state.made_jump, state.num_accepted_steps, state.dense_infos, saved)
 
 
-def with_tolerances(solver: Any, controller: Any) -> Any:
-    """`solver`, with the tolerances of the controller where an implicit one leaves them open."""
-    finder = getattr(solver, "root_finder", None)
-    names = [name for name in ("rtol", "atol", "norm") if getattr(finder, name, None) is use_stepsize_tol]
-    if not names:
-        return solver
-    values = [getattr(controller, name) for name in names]
-    return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
+def replace_state(state: State, **values: PyTree) -> State:
+    """Return `state` with other values for `t0`, `y` or `solver_state`."""
+    theirs = {"t0": "tprev"}
+    return dataclasses.replace(state, **{theirs.get(name, name): value for name, value in values.items()})
 
 
-def with_forward_mode(solver: Any) -> Any:
-    """`solver`, with plain loops over its stages, which have forward mode and no reverse mode."""
-    return jax.tree.map(_plain_stages, solver, is_leaf=_has_stages)
+def map_times(f: Callable[[PyTree], PyTree], state: State) -> State:
+    """Return `state` with `f` applied to the times of the next step and to the controller's state."""
+    names = ("tprev", "tnext", "controller_state")
+    return dataclasses.replace(state, **{name: f(getattr(state, name)) for name in names})
 
 
-def has_forward_mode(solver: Any) -> bool:
-    """Whether `solver` has no loop over stages, or plain ones."""
-    parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
-    return all(part.scan_kind == "lax" for part in parts)
+def _save_states(state: PyTree) -> list[PyTree]:
+    states = jax.tree.leaves(state.save_state, is_leaf=lambda x: isinstance(x, SaveState))
+    return [state for state in states if isinstance(state, SaveState)]
 
 
-def sees_jumps(solver: Any) -> bool:
-    """Whether a step after a jump of `y` needs no more than `made_jump`. Other solvers carry what `y` was."""
-    return _has_stages(solver) and type(solver).step.__module__.startswith("diffrax.")
+def only_outputs(final: State, saveat: diffrax.SaveAt, message: str) -> State:
+    """Return `final`, with an error for a cotangent of anything but what was saved."""
+
+    def outputs(state: PyTree) -> list[PyTree]:
+        solver_state = [state.solver_state] if saveat.solver_state else []
+        return [*(save.ys for save in _save_states(state)), state.dense_infos, *solver_state]
+
+    blocked = eqxi.nondifferentiable_backward(final, msg=message, symbolic=False)
+    return eqx.tree_at(outputs, blocked, outputs(final), is_leaf=lambda x: x is None)
 
 
-def _has_stages(x: Any) -> bool:
-    return isinstance(x, diffrax.AbstractRungeKutta | diffrax.AbstractSRK)
+# The loop
 
 
-def _plain_stages(x: Any) -> Any:
-    if not _has_stages(x) or x.scan_kind is not None:
-        return x
-    return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=lambda x: x is None)
+class LoopOptions(eqx.Module):
+    """The arguments of diffrax's loop that both passes of an adjoint leave as they are."""
+
+    t0: Array
+    t1: Array
+    dt0: Array | None
+    stepsize_controller: diffrax.AbstractStepSizeController
+    max_steps: int
+    progress_meter: diffrax.AbstractProgressMeter
 
 
-def freeze_solver(solver: Any, terms: Any, args: Any, state: State) -> FrozenSolver:
-    def step(t0, t1, y0, solver_state, made_jump):
-        return solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+class Recorder(Protocol):
+    """Records a solve. It is carried through diffrax's loop, and so has to be a pytree."""
 
-    example = (state.tprev, state.tnext, state.y, state.solver_state, jnp.asarray(False))
-    trace = eqx.filter_closure_convert(step, *example)
-    return FrozenSolver(trace, solver.error_order(terms), solver.interpolation_cls)
+    def write(self, state: LoopState) -> Self:
+        """Record the start of an attempt; one after a rejected attempt replaces it."""
+        ...
 
-
-def freeze_saveat(saveat: diffrax.SaveAt, args: Any, state: State) -> diffrax.SaveAt:
-    """`saveat` with functions that need no `args` and whose leaves hold what they closed over."""
-
-    def freeze(sub: diffrax.SubSaveAt) -> diffrax.SubSaveAt:
-        if sub.fn is save_y:
-            return sub
-        fn = eqx.filter_closure_convert(lambda t, y, _: sub.fn(t, y, args), state.tprev, state.y, None)
-        return eqx.tree_at(lambda s: s.fn, sub, fn)
-
-    return eqx.tree_at(sub_saveats, saveat, [freeze(sub) for sub in sub_saveats(saveat)])
+    def buffers(self) -> PyTree:
+        """Return the arrays that `write` writes into one place of, so that the loop need not copy them."""
+        ...
 
 
 def run(
-    solver: Any, saveat: diffrax.SaveAt, state: State, options: dict[str, Any], record: Any = None
-) -> tuple[State, Any, Any]:
-    """Diffrax's own loop from `state`, and what `record.write(state)` made of the state at each attempt."""
-    records = []
+    solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: PyTree = None
+) -> tuple[State, PyTree, PyTree]:
+    """Run diffrax's own loop from `state`: its final state, the statistics and the `Recorder`, if any."""
+    recorded = []
 
+    # The recorder travels beside diffrax's own carry, which knows nothing of it.
     def outer(cond, body, init, *, max_steps, buffers):
-        if record is None:
-            return eqxi.while_loop(cond, body, init, max_steps=max_steps, buffers=buffers, kind="lax")
-        final, kept = eqxi.while_loop(
+        def write(carry: PyTree) -> PyTree:
+            state, recorder = carry
+            return body(state), recorder and recorder.write(LoopState.of(state))
+
+        final, last = eqxi.while_loop(
             lambda carry: cond(carry[0]),
-            lambda carry: (body(carry[0]), carry[1].write(carry[0])),
-            (init, record),
+            write,
+            (init, recorder),
             max_steps=max_steps,
-            buffers=lambda carry: [*buffers(carry[0]), *carry[1].buffers()],
+            buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
             kind="lax",
         )
-        records.append(kept)
+        recorded.append(last)
         return final
 
     def inner(cond, body, init, *, max_steps, buffers, checkpoints):
@@ -195,34 +186,111 @@ def run(
 
     final, statistics = _loop(
         solver=solver,
+        stepsize_controller=options.stepsize_controller,
+        event=None,
+        saveat=saveat,
+        t0=options.t0,
+        t1=options.t1,
+        dt0=options.dt0,
+        max_steps=options.max_steps,
         terms=None,
         args=None,
-        saveat=saveat,
         init_state=state,
-        event=None,
         inner_while_loop=inner,
         outer_while_loop=outer,
-        **options,
+        progress_meter=options.progress_meter,
     )
-    return final, statistics, (records or [None])[0]
+    return final, statistics, recorded[0]
+
+
+# Solvers and functions that close over nothing
+
+
+class TracedSolver(eqx.Module):
+    """A solver whose step has been traced: what it closed over is in the leaves of `trace`."""
+
+    trace: Callable[..., PyTree]
+    order: PyTree
+    interpolation_cls: Callable[..., diffrax.AbstractPath] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, solver: diffrax.AbstractSolver, terms: PyTree, args: Args, state: State) -> Self:
+        def step(t0, t1, y0, solver_state, made_jump):
+            return solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+
+        example = (state.tprev, state.tnext, state.y, state.solver_state, jnp.asarray(False))
+        trace = eqx.filter_closure_convert(step, *example)
+        return cls(trace, solver.error_order(terms), solver.interpolation_cls)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del terms, args
+        return self.trace(t0, t1, y0, *jax.tree.map(jnp.asarray, (solver_state, made_jump)))
+
+    def error_order(self, terms: PyTree) -> PyTree:
+        del terms
+        return self.order
+
+
+def trace_saveat(saveat: diffrax.SaveAt, args: Args, state: State) -> diffrax.SaveAt:
+    """Return `saveat` with functions that need no `args` and whose leaves hold what they closed over."""
+
+    def trace(sub: diffrax.SubSaveAt) -> diffrax.SubSaveAt:
+        if saves_y(sub):
+            return sub
+        fn = eqx.filter_closure_convert(lambda t, y, _: sub.fn(t, y, args), state.tprev, state.y, None)
+        return eqx.tree_at(lambda s: s.fn, sub, fn)
+
+    return eqx.tree_at(sub_saveats, saveat, [trace(sub) for sub in sub_saveats(saveat)])
 
 
 def sub_saveats(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
+    """Return all of the `SubSaveAt` in `saveat`, in the order of `LoopState.saved`."""
     subs = jax.tree.leaves(saveat.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
     return [sub for sub in subs if isinstance(sub, diffrax.SubSaveAt)]
 
 
-def save_states(state: State) -> Sequence[SaveState]:
-    states = jax.tree.leaves(state.save_state, is_leaf=lambda x: isinstance(x, SaveState))
-    return [state for state in states if isinstance(state, SaveState)]
+def saves_y(sub: diffrax.SubSaveAt) -> bool:
+    """Tell whether the state itself is saved, as it is without `SaveAt(fn=...)`."""
+    return sub.fn is save_y
 
 
-def only_outputs(final: State, saveat: diffrax.SaveAt, message: str) -> State:
-    """`final`, with an error for a cotangent of anything but what was saved."""
+# Solvers as the adjoints need them
 
-    def outputs(state: State) -> list[Any]:
-        solver_state = [state.solver_state] if saveat.solver_state else []
-        return [*(save.ys for save in save_states(state)), state.dense_infos, *solver_state]
 
-    blocked = eqxi.nondifferentiable_backward(final, msg=message, symbolic=False)
-    return eqx.tree_at(outputs, blocked, outputs(final), is_leaf=lambda x: x is None)
+def with_tolerances(solver: diffrax.AbstractSolver, controller: PyTree) -> diffrax.AbstractSolver:
+    """Return `solver` with the tolerances of the controller where an implicit one leaves them open."""
+    finder = getattr(solver, "root_finder", None)
+    names = [name for name in ("rtol", "atol", "norm") if getattr(finder, name, None) is use_stepsize_tol]
+    if not names:
+        return solver
+    values = [getattr(controller, name) for name in names]
+    return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
+
+
+def with_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+    """Return `solver` with plain loops over its stages, which have forward mode and no reverse mode."""
+    return jax.tree.map(_plain_stages, solver, is_leaf=_has_stages)
+
+
+def has_forward_mode(solver: diffrax.AbstractSolver) -> bool:
+    """Tell whether `solver` has no loop over stages, or plain ones."""
+    parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
+    return all(part.scan_kind == "lax" for part in parts)
+
+
+def sees_jumps(solver: diffrax.AbstractSolver) -> bool:
+    """Tell whether a step after a jump of `y` needs no more than `made_jump`.
+
+    Other solvers carry what `y` was before it.
+    """
+    return _has_stages(solver) and type(solver).step.__module__.startswith("diffrax.")
+
+
+def _has_stages(x: object) -> bool:
+    return isinstance(x, diffrax.AbstractRungeKutta | diffrax.AbstractSRK)
+
+
+def _plain_stages(x: PyTree) -> PyTree:
+    if not _has_stages(x) or x.scan_kind is not None:
+        return x
+    return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=lambda x: x is None)

@@ -1,257 +1,220 @@
-"""A diffrax solve whose backward pass walks back over the accepted steps, one vjp a step.
+"""A diffrax solve whose backward pass walks back over the accepted steps, one vjp per step.
 
 The forward pass is diffrax's own loop. With each attempt it writes the times and the state at which the
 attempt starts; a rejected one is written over by the next. The backward pass makes a step again from
 there, and pulls back the cotangents of its end and of what was saved inside it.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
+from ..types import Array, PyTree, Y
 from . import _diffrax, _modes
-from ._checkpoints import Checkpoints, Slots, ceil
-from ._explicit import ExplicitSteps, Stages
-from ._outputs import Cotangents, Output, add, zero_if_none, zeros
-from ._steps import TracedSteps
+from ._checkpoints import CheckpointReader
+from ._diffrax import LoopOptions, LoopState, SavedValues, SolverState, State, TracedSolver
+from ._explicit import ExplicitSteps, StageFunctions
+from ._outputs import BackwardCotangents, FinishedSolve, SavedOutput, Unread
+from ._steps import Start, Stepper, StepRecord, TracedSteps
+from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
 
 
 NAME = "AdaptiveCheckpointAdjoint"
 
 
-class Problem(eqx.Module):
+class DiscreteProblem(eqx.Module):
     """The part of a solve that is differentiated. `stages`: of an explicit method, else `None`."""
 
-    y0: Any
-    solver_state: Any
-    solver: Any
-    stages: Stages | None
+    y0: Y
+    solver_state: SolverState
+    solver: TracedSolver
+    stages: StageFunctions | None
     saveat: diffrax.SaveAt
 
 
-class Setting(eqx.Module):
+class DiscreteConstants(eqx.Module):
     """The part that is not.
 
-    `carries`: whether a step depends on the solver's state. `once`: the name of a solver whose steps have
-    no forward mode, for which there is no second derivative.
+    `carries`: whether a step depends on the solver's state. `reverse_only`: the name of a solver whose steps
+    have no forward mode, for which there is no second derivative.
     """
 
-    init: Any
-    options: dict[str, Any]
+    # Without `y` and the solver's state, which are in the problem.
+    state: State
+    options: LoopOptions
     every: int = eqx.field(static=True)
     carries: bool = eqx.field(static=True)
-    once: str | None = eqx.field(static=True)
+    reverse_only: str | None = eqx.field(static=True)
 
     @classmethod
     def of(
-        cls, state: Any, options: dict[str, Any], every: int, carries: bool, once: str | None
-    ) -> "Setting":
-        init = eqx.tree_at(_varying, state, (None, None), is_leaf=lambda x: x is None)
-        return cls(init, options, every, carries, once)
+        cls, state: State, options: LoopOptions, every: int, carries: bool, reverse_only: str | None
+    ) -> "DiscreteConstants":
+        state = _diffrax.replace_state(state, y=None, solver_state=None)
+        return cls(state, options, every, carries, reverse_only)
 
-    def state(self, problem: Problem) -> Any:
-        start = (problem.y0, problem.solver_state)
-        return eqx.tree_at(_varying, self.init, start, is_leaf=lambda x: x is None)
-
-
-def _varying(state: Any) -> Any:
-    return state.y, state.solver_state
+    def initial_state(self, problem: DiscreteProblem) -> State:
+        return _diffrax.replace_state(self.state, y=problem.y0, solver_state=problem.solver_state)
 
 
-class Record(eqx.Module):
-    """The times of each accepted step, and where it starts: `(y, the solver's state if it is carried)`."""
+class Residuals(eqx.Module):
+    """The numbers of the forward pass that the backward pass starts from."""
 
-    t0: Any
-    t1: Any
-    jumps: Any
-    starts: Checkpoints
-
-    @classmethod
-    def empty(cls, state: Any, setting: Setting) -> "Record":
-        steps = setting.options["max_steps"]
-        times = jnp.zeros(steps, state.tprev.dtype)
-        jumps = jnp.zeros(steps, bool) if setting.carries else None
-        start = (state.y, state.solver_state if setting.carries else None)
-        return cls(times, times, jumps, Checkpoints.empty(start, steps, setting.every))
-
-    def write(self, state: Any) -> "Record":
-        n = state.num_accepted_steps
-        t0, t1 = self.t0.at[n].set(state.tprev), self.t1.at[n].set(state.tnext)
-        carries = self.jumps is not None
-        jumps = self.jumps.at[n].set(jnp.asarray(state.made_jump)) if carries else None
-        start = (state.y, state.solver_state if carries else None)
-        return Record(t0, t1, jumps, self.starts.write(n, start))
-
-    def buffers(self) -> list[Any]:
-        jumps = [] if self.jumps is None else [self.jumps]
-        return [self.t0, self.t1, *jumps, *self.starts.slots.buffers]
+    record: StepRecord
+    steps: Array
+    y1: Y
+    saved: list[SavedValues]
 
 
 @eqx.filter_custom_vjp
-def solve(problem: Problem, setting: Setting) -> Any:
-    state = setting.state(problem)
-    final, statistics, _ = _diffrax.run(problem.solver, problem.saveat, state, setting.options)
+def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
+    """Solve; return the final state and the statistics."""
+    state = constants.initial_state(problem)
+    final, statistics, _ = _diffrax.run(problem.solver, problem.saveat, state, constants.options)
     return final, statistics
 
 
-@solve.def_fwd
-def _solve_fwd(perturbed: Any, problem: Problem, setting: Setting) -> Any:
+@solve_by_steps.def_fwd
+def _solve_fwd(perturbed: PyTree, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     del perturbed
-    state = setting.state(problem)
-    if setting.once is not None:
-        cause = f" with {setting.once}, whose steps have reverse mode only"
+    state, options = constants.initial_state(problem), constants.options
+    if constants.reverse_only is not None:
+        cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
         instead = "an explicit Runge-Kutta method"
-        t0 = _modes.differentiated_once(state.tprev, problem, NAME, cause, instead)
-        state = eqx.tree_at(lambda state: state.tprev, state, t0)
-    record = Record.empty(state, setting)
-    final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, setting.options, record)
-    saved = [(save.ts, save.saveat_ts_index) for save in _diffrax.save_states(final)]
-    out = (final, statistics), (record, final.num_accepted_steps, final.y, saved)
+        # All of the solve depends on its start, so a tangent of the problem cannot go around this.
+        t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
+        state = _diffrax.replace_state(state, t0=t0)
+    record = StepRecord.empty(LoopState.of(state), options.max_steps, constants.every, constants.carries)
+    final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
+    end = LoopState.of(final)
+    # Of the values only their number is needed, and buffers like them are in the initial state.
+    saved = [SavedValues(saved.times, None, saved.ts_count) for saved in end.saved]
+    out = (final, statistics), Residuals(record, end.accepted_steps, end.y, saved)
     return _modes.reversed_once(out, NAME)
 
 
-@solve.def_bwd
-def _solve_bwd(residuals: Any, cotangents: Any, perturbed: Any, problem: Problem, setting: Setting) -> Any:
-    record, steps, y1, saved = residuals
-    final, _ = cotangents
-    walk = Walk(problem, setting, perturbed, record, steps)
-    outputs = walk.outputs(saved, final)
-    ct, places = walk.end(outputs, y1, final.solver_state)
-    ct, places = walk.over_steps(outputs, ct, places, final.dense_infos)
-    for output, place in zip(outputs, places, strict=True):
-        ct = output.at_start(ct, place)
+@solve_by_steps.def_bwd
+def _solve_bwd(
+    residuals: Residuals,
+    cotangents: tuple[State, PyTree],
+    perturbed: DiscreteProblem,
+    problem: DiscreteProblem,
+    constants: DiscreteConstants,
+) -> DiscreteProblem:
+    walk = BackwardWalk(problem, constants, perturbed, residuals, LoopState.of(cotangents[0]))
+    ct = walk.all_steps()
     nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
-    solver, stages = walk.again.finish(ct.params)
-    out = Problem(
+    solver, stages = walk.stepper.cotangents(ct.params)
+    out = DiscreteProblem(
         ct.y,
-        ct.solver_state if setting.carries else nothing[0],
+        ct.solver_state if constants.carries else nothing[0],
         solver if stages is None else nothing[1],
         stages,
-        ct.saveat,
+        cast_like(ct.saveat, walk.saveat[0]),
     )
     return _modes.reversed_once(out, NAME)
 
 
-class Walk:
-    """The walk back over the accepted steps: what does not change on the way."""
-
-    def __init__(self, problem: Problem, setting: Setting, perturbed: Problem, record: Record, steps: Any):
-        self.problem, self.setting, self.record, self.steps = problem, setting, record, steps
-        if problem.stages is None or perturbed.stages is None:
-            self.again = TracedSteps(problem.solver, perturbed.solver, record, problem.solver_state)
-        else:
-            self.again = ExplicitSteps(problem.stages, perturbed.stages, record, problem.y0)
-        self.saveat, self.rest_of_saveat = eqx.partition(problem.saveat, perturbed.saveat)
-
-    def outputs(self, saved: Any, final: Any) -> list[Output]:
-        """What has a cotangent of all that was saved."""
-        inits, finals = _diffrax.save_states(self.setting.init), _diffrax.save_states(final)
-        rows = enumerate(zip(saved, inits, finals, strict=True))
-        outputs = [Output(self, k, ts, count, init.ys, ct.ys) for k, ((ts, count), init, ct) in rows]
-        return [output for output in outputs if jax.tree.leaves(output.cotangents)]
-
-    def end(self, outputs: list[Output], y1: Any, ct_solver_state: Any) -> tuple[Cotangents, list[Any]]:
-        solver_state = None
-        if self.setting.carries:
-            inexact = eqx.filter(self.problem.solver_state, eqx.is_inexact_array)
-            solver_state = jax.tree.map(zero_if_none, inexact, ct_solver_state)
-        ct = Cotangents(zeros(y1), solver_state, self.again.zeros(), zeros(self.saveat))
-        places = []
-        for output in outputs:
-            ct, place = output.at_end(ct, y1)
-            places.append(place)
-        return ct, places
-
-    def over_steps(
-        self, outputs: list[Output], ct: Cotangents, places: list[Any], ct_dense_infos: Any
-    ) -> tuple[Cotangents, list[Any]]:
-        starts = Starts(self)
-
-        def body(carry: Any) -> Any:
-            i, ct, places, kept = carry
-            i = i - 1
-            start, kept = starts.find(i, kept)
-            ct_dense = jax.tree.map(lambda ct: ct[i], ct_dense_infos)
-            ct, places = self.back(i, start, outputs, ct, places, ct_dense)
-            return i, ct, places, kept
-
-        carry = _diffrax.while_loop(
-            lambda carry: carry[0] > 0,
-            body,
-            (self.steps, ct, places, starts.kept),
-            lambda carry: starts.buffers(carry[3]),
-        )
-        return carry[1], carry[2]
-
-    def back(
-        self, i: Any, start: Any, outputs: list[Output], ct: Cotangents, places: list[Any], ct_dense: Any
-    ) -> tuple[Cotangents, list[Any]]:
-        """Pull the cotangents of the end of step `i`, and of what was saved in it, back to its start."""
-        is_dense = jax.tree.leaves(ct_dense) != []
-        needs_dense = is_dense or any(output.sub.ts is not None for output in outputs)
-        y1, dense, pull = self.again.redo(i, start, needs_dense)
-        ct_dense = jax.tree.map(zero_if_none, dense, ct_dense) if is_dense else zeros(dense)
-        new_places = []
-        for output, place in zip(outputs, places, strict=True):
-            ct, place = output.at_step(i, ct, place, y1)
-            ct, ct_dense, place = output.inside(i, ct, ct_dense, place, dense)
-            new_places.append(place)
-        (ct_y, ct_solver_state), ct_params = pull(ct.y, ct_dense, ct.solver_state)
-        return Cotangents(ct_y, ct_solver_state, add(ct.params, ct_params), ct.saveat), new_places
+# How many steps are yet to be walked over, the cotangents so far, and how much of each output is unread.
+Position: TypeAlias = tuple[Array, BackwardCotangents, list[Unread]]
 
 
-class Starts:
-    """Where the steps start, with what is computed again on the way back kept in the slots that are free.
+class BackwardWalk:
+    """The walk back over the accepted steps, from the cotangents `final` of the final state.
 
-    A stride's states go into the slots behind its first, which belong to later strides: these are done.
-    With `every`, the states between two that were to be kept go into `between`.
+    Invariant: with `i` steps left, the cotangents are those of the start of step `i`, for all that was saved
+    after it; what was saved at this very time belongs to the step that ends there.
     """
 
-    def __init__(self, walk: Walk):
-        self.walk, self.checkpoints = walk, walk.record.starts
-        self.every = self.checkpoints.every
-        slots = self.checkpoints.slots if self.checkpoints.thins else None
-        between = Slots.empty(self.checkpoints.slots[0], self.every) if self.every > 1 else None
-        self.kept = (slots, between)
+    def __init__(
+        self,
+        problem: DiscreteProblem,
+        constants: DiscreteConstants,
+        perturbed: DiscreteProblem,
+        residuals: Residuals,
+        final: LoopState,
+    ):
+        self.problem, self.constants, self.residuals, self.final = problem, constants, residuals, final
+        self.stepper = _stepper(problem, perturbed, residuals.record)
+        self.saveat = eqx.partition(problem.saveat, perturbed.saveat)
+        self.outputs = self._outputs()
 
-    @staticmethod
-    def buffers(kept: Any) -> list[Any]:
-        return [buffer for slots in kept if slots is not None for buffer in slots.buffers]
+    def _outputs(self) -> list[SavedOutput]:
+        """Return what was saved, as far as it has cotangents."""
+        problem, options, residuals = self.problem, self.constants.options, self.residuals
+        interpolation, (steps, record) = problem.solver.interpolation_cls, (residuals.steps, residuals.record)
+        solve = FinishedSolve(options.t0, options.t1, problem.y0, steps, record, interpolation)
+        like = LoopState.of(self.constants.state).saved
+        outputs = [
+            SavedOutput(
+                solve,
+                self.saveat,
+                k,
+                SavedValues(saved.times, like[k].values, saved.ts_count),
+                self.final.saved[k].values,
+            )
+            for k, saved in enumerate(residuals.saved)
+        ]
+        return [output for output in outputs if output.has_cotangents]
 
-    def find(self, i: Any, kept: Any) -> tuple[Any, Any]:
-        """The start of step `i`, which is the step before that of the last call."""
-        slots, between = kept
-        stride, every = self.checkpoints.stride, self.every
-        group, first = i // stride, i // stride * stride
-        unit = (i - first) // every
-        if slots is not None:
-            count = jnp.where(self.is_new(i, stride), unit * every, 0)
-            slots = self.rerun(slots, group, slots[group], first, count, every)
-        start = (self.checkpoints.slots if slots is None else slots)[group + unit]
-        if between is not None:
-            count = jnp.where(self.is_new(i, every), i % every, 0)
-            between = self.rerun(between.set(0, start), 0, start, i - i % every, count, 1)
-            start = between[i % every]
-        return start, (slots, between)
+    def all_steps(self) -> BackwardCotangents:
+        """Return the cotangents of the start of the solve."""
+        residuals = self.residuals
+        reader = CheckpointReader(residuals.record.starts, residuals.steps, self.stepper.advance)
 
-    def is_new(self, i: Any, stride: Any) -> Any:
-        return (i == self.walk.steps - 1) | ((i + 1) % stride == 0)
+        def body(carry: PyTree) -> PyTree:
+            (i, ct, unread), refilled = carry
+            i = i - 1
+            start, refilled = reader.read(i, refilled)
+            return self._step_back(i, start, ct, unread), refilled
 
-    def rerun(self, slots: Slots, slot: Any, start: Any, first: Any, count: Any, stride: int) -> Slots:
-        """Make `count` steps, and put each `stride`-th state into the next slot after `slot`."""
-
-        def body(carry: Any) -> Any:
-            done, start, slots = carry
-            start, done = self.walk.again.advance(first + done, start), done + 1
-            return done, start, slots.set(slot + ceil(done, stride), start)
-
-        _, _, slots = _diffrax.while_loop(
-            lambda carry: carry[0] < count,
+        (_, ct, unread), _ = _diffrax.while_loop(
+            lambda carry: carry[0][0] > 0,
             body,
-            (jnp.zeros_like(count), start, slots),
-            lambda carry: carry[2].buffers,
+            (self._end(), reader.start()),
+            buffers=lambda carry: carry[1].buffers(),
         )
-        return slots
+        for output, left in zip(self.outputs, unread, strict=True):
+            ct = output.at_start(ct, left)
+        return ct
+
+    def _end(self) -> Position:
+        y1, solver_state = self.residuals.y1, None
+        if self.constants.carries:
+            inexact = eqx.filter(self.problem.solver_state, eqx.is_inexact_array)
+            solver_state = jax.tree.map(zero_if_none, inexact, self.final.solver_state)
+        # That of `y` is not added up but handed on from step to step, and has the dtype of the solve.
+        saveat = wide_zeros(self.saveat[0])
+        ct = BackwardCotangents(zeros(y1), solver_state, self.stepper.zero_cotangents(), saveat)
+        unread = []
+        for output in self.outputs:
+            ct, left = output.at_end(ct, y1)
+            unread.append(left)
+        return self.residuals.steps, ct, unread
+
+    def _step_back(self, i: Array, start: Start, ct: BackwardCotangents, unread: list[Unread]) -> Position:
+        """Pull the cotangents of the end of step `i`, and of what was saved in it, back to its start."""
+        ct_dense = jax.tree.map(lambda ct: ct[i], self.final.dense_infos)
+        is_dense = jax.tree.leaves(ct_dense) != []
+        needs_dense = is_dense or any(output.interpolates for output in self.outputs)
+        y1, dense, pull = self.stepper.step_with_vjp(i, start, needs_dense)
+        # All that was interpolated is a function of the dense output: their cotangents are added up on it,
+        # so that one vjp of the step does for any number of saved values.
+        ct_dense = jax.tree.map(zero_if_none, dense, ct_dense) if is_dense else zeros(dense)
+        still_unread = []
+        # Diffrax saves the times inside a step before its end; backwards, the end comes first.
+        for output, left in zip(self.outputs, unread, strict=True):
+            ct, left = output.at_step(i, ct, left, y1)
+            ct, ct_dense, left = output.inside(i, ct, ct_dense, left, dense)
+            still_unread.append(left)
+        (ct_y, ct_solver_state), ct_params = pull(ct.y, ct_dense, ct.solver_state)
+        params = add_to(ct.params, ct_params)
+        return i, BackwardCotangents(ct_y, ct_solver_state, params, ct.saveat), still_unread
+
+
+def _stepper(problem: DiscreteProblem, perturbed: DiscreteProblem, record: StepRecord) -> Stepper:
+    if problem.stages is None or perturbed.stages is None:
+        return TracedSteps(problem.solver, perturbed.solver, record, problem.solver_state)
+    return ExplicitSteps(problem.stages, perturbed.stages, record, problem.y0)

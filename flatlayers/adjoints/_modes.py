@@ -6,19 +6,21 @@ here is the identity, and leaves nothing in a compiled program.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import equinox as eqx
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ..types import Array, Cotangent, PyTree
+
 
 _DIRECT = "adjoint=diffrax.DirectAdjoint() with a small max_steps"
 
 
-def reverse_only(tree: Any, name: str) -> Any:
-    """`tree`, with an error where a tangent of it is evaluated, and not transposed as by reverse mode."""
+def reverse_only(tree: PyTree, name: str) -> PyTree:
+    """Return `tree`, with an error where a tangent of it is evaluated, not transposed as by reverse mode."""
     message = (
         f"{name} has reverse mode, such as jax.grad and jax.jacrev, found forward-mode differentiation, such "
         f"as jax.jvp, jax.jacfwd or a least squares solver. Use adjoint=diffrax.ForwardMode(), or {_DIRECT} "
@@ -27,8 +29,8 @@ def reverse_only(tree: Any, name: str) -> Any:
     return _each(_reverse_only_p, tree, message)
 
 
-def reversed_once(tree: Any, name: str) -> Any:
-    """`tree`, the outcome of one pass of reverse mode, with an error where a second one comes to it."""
+def reversed_once(tree: PyTree, name: str) -> PyTree:
+    """Return `tree`, the outcome of a pass of reverse mode, with an error where a second one comes to it."""
     message = (
         f"{name} has no reverse mode over reverse mode, such as jax.grad of jax.grad. Use forward mode over "
         f"reverse mode, such as jax.jvp or jax.jacfwd of jax.grad and fl.hessian, or {_DIRECT}."
@@ -36,37 +38,40 @@ def reversed_once(tree: Any, name: str) -> Any:
     return _each(_forward_only_p, tree, message)
 
 
-def differentiated_once(x: Any, problem: Any, name: str, cause: str, instead: str) -> Any:
-    """`x`, which the pass of reverse mode starts with, with an error where its `problem` has a tangent."""
+def differentiated_once(x: Array, problem: PyTree, name: str, cause: str, instead: str) -> Array:
+    """Return `x`, which a pass of reverse mode starts with; an error where its `problem` has a tangent."""
     message = f"{name} has no second derivative{cause}. Use {instead} or {_DIRECT}."
     return _constant_p.bind(x, *jax.tree.leaves(eqx.filter(problem, eqx.is_inexact_array)), message=message)
 
 
-def _each(primitive: Primitive, tree: Any, message: str) -> Any:
+def _each(primitive: Primitive, tree: PyTree, message: str) -> PyTree:
     bind = partial(primitive.bind, message=message)
     return jax.tree.map(lambda x: bind(x) if eqx.is_inexact_array(x) else x, tree)
 
 
-def _identity(x: Any, *_: Any, **__: Any) -> Any:
+def _identity(x: Array, *_: object, **__: object) -> Array:
     return x
 
 
-def _raise(*_: Any, message: str, **__: Any) -> NoReturn:
+def _raise(*_: object, message: str, **__: object) -> NoReturn:
     raise TypeError(message)
 
 
-def _linear(name: str, evaluate: Callable[..., Any], transpose: Callable[..., Any]) -> Primitive:
-    """A linear primitive that gives an array like the first of what it takes."""
+def _linear(
+    name: str, evaluate: Callable[..., Array], transpose: Callable[..., list[Cotangent]]
+) -> Primitive:
+    """Return a linear primitive that gives an array like the first of what it takes."""
     primitive = Primitive(name)
     primitive.def_impl(evaluate)
     primitive.def_abstract_eval(_identity)
-    mlir.register_lowering(primitive, lambda _, x, *__, **params: [evaluate(x, **params)])
+    lower: PyTree = lambda _, x, *__, **params: [evaluate(x, **params)]  # noqa: E731
+    mlir.register_lowering(primitive, lower)
     batching.defvectorized(primitive)
     ad.deflinear(primitive, transpose)
     return primitive
 
 
-def _reverse_only_jvp(primals: Any, tangents: Any, message: str) -> Any:
+def _reverse_only_jvp(primals: tuple[Array], tangents: tuple[Array], message: str) -> tuple[Array, Array]:
     return primals[0], _transposed_only_p.bind(*tangents, *primals, message=message)
 
 

@@ -1,11 +1,11 @@
 """A few numbers in place of a large vector, which an error in any part of it shows in."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ..types import DType, PyTree
 
 
 # A prime: neighbours in an array come into different sums, along each of its axes.
@@ -19,10 +19,10 @@ class Sketch(eqx.Module):
     """
 
     signs: list[jax.Array]
-    dtype: Any = eqx.field(static=True)
+    dtype: DType = eqx.field(static=True)
 
     @classmethod
-    def of(cls, tree: Any, dtype: Any) -> "Sketch":
+    def of(cls, tree: PyTree, dtype: DType) -> "Sketch":
         draw = np.random.default_rng(0)
         leaves = _real(tree)
         return cls([jnp.asarray(draw.choice([-1, 1], leaf.size), jnp.int8) for leaf in leaves], dtype)
@@ -30,7 +30,7 @@ class Sketch(eqx.Module):
     def zeros(self) -> jax.Array:
         return jnp.zeros(min(SUMS, sum(sign.size for sign in self.signs)), self.dtype)
 
-    def __call__(self, tree: Any) -> jax.Array:
+    def __call__(self, tree: PyTree) -> jax.Array:
         parts = [x.ravel() * sign.astype(x.dtype) for x, sign in zip(_real(tree), self.signs, strict=True)]
         total = self.zeros()
         flat = jnp.concatenate([part.astype(self.dtype) for part in parts])
@@ -38,7 +38,7 @@ class Sketch(eqx.Module):
         return jnp.pad(flat, (0, rows * total.size - flat.size)).reshape(rows, total.size).sum(0)
 
 
-def _real(tree: Any) -> list[jax.Array]:
-    """The leaves, of complex numbers both parts."""
+def _real(tree: PyTree) -> list[jax.Array]:
+    """Return the leaves, of complex numbers both parts."""
     leaves = jax.tree.leaves(tree)
     return [part for x in leaves for part in ([x.real, x.imag] if jnp.iscomplexobj(x) else [x])]

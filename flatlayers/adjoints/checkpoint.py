@@ -1,17 +1,18 @@
-"""Adjoints for diffrax: how the gradient of a solve is computed. With or without flatlayers' layers."""
+"""`AdaptiveCheckpointAdjoint`: the gradient of the numerical solution, step by step."""
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..types import Args, PyTree, Time
 from . import _diffrax, _modes
-from ._discrete import NAME, Problem, Setting, solve
-from ._explicit import Stages
-from .gauss import GaussAdjoint as GaussAdjoint
+from ._diffrax import LoopState, TracedSolver
+from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps
+from ._explicit import StageFunctions
+from ._guards import Guard, stop_gradient
 
 
 class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
@@ -20,13 +21,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     The forward solve keeps the times and the state at the start of each accepted step; the backward pass
     redoes a step from there and takes its vjp (Zhuang et al., 2020). As in diffrax's default,
     `RecursiveCheckpointAdjoint`, the sizes of the steps count as constants, and the gradients are equal
-    to rounding. What is saved inside a step costs no second pass through it, rejected steps cost nothing.
+    to rounding. Values that are saved inside a step cost no second pass through it, rejected steps nothing.
 
     For any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
     Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
     For a Hessian take `fl.hessian` or `jax.jacfwd(jax.jacrev(...))`, with an explicit Runge-Kutta method.
 
-    Memory: one state an accepted step (with what the solver carries, if it is not an explicit
+    Memory: one state per accepted step (with what the solver carries, if it is not an explicit
     Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
     computed again, so that `max_steps` costs about `2 sqrt(max_steps)` states: 128 at the default 4096.
 
@@ -65,74 +66,55 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"expected `every` to be an integer of at least 1, found {self.every!r}")
 
-    def loop(self, *, args: Any, terms: Any, solver: Any, saveat: Any, event: Any, **options: Any) -> Any:
-        """Called by `diffrax.diffeqsolve`."""
-        _check(event, options["max_steps"])
-        state, saveat, options, passed = _constant_times(saveat, options)
-        carries = passed or saveat.solver_state or not _restarts(solver)
+    def loop(
+        self,
+        *,
+        args: Args,
+        terms: diffrax.AbstractTerm,
+        solver: diffrax.AbstractSolver,
+        stepsize_controller: diffrax.AbstractStepSizeController,
+        event: diffrax.Event | None,
+        saveat: diffrax.SaveAt,
+        t0: Time,
+        t1: Time,
+        dt0: Time | None,
+        max_steps: int | None,
+        throw: bool,
+        init_state: _diffrax.State,
+        passed_solver_state: bool,
+        passed_controller_state: bool,
+        progress_meter: diffrax.AbstractProgressMeter,
+    ) -> tuple[_diffrax.State, PyTree]:
+        """Run the solve. Called by `diffrax.diffeqsolve`."""
+        del throw, passed_controller_state
+        max_steps = _GUARD.check_options(event, max_steps)
+        options = _GUARD.loop_options(t0, t1, dt0, stepsize_controller, max_steps, progress_meter)
+        saveat = _GUARD.saveat(saveat)
+        state = _diffrax.map_times(stop_gradient, init_state)
+        carries = passed_solver_state or saveat.solver_state or not _restarts(solver)
         if not carries:  # the vjp of a step is not that of `solver.step`
             solver = _diffrax.with_forward_mode(solver)
-        once = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
-        problem = Problem(
-            state.y,
-            jax.tree.map(jnp.asarray, state.solver_state),
-            _diffrax.freeze_solver(solver, terms, args, state),
-            None if carries else Stages.of(solver, terms, args, state.tprev, state.y),
-            _diffrax.freeze_saveat(saveat, args, state),
+        reverse_only = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
+        start = LoopState.of(state)
+        problem = DiscreteProblem(
+            start.y,
+            jax.tree.map(jnp.asarray, start.solver_state),
+            TracedSolver.of(solver, terms, args, state),
+            None if carries else StageFunctions.of(type(solver), terms, args, start.t0, start.y),
+            _diffrax.trace_saveat(saveat, args, state),
         )
-        setting = Setting.of(state, options, self.every, carries, once)
-        final, statistics = solve(_modes.reverse_only(problem, NAME), setting)
-        message = f"Only saved values have a gradient with {NAME}. {_INSTEAD}"
-        return _diffrax.only_outputs(final, saveat, message), statistics
+        constants = DiscreteConstants.of(state, options, self.every, carries, reverse_only)
+        final, statistics = solve_by_steps(_modes.reverse_only(problem, NAME), constants)
+        return _diffrax.only_outputs(final, saveat, _GUARD.only_saved_values), statistics
 
 
-_INSTEAD = "Use diffrax.RecursiveCheckpointAdjoint() instead."
+_GUARD = Guard(NAME)
 
 
-def _check(event: Any, max_steps: int | None) -> None:
-    if event is not None:
-        raise ValueError(f"{NAME} does not support events. {_INSTEAD}")
-    if max_steps is None:
-        raise ValueError(
-            f"expected max_steps to be an integer with {NAME}, which keeps the times of the steps, found "
-            "None. Give a bound, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)."
-        )
-
-
-def _restarts(solver: Any) -> bool:
-    """Whether a step is a function of its times and `y` alone.
+def _restarts(solver: diffrax.AbstractSolver) -> bool:
+    """Tell whether a step is a function of its times and `y` alone.
 
     It is if the solver's state is at most the vector field at the start, exactly. An implicit solver's
     is a solution up to its tolerance.
     """
     return isinstance(solver, diffrax.AbstractERK) and type(solver).step is diffrax.AbstractERK.step
-
-
-def _constant_times(saveat: diffrax.SaveAt, options: dict[str, Any]) -> tuple[Any, Any, Any, bool]:
-    """The initial state, `saveat` and the rest of the options, with an error where times have a tangent."""
-    names = ("init_state", "passed_solver_state", "passed_controller_state", "throw")
-    state, passed, *_ = (options.pop(name) for name in names)
-    for name in ("t0", "t1", "dt0"):
-        options[name] = _constant(options[name], name)
-    controller = options["stepsize_controller"]
-    options["stepsize_controller"] = _diffrax.constant_controller(controller, _constant)
-    times = [sub.ts for sub in _diffrax.sub_saveats(saveat)]
-    saveat = eqx.tree_at(
-        lambda saveat: [sub.ts for sub in _diffrax.sub_saveats(saveat)],
-        saveat,
-        [_constant(ts, "SaveAt(ts=...)") for ts in times],
-        is_leaf=lambda x: x is None,
-    )
-    moving = (state.tprev, state.tnext, state.controller_state)
-    state = eqx.tree_at(
-        lambda state: (state.tprev, state.tnext, state.controller_state),
-        state,
-        _diffrax.stop_gradient(moving),
-        is_leaf=lambda x: x is None,
-    )
-    return state, saveat, options, passed
-
-
-def _constant(tree: Any, name: str) -> Any:
-    message = f"{NAME} gives no gradient with respect to {name}. {_INSTEAD} {_diffrax.OR_NONE}"
-    return _diffrax.nondifferentiable(tree, msg=message)

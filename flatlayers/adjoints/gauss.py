@@ -2,16 +2,19 @@
 
 from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any
 
 import diffrax
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 
+from ..types import Args, Array, Cotangent, PyTree, Time, Y
 from . import _diffrax, _modes
-from ._backward import Backward
-from ._trajectory import Sampled, Trajectory
+from ._backward import Backward, BackwardOptions, SolvedForward, VectorField
+from ._diffrax import LoopOptions, LoopState, TracedSolver
+from ._guards import Guard, stop_gradient
+from ._trajectory import SampledSolver, Trajectory
 
 
 class GaussAdjoint(diffrax.AbstractAdjoint):
@@ -78,159 +81,170 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         if self.order is not None and (not isinstance(self.order, int) or self.order < 1):
             raise ValueError(f"expected `order` to be None or an integer of at least 1, found {self.order!r}")
 
-    def loop(self, *, args: Any, terms: Any, solver: Any, saveat: Any, event: Any, **options: Any) -> Any:
-        """Called by `diffrax.diffeqsolve`."""
-        parts = _check(terms, solver, saveat, event, options["max_steps"])
-        state, throw = options.pop("init_state"), options.pop("throw")
-        del options["passed_solver_state"], options["passed_controller_state"]
-        for name in ("t0", "t1", "dt0"):
-            options[name] = _constant(options[name], f"`{name}`")
-        controller = _diffrax.constant_controller(options["stepsize_controller"], _constant)
-        options["stepsize_controller"] = controller
-        solver = _diffrax.constant_solver(solver, _constant)
-        saveat = eqx.tree_at(lambda s: s.subs, saveat, _constant(saveat.subs, "SaveAt(ts=...)"))
-        forward = Sampled.of(_diffrax.freeze_solver(solver, terms, args, state), solver.order(terms))
-        inner = jax.tree.map(jnp.asarray, state.solver_state)
-        state = _with_solver_state(state, (inner, forward.empty(state.y)))
-        params, fields = _fields(parts, args, state)
-        back = self._back(parts, solver, controller)
-        rest = eqx.tree_at(lambda s: s.y, state, None, is_leaf=lambda x: x is None)
-        forward, saveat, rest, options = _diffrax.stop_gradient((forward, saveat, rest, options))
-        setting = Setting(forward, saveat, rest, options, fields, back, throw)
-        problem = _modes.reverse_only((state.y, params), _NAME)
-        final, statistics = solve(problem, setting)
-        final = _with_solver_state(final, final.solver_state[0])
-        message = f"Only saved values have a gradient with {_NAME}. {_INSTEAD}"
-        return _diffrax.only_outputs(final, diffrax.SaveAt(t1=True), message), statistics
+    def loop(
+        self,
+        *,
+        args: Args,
+        terms: diffrax.AbstractTerm,
+        solver: diffrax.AbstractSolver,
+        stepsize_controller: diffrax.AbstractStepSizeController,
+        event: diffrax.Event | None,
+        saveat: diffrax.SaveAt,
+        t0: Time,
+        t1: Time,
+        dt0: Time | None,
+        max_steps: int | None,
+        throw: bool,
+        init_state: _diffrax.State,
+        passed_solver_state: bool,
+        passed_controller_state: bool,
+        progress_meter: diffrax.AbstractProgressMeter,
+    ) -> tuple[_diffrax.State, PyTree]:
+        """Run the solve. Called by `diffrax.diffeqsolve`."""
+        del passed_solver_state, passed_controller_state
+        max_steps = _GUARD.check_options(event, max_steps)
+        parts = _single_terms(terms, solver)
+        _check_saveat(saveat)
+        options = _GUARD.loop_options(t0, t1, dt0, stepsize_controller, max_steps, progress_meter)
+        saveat, solver = _GUARD.saveat(saveat), _GUARD.solver(solver)
+        start = LoopState.of(init_state)
+        traced = TracedSolver.of(solver, terms, args, init_state)
+        sampled = SampledSolver.of(traced, solver.order(terms))
+        solver_state = sampled.initial_state(jax.tree.map(jnp.asarray, start.solver_state), start.y)
+        params, fields = _fields_of_params(parts, args, start)
+        back = self._backward_options(parts, solver, options.stepsize_controller, throw)
+        state = _diffrax.replace_state(init_state, y=None, solver_state=solver_state)
+        sampled, saveat, state, options = stop_gradient((sampled, saveat, state, options))
+        constants = GaussConstants(sampled, saveat, state, options, fields, back)
+        problem = _modes.reverse_only((start.y, params), _NAME)
+        final, statistics = solve_by_adjoint_equation(problem, constants)
+        final = _diffrax.replace_state(final, solver_state=LoopState.of(final).solver_state[0])
+        return _diffrax.only_outputs(final, diffrax.SaveAt(t1=True), _GUARD.only_saved_values), statistics
 
-    def _back(self, parts: list[Any], solver: Any, controller: Any) -> "Back":
-        """How the backward solve is made, in the time `-t`."""
+    def _backward_options(
+        self,
+        parts: list[PyTree],
+        solver: diffrax.AbstractSolver,
+        controller: diffrax.AbstractStepSizeController,
+        throw: bool,
+    ) -> BackwardOptions:
         controller = controller.wrap(-1)
         if self.stepsize_controller is not None:
-            controller = self.stepsize_controller.wrap(-parts[0].direction)
-            controller = _diffrax.constant_controller(controller, _constant)
+            controller = _GUARD.controller(self.stepsize_controller.wrap(-parts[0].direction))
         if self.solver is not None:
-            solver = _diffrax.constant_solver(self.solver, _constant)
-            solver = _diffrax.with_tolerances(solver, controller)
+            solver = _diffrax.with_tolerances(_GUARD.solver(self.solver), controller)
         order = self.order or solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 5
-        return Back(solver, controller, (order + 1) // 2)
+        return BackwardOptions(solver, controller, (order + 1) // 2, throw)
 
 
 _NAME = "GaussAdjoint"
-_INSTEAD = "Use diffrax.RecursiveCheckpointAdjoint() or AdaptiveCheckpointAdjoint() instead."
+_GUARD = Guard(_NAME)
+_OTHERS = "diffrax.RecursiveCheckpointAdjoint() or AdaptiveCheckpointAdjoint()"
 
 
-def _check(terms: Any, solver: Any, saveat: Any, event: Any, max_steps: int | None) -> list[Any]:
-    """Raise for what is not supported; the single ODE terms."""
-    if event is not None:
-        raise ValueError(f"{_NAME} does not support events. {_INSTEAD}")
-    if max_steps is None:
-        raise ValueError(
-            f"expected max_steps to be an integer with {_NAME}, which keeps the times of the steps, found "
-            "None. Give a bound, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)."
-        )
+def _check_saveat(saveat: diffrax.SaveAt) -> None:
+    """Raise `ValueError` for options of `saveat` that are not supported."""
     options = {"dense": saveat.dense}
     if isinstance(saveat.subs, diffrax.SubSaveAt):
-        options |= {"steps": saveat.subs.steps, "fn": saveat.subs.fn is not _diffrax.save_y}
+        options |= {"steps": saveat.subs.steps, "fn": not _diffrax.saves_y(saveat.subs)}
     else:
         options["subs"] = True
     found = ", ".join(name for name, used in options.items() if used)
     if found:
-        raise ValueError(f"expected SaveAt(t0=..., t1=..., ts=...) with {_NAME}, found {found}. {_INSTEAD}")
+        raise ValueError(
+            f"expected SaveAt(t0=..., t1=..., ts=...) with {_NAME}, found {found}. Use {_OTHERS} instead."
+        )
+
+
+def _single_terms(terms: PyTree, solver: diffrax.AbstractSolver) -> list[PyTree]:
+    """Return the terms that `terms` is made of. **Raises:** `TypeError` unless all are of an ODE."""
     parts = list(terms.terms) if isinstance(terms, diffrax.MultiTerm) else [terms]
     for term in parts:
         inside = getattr(term, "term", term)
         if not isinstance(inside, diffrax.ODETerm):
             raise TypeError(
-                f"expected a diffrax.ODETerm with {_NAME} (a control term gives one by `to_ode()`), "
-                f"found {type(inside).__name__} for {type(solver).__name__}. {_INSTEAD}"
+                f"expected a diffrax.ODETerm with {_NAME} (a control term gives one by `to_ode()`), found "
+                f"{type(inside).__name__} for {type(solver).__name__}. Use {_OTHERS} instead."
             )
     return parts
 
 
-def _fields(parts: list[Any], args: Any, state: Any) -> tuple[Any, list[Any]]:
-    """The parameters, and the terms as functions `f(t, y, parameters)`."""
-    params, rest = eqx.partition((parts, args), eqx.is_inexact_array)
+def _fields_of_params(
+    parts: list[PyTree], args: Args, start: LoopState
+) -> tuple[list[Array], list[VectorField]]:
+    """Return the parameters as a flat list of arrays, and the terms as functions of them."""
+    # Flat, so that the many times that the fields are traced do not walk over the user's own pytrees.
+    moving, rest = eqx.partition((parts, args), eqx.is_inexact_array)
+    params, structure = jax.tree.flatten(moving)
 
-    def field(i: int, t: Any, y: Any, params: Any) -> Any:
-        parts, args = eqx.combine(params, rest)
+    def field(i: int, t: Time, y: Y, params: list[Array]) -> Y:
+        parts, args = eqx.combine(jax.tree.unflatten(structure, params), rest)
         return parts[i].prod(parts[i].vf(t, y, args), parts[i].contr(jnp.zeros_like(t), jnp.ones_like(t)))
 
-    inputs = (jnp.asarray(state.tprev), state.y, params)
+    inputs = (jnp.asarray(start.t0), start.y, params)
     fields = [eqx.filter_closure_convert(partial(field, i), *inputs) for i in range(len(parts))]
     message = (
-        f"{_NAME} gives no gradient with respect to a value that the vector field closes over: pass it "
-        "in `args`. Or use diffrax.RecursiveCheckpointAdjoint() or AdaptiveCheckpointAdjoint()."
+        f"{_NAME} gives no gradient with respect to a value that the vector field closes over: pass it in "
+        f"`args`. Or use {_OTHERS}."
     )
-    return params, _diffrax.nondifferentiable(fields, msg=message)
+    return params, eqxi.nondifferentiable(fields, msg=message)
 
 
-def _with_solver_state(state: Any, solver_state: Any) -> Any:
-    return eqx.tree_at(lambda s: s.solver_state, state, solver_state, is_leaf=lambda x: x is None)
+class GaussConstants(eqx.Module):
+    """All of a solve but `y0` and the parameters."""
 
-
-def _constant(tree: Any, name: str) -> Any:
-    message = (
-        f"{_NAME} gives no gradient with respect to {name}. Use diffrax.RecursiveCheckpointAdjoint() "
-        f"instead. {_diffrax.OR_NONE}"
-    )
-    return _diffrax.nondifferentiable(tree, msg=message)
-
-
-class Back(eqx.Module):
-    """How the backward solve is made."""
-
-    solver: diffrax.AbstractSolver
-    controller: diffrax.AbstractStepSizeController
-    nodes: int = eqx.field(static=True)
-
-
-class Setting(eqx.Module):
-    """All but `y0` and the parameters."""
-
-    solver: Sampled
+    solver: SampledSolver
     saveat: diffrax.SaveAt
-    state: Any
-    options: dict[str, Any]
-    fields: list[Any]
-    back: Back
-    throw: bool = eqx.field(static=True)
-
-    def run(self, y0: Any, record: Any = None) -> Any:
-        state = eqx.tree_at(lambda s: s.y, self.state, y0, is_leaf=lambda x: x is None)
-        return _diffrax.run(self.solver, self.saveat, state, self.options, record)
+    # Without `y`.
+    state: _diffrax.State
+    options: LoopOptions
+    fields: list[VectorField]
+    back: BackwardOptions
 
 
 @eqx.filter_custom_vjp
-def solve(problem: Any, setting: Setting) -> Any:
-    """The forward solve of `problem = (y0, parameters)`."""
-    final, statistics, _ = setting.run(problem[0])
+def solve_by_adjoint_equation(
+    problem: tuple[Y, list[Array]], constants: GaussConstants
+) -> tuple[_diffrax.State, PyTree]:
+    """Solve from `y0` of `problem = (y0, parameters)`; return the final state and the statistics."""
+    state = _diffrax.replace_state(constants.state, y=problem[0])
+    final, statistics, _ = _diffrax.run(constants.solver, constants.saveat, state, constants.options)
     return final, statistics
 
 
-@solve.def_fwd
-def _solve_fwd(perturbed: Any, problem: Any, setting: Setting) -> Any:
+@solve_by_adjoint_equation.def_fwd
+def _solve_fwd(
+    perturbed: PyTree, problem: tuple[Y, list[Array]], constants: GaussConstants
+) -> tuple[tuple[_diffrax.State, PyTree], tuple[Trajectory, Array, Array]]:
     del perturbed
-    y0, _ = problem
-    t0 = _modes.differentiated_once(setting.state.tprev, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
-    setting = eqx.tree_at(lambda setting: setting.state.tprev, setting, t0)
-    state = eqx.tree_at(lambda s: s.y, setting.state, y0, is_leaf=lambda x: x is None)
-    final, statistics, record = setting.run(y0, Trajectory.empty(state, setting.options["max_steps"]))
-    (saved,) = _diffrax.save_states(final)
-    return (final, statistics), (record.finished(final), final.num_accepted_steps, saved.ts)
+    t0 = LoopState.of(constants.state).t0
+    t0 = _modes.differentiated_once(t0, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
+    state = _diffrax.replace_state(constants.state, y=problem[0], t0=t0)
+    trajectory = Trajectory.empty(LoopState.of(state), constants.options.max_steps)
+    final, statistics, trajectory = _diffrax.run(
+        constants.solver, constants.saveat, state, constants.options, trajectory
+    )
+    end = LoopState.of(final)
+    return (final, statistics), (trajectory.finished(end), end.accepted_steps, end.saved[0].times)
 
 
-@solve.def_bwd
-def _solve_bwd(residuals: Any, cotangents: Any, perturbed: Any, problem: Any, setting: Setting) -> Any:
+@solve_by_adjoint_equation.def_bwd
+def _solve_bwd(
+    residuals: tuple[Trajectory, Array, Array],
+    cotangents: tuple[_diffrax.State, PyTree],
+    perturbed: tuple[PyTree, list[bool]],
+    problem: tuple[Y, list[Array]],
+    constants: GaussConstants,
+) -> tuple[Cotangent, list[Array | None]]:
     trajectory, steps, ts = residuals
     y0, params = problem
     moving, fixed = eqx.partition(params, perturbed[1])
-    final, _ = cotangents
-    (saved,) = _diffrax.save_states(final)
-    cts = jax.tree.map(
-        lambda y, ct: jnp.zeros((ts.size, *y.shape), y.dtype) if ct is None else ct, y0, saved.ys
-    )
     if not jax.tree.leaves(y0):
         return y0, jax.tree.map(jnp.zeros_like, moving)
-    backward = Backward(setting, trajectory, ts, cts, moving, fixed)
-    return backward.solve(steps)
+    options = constants.options
+    forward = SolvedForward(constants.solver, trajectory, options.t0, ts, steps, options.max_steps)
+    of_saved = LoopState.of(cotangents[0]).saved[0].values
+    of_saved = jax.tree.map(
+        lambda y, ct: jnp.zeros((ts.size, *y.shape), y.dtype) if ct is None else ct, y0, of_saved
+    )
+    return Backward(forward, constants.back, constants.fields, of_saved, moving, fixed).solve()

@@ -71,7 +71,9 @@ class Wrapper(Layer):
     """
 
     def _complete(self) -> None:
-        names = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        # In the order of the constructor's arguments.
+        names = [field.name for field in sorted(fields, key=lambda field: field.kw_only)]
         if names and not any(isinstance(getattr(self, name), Layer) for name in names):
             setattr(self, names[0], as_layer(getattr(self, names[0])))
         super()._complete()

@@ -12,6 +12,7 @@ from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.record import as_record
+from ..vectors.text import as_html, as_text
 from ..vectors.vector import ComponentVector
 from .declaration import Declared, as_declared
 from .fields import Check, checks_of, is_class_variable
@@ -202,7 +203,19 @@ class Layer(Value, Declared):
             f"{name}={value_text(value)}" if named else value_text(value)
             for name, value, named in self.constructor_arguments()
         )
-        return f"{type(self).__name__}({', '.join(inside)})"
+        return f"{constructor_name(self)}({', '.join(inside)})"
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
+
+
+def constructor_name(layer: Layer) -> str:
+    """Return what stands before the arguments: the name of the class, or of what the layer is made of."""
+    is_argument = any(field.name == "name" for field in dataclasses.fields(layer))  # pyright: ignore
+    return type(layer).__name__ if is_argument else display_name(layer)
 
 
 class WrappedFunction(Layer):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import UnknownNameError, describe, unknown_name
-from ..vectors.packing import join, same_dtype
+from ..vectors.packing import pack
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 from .declaration import Declared, Param, as_declared, fold_in_name
@@ -59,9 +59,9 @@ def initial_parameters(key: Key, layer: Model, dtype: DType = jnp.float32) -> Co
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
     # Tied names are drawn apart; the one that has the place counts.
-    leaves = same_dtype(declared.initial_leaves(_own_key(key), dtype), dtype)
-    data = join(layout._segments, leaves, (), dtype, jnp.concatenate)
-    return ComponentVector(jnp.asarray(data, dtype), layout)
+    leaves = declared.initial_leaves(_own_key(key), dtype)
+    leaves |= {path: leaves[place] for path, place in layout.ties.items()}
+    return ComponentVector(pack(layout, leaves, dtype), layout)
 
 
 def initial_states(key: Key, layer: Model, dtype: DType = jnp.float32) -> Record:

@@ -1,4 +1,4 @@
-"""Vectors, models, summaries and trees as HTML for notebooks: styles within, no scripts, nothing loaded."""
+"""Vectors, models, summaries and trees as HTML for notebooks, with styles inside and without scripts."""
 
 import dataclasses
 import html
@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ..core.layer import Layer
+from ..core.layer import Layer, constructor_name
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.vector import ComponentVector
-from .model import one_line, title_of, totals, written
+from .model import one_line, totals, written
 from .places import Run, alike, leaves_in_order, span_text
 from .summary import Row, Summary, flops_text
 from .table import bytes_text
-from .tree import Leaf, Tree, notes_of, number_text, numbers_of
+from .tree import LeafRow, Tree, notes_of, number_text, numbers_of
 
 
-# The "bright" scheme of Paul Tol, to be told apart by the colour-blind, with the colour of text on each.
+# The "bright" scheme of Paul Tol, to be told apart by the color-blind, with the color of text on each.
 _PALETTE = (
     ("#4477aa", "#fff"),
     ("#ee6677", "#000"),
@@ -30,7 +30,7 @@ _PALETTE = (
     ("#66ccee", "#000"),
     ("#aa3377", "#fff"),
 )
-_GREY = ("#999", "#000")
+_GRAY = ("#999", "#000")
 # Below this share of the whole a part is shown with its neighbours.
 _LEAST = 1 / 150
 _TALL, _LOWEST_WITH_TEXT = 22, 14
@@ -39,52 +39,52 @@ _MOST_ROWS = 60
 
 
 def vector_html(vector: ComponentVector) -> str:
-    """A vector: what is where, and its numbers to be unfolded."""
+    """Show a vector: the places of its parts, and its numbers to be unfolded."""
     head = _head(type(vector).__name__, describe(vector.data) if hasattr(vector.data, "shape") else "")
     if not isinstance(vector.data, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return _box(head)
-    colours = Colours(vector.layout)
+    colors = Colors(vector.layout)
     size = _muted(bytes_text(vector.size * vector.dtype.itemsize))
-    return _box(head + size, _bar(vector.layout, colours), _legend(vector.layout, colours), _unfold(vector))
+    return _box(head + size, _bar(vector.layout, colors), _legend(vector.layout, colors), _unfold(vector))
 
 
 def model_html(model: Layer) -> str:
-    """A model: the tree of its layers, and where they are in the vector."""
-    colours = Colours(model.layout)
-    lines = "".join(_coloured(line.text, colours[line.path]) for line in written(model))
-    head = _head(title_of(model), totals(model))
-    return _box(head, _bar(model.layout, colours), _pre(lines))
+    """Show a model: the tree of its layers, and their places in the vector."""
+    colors = Colors(model.layout)
+    lines = "".join(_colored(line.text, colors[line.path]) for line in written(model))
+    head = _head(constructor_name(model), totals(model))
+    return _box(head, _bar(model.layout, colors), _pre(lines))
 
 
 def summary_html(summary: Summary) -> str:
-    """A summary: the table, with a bar of the share of each layer."""
+    """Show a summary: the table, with a bar of the share of each layer."""
     total = summary.total
-    colours = Colours(total.layer.layout)
+    colors = Colors(total.layer.layout)
     heads = ("path", "layer", "output shape", "parameters", "place", "share", "", "FLOPs")
-    rows = list(_summary_rows(summary.grouped, colours, 0))
-    rows = [*_shortened(rows), _summary_row(total, "total", colours, 0, "border-top:1px solid #8888")]
-    head = _head(title_of(total.layer), totals(total.layer))
-    return _box(head, _bar(total.layer.layout, colours), _table(heads, rows, numbers=(3, 4, 5, 7)))
+    rows = list(_summary_rows(summary.grouped, colors, 0))
+    rows = [*_shortened(rows), _summary_row(total, "total", colors, 0, "border-top:1px solid #8888")]
+    head = _head(constructor_name(total.layer), totals(total.layer))
+    return _box(head, _bar(total.layer.layout, colors), _table(heads, rows, numbers=(3, 4, 5, 7)))
 
 
 def tree_html(tree: Tree) -> str:
-    """A tree: each leaf's range as a line, mean and spread as a box, all to one scale."""
+    """Show a tree: each leaf's range as a line, mean and spread as a box, all to one scale."""
     known = [abs(x) for row in tree.rows for x in (row.min, row.max) if x is not None]
     largest = max(known, default=0.0) or 1.0
-    colours = _colours_of_names([row.path.split(".")[0] for row in tree.rows])
+    colors = _colors_of_names([row.path.split(".")[0] for row in tree.rows])
     heads = ("name", "shape", "dtype", "min", "max", "mean", "std", f"\u00b1{largest:.3g}", "")
-    rows = [_tree_row(row, largest, colours[row.path.split(".")[0]][0]) for row in tree.rows]
+    rows = [_tree_row(row, largest, colors[row.path.split(".")[0]][0]) for row in tree.rows]
     return _box(_head(tree.title, ""), _table(heads, _shortened(rows), numbers=(3, 4, 5, 6)))
 
 
-# Colours
+# Colors
 
 
-Colour = tuple[str, str]
+Color = tuple[str, str]
 
 
-class Colours:
-    """A colour for each part of a vector, by path; equal neighbours share one."""
+class Colors:
+    """A color for each part of a vector, by path; equal neighbours share one."""
 
     def __init__(self, layout: Layout):
         self.prefix, level = "", layout
@@ -95,16 +95,16 @@ class Colours:
             span_text(names): (names, _PALETTE[i % len(_PALETTE)])
             for i, names in enumerate(alike(level.entries))
         }
-        self._by_name = {name: colour for names, colour in self.groups.values() for name in names}
+        self._by_name = {name: color for names, color in self.groups.values() for name in names}
 
-    def __getitem__(self, path: str) -> Colour:
+    def __getitem__(self, path: str) -> Color:
         names = path.split(".")
         if ".".join(names[: self.depth]) != self.prefix or len(names) <= self.depth:
-            return _GREY
-        return self._by_name.get(names[self.depth], _GREY)
+            return _GRAY
+        return self._by_name.get(names[self.depth], _GRAY)
 
 
-def _colours_of_names(names: Iterable[str]) -> dict[str, Colour]:
+def _colors_of_names(names: Iterable[str]) -> dict[str, Color]:
     return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -123,17 +123,17 @@ class _Segment:
         return self.stop - self.start
 
 
-def _bar(layout: Layout, colours: Colours) -> str:
-    """The vector from its first number to its last, a row a level: layers, what is inside, leaves."""
+def _bar(layout: Layout, colors: Colors) -> str:
+    """Draw the vector from its first number to its last, one row per level: layers, inner layers, leaves."""
     if not layout.length:
         return ""
     leaves = leaves_in_order(layout)
     deepest = max(path.count(".") for _, path in leaves) + 1
-    first = min(colours.depth + 1, deepest)
+    first = min(colors.depth + 1, deepest)
     depths = sorted({first, min(first + 1, deepest), deepest})
     heights = {1: (_TALL,), 2: (_TALL, 9), 3: (_TALL, _LOWEST_WITH_TEXT, 7)}[len(depths)]
     rows = [
-        _bar_row(_segments(leaves, depth, layout.length), colours, height, layout.length)
+        _bar_row(_segments(leaves, depth, layout.length), colors, height, layout.length)
         for depth, height in zip(depths, heights, strict=True)
     ]
     ends = "".join(f"<span>{_muted(text)}</span>" for text in ("0", f"{layout.length:_}"))
@@ -142,7 +142,7 @@ def _bar(layout: Layout, colours: Colours) -> str:
 
 
 def _segments(leaves: Sequence[tuple[Run, str]], depth: int, length: int) -> list[_Segment]:
-    """What lies next to each other under one path of that depth, small ones together."""
+    """Return the runs of neighbours under one path of that depth, small ones together."""
 
     def part(leaf: tuple[Run, str]) -> str:
         return ".".join(leaf[1].split(".")[:depth])
@@ -176,64 +176,64 @@ def _as_one(segments: list[_Segment]) -> list[_Segment]:
     return [_Segment(f"{first.label} \u2013 {last.label}", first.start, last.stop, first.path)]
 
 
-def _bar_row(segments: list[_Segment], colours: Colours, height: int, length: int) -> str:
+def _bar_row(segments: list[_Segment], colors: Colors, height: int, length: int) -> str:
     siblings: dict[str, list[str]] = {}
     shown = ""
     for segment in segments:
         around = siblings.setdefault(segment.path.rpartition(".")[0], [])
         around += [segment.path] * (segment.path not in around)
-        # What is next to each other in one layer has its colour, every other one paler.
+        # Neighbours in one layer have its color, every other one paler.
         pale = height < _TALL and around.index(segment.path) % 2 == 1
-        shown += _bar_part(segment, colours[segment.path], height, length, pale)
+        shown += _bar_part(segment, colors[segment.path], height, length, pale)
     gap = 1 if len(segments) <= 60 else 0
     style = f"display:flex;gap:{gap}px;margin-bottom:1px;height:{height}px;line-height:{height}px"
     style += f";font-size:{min(height - 3, 11)}px;text-align:center;white-space:nowrap"
     return f'<div style="{style}">{shown}</div>'
 
 
-def _bar_part(segment: _Segment, colour: Colour, height: int, length: int, pale: bool) -> str:
+def _bar_part(segment: _Segment, color: Color, height: int, length: int, pale: bool) -> str:
     share = 100 * segment.size / length
     title = f"{segment.label}: {segment.size:_} ({share:.1f} %), {segment.start}:{segment.stop}"
     name = segment.label.rsplit(".", 1)[-1]
     # A letter is about 0.9 % of the width.
     text = html.escape(name) if height >= _LOWEST_WITH_TEXT and share > 0.9 * len(name) + 1 else ""
-    shade = f"{colour[0]}88;color:inherit" if pale else f"{colour[0]};color:{colour[1]}"
+    shade = f"{color[0]}88;color:inherit" if pale else f"{color[0]};color:{color[1]}"
     style = f"flex:{segment.size};overflow:hidden;background:{shade}"
     return f'<div style="{style}" title="{html.escape(title)}">{text}</div>'
 
 
-def _legend(layout: Layout, colours: Colours) -> str:
+def _legend(layout: Layout, colors: Colors) -> str:
     sizes: Counter[str] = Counter()
     for (start, stop), path in leaves_in_order(layout):
-        sizes[path.split(".")[colours.depth]] += stop - start
+        sizes[path.split(".")[colors.depth]] += stop - start
     keys = []
-    for label, (names, colour) in list(colours.groups.items())[:_MOST_KEYS]:
+    for label, (names, color) in list(colors.groups.items())[:_MOST_KEYS]:
         text = f"{html.escape(label)} {_muted(f'{sum(sizes[name] for name in names):_}')}"
-        keys.append(f'<span style="white-space:nowrap">{_swatch(colour[0])}{text}</span>')
-    if len(colours.groups) > _MOST_KEYS:
-        keys.append(_muted(f"and {len(colours.groups) - _MOST_KEYS} more"))
+        keys.append(f'<span style="white-space:nowrap">{_swatch(color[0])}{text}</span>')
+    if len(colors.groups) > _MOST_KEYS:
+        keys.append(_muted(f"and {len(colors.groups) - _MOST_KEYS} more"))
     return f'<div style="display:flex;flex-wrap:wrap;gap:2px 18px">{"".join(keys)}</div>'
 
 
 # Tables
 
 
-def _summary_rows(around: Row, colours: Colours, depth: int) -> Iterator[tuple[str, list[str]]]:
-    """The rows inside of one, each under its own name and farther to the right."""
+def _summary_rows(around: Row, colors: Colors, depth: int) -> Iterator[tuple[str, list[str]]]:
+    """Give the rows inside of one, each under its own name and farther to the right."""
     for row in around.children:
         name = row.path.removeprefix(around.path).removeprefix(".")
-        yield _summary_row(row, name, colours, depth, "opacity:.75" if row.children else "")
-        yield from _summary_rows(row, colours, depth + 1)
+        yield _summary_row(row, name, colors, depth, "opacity:.75" if row.children else "")
+        yield from _summary_rows(row, colors, depth + 1)
 
 
-def _summary_row(row: Row, name: str, colours: Colours, depth: int, style: str) -> tuple[str, list[str]]:
-    colour = colours[row.path][0] if row.parameters else "transparent"
-    bar = f'<div style="width:{0.7 * row.share:.1f}px;min-width:1px;height:9px;background:{colour}"></div>'
+def _summary_row(row: Row, name: str, colors: Colors, depth: int, style: str) -> tuple[str, list[str]]:
+    color = colors[row.path][0] if row.parameters else "transparent"
+    bar = f'<div style="width:{0.7 * row.share:.1f}px;min-width:1px;height:9px;background:{color}"></div>'
     shape = "not called" if row.output_shape is None else str(row.output_shape)
     return style, [
         f'<span style="margin-left:{14 * depth}px" title="{html.escape(row.path)}">'
-        f"{_swatch(colour)}{html.escape(name)}</span>",
-        html.escape(title_of(row.layer) if row.children else _short(row.layer)),
+        f"{_swatch(color)}{html.escape(name)}</span>",
+        html.escape(constructor_name(row.layer) if row.children else _short(row.layer)),
         html.escape(shape),
         f"{row.parameters:_}" if row.parameters else "",
         row.place,
@@ -248,17 +248,17 @@ def _short(layer: Layer) -> str:
     return text if len(text) <= 60 else text[:59] + "\u2026"
 
 
-def _tree_row(row: Leaf, largest: float, colour: str) -> tuple[str, list[str]]:
+def _tree_row(row: LeafRow, largest: float, color: str) -> tuple[str, list[str]]:
     shape = str(row.shape) if row.dtype else ""
-    strip = "" if row.min is None else _strip(row, largest, colour)
+    strip = "" if row.min is None else _strip(row, largest, color)
     numbers = map(number_text, numbers_of(row))
     note = f'<b style="color:#cc3311">{html.escape(notes_of(row))}</b>' if row.nan or row.inf else ""
     note = note or html.escape(row.note)
-    return "", [_swatch(colour) + html.escape(row.path), shape, row.dtype, *numbers, strip, note]
+    return "", [_swatch(color) + html.escape(row.path), shape, row.dtype, *numbers, strip, note]
 
 
-def _strip(row: Leaf, largest: float, colour: str) -> str:
-    """The range as a line, mean and standard deviation as a box, zero as a mark."""
+def _strip(row: LeafRow, largest: float, color: str) -> str:
+    """Draw the range as a line, mean and standard deviation as a box, zero as a mark."""
     least, most, mean, std = (number or 0.0 for number in numbers_of(row))
     at = [f"{80 + 75 * number / largest:.1f}" for number in (least, most, mean)]
     low, high = max(mean - std, least), min(mean + std, most)
@@ -266,15 +266,15 @@ def _strip(row: Leaf, largest: float, colour: str) -> str:
     return (
         '<svg width="160" height="14" style="vertical-align:middle">'
         '<line x1="80" x2="80" y1="0" y2="14" stroke="currentColor" opacity=".35"/>'
-        f'<line x1="{at[0]}" x2="{at[1]}" y1="7" y2="7" stroke="{colour}" stroke-width="2"/>'
-        f'<rect x="{start:.1f}" y="2" width="{width:.1f}" height="10" rx="2" fill="{colour}" opacity=".6"/>'
-        f'<circle cx="{at[2]}" cy="7" r="2.5" fill="{colour}" stroke="currentColor"/>'
+        f'<line x1="{at[0]}" x2="{at[1]}" y1="7" y2="7" stroke="{color}" stroke-width="2"/>'
+        f'<rect x="{start:.1f}" y="2" width="{width:.1f}" height="10" rx="2" fill="{color}" opacity=".6"/>'
+        f'<circle cx="{at[2]}" cy="7" r="2.5" fill="{color}" stroke="currentColor"/>'
         "</svg>"
     )
 
 
 def _shortened(rows: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
-    """The first rows and the last ones of many."""
+    """Return the first rows and the last ones of many."""
     if len(rows) <= _MOST_ROWS:
         return rows
     half = _MOST_ROWS // 2
@@ -317,9 +317,9 @@ def _muted(text: str) -> str:
     return f'<span style="opacity:.65">{html.escape(text)}</span>'
 
 
-def _swatch(colour: str) -> str:
+def _swatch(color: str) -> str:
     style = "display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px"
-    return f'<span style="{style};background:{colour}"></span>'
+    return f'<span style="{style};background:{color}"></span>'
 
 
 def _pre(inside: str) -> str:
@@ -327,13 +327,13 @@ def _pre(inside: str) -> str:
     return f'<pre style="{style}">{inside}</pre>'
 
 
-def _coloured(line: str, colour: Colour) -> str:
-    """A line of a model with a mark in the colour that its layer has in the bar."""
+def _colored(line: str, color: Color) -> str:
+    """Write a line of a model with a mark in the color that its layer has in the bar."""
     text, mark, comment = line.partition("  # ")
     if line.startswith("# "):
         text, comment = "", line
     shown = html.escape(text) + (_muted(mark + comment) if comment else "")
-    edge = "transparent" if colour == _GREY else colour[0]
+    edge = "transparent" if color == _GRAY else color[0]
     return f'<span style="display:block;border-left:4px solid {edge};padding-left:8px">{shown}</span>'
 
 

@@ -3,28 +3,34 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import wadler_lindig as wl
 
 from ..core.composite import Wrapper
 from ..core.declaration import Param, as_declared
-from ..core.layer import Layer, contains_layer, display_name
+from ..core.layer import Layer, constructor_name, contains_layer
 from ..core.setup import frozen_length, state_length
 from ..core.values import FrozenDict, Hashable, value_text
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
+from ..vectors.vector import ComponentVector
+from ..wrappers.compact import State
+from ..wrappers.layer_map import Model
 from .places import alike, span_text
 from .table import WIDTH, bytes_text, counted
 
+
+# A model and each part of it that may stand on a line of its own.
+Shown: TypeAlias = Model | Param
 
 _INDENT = 4
 _LONGEST_TUPLE = 8
 _UNBROKEN = 1_000_000
 
 
-def pformat(model: Any, ps: Any = None) -> str:
-    """The model as the tree of its layers, with names and numbers of parameters.
+def pformat(model: Model, ps: ComponentVector | None = None) -> str:
+    """Write a model as the tree of its layers, with names and numbers of parameters.
 
     `print(layer)` prints it. Three or more equal neighbours are one line, as in
     `layer_1..layer_3=Dense(32, 32),  # 3 x 1_056 parameters`. A layer inside is shown with its own number of
@@ -49,27 +55,27 @@ def pformat(model: Any, ps: Any = None) -> str:
     return "\n".join(line.text for line in written(model, ps))
 
 
-def totals(model: Any, ps: Any = None) -> str:
-    """The numbers of parameters, of bytes and of states."""
+def totals(model: Model, ps: ComponentVector | None = None) -> str:
+    """Tell the numbers of parameters, of bytes and of states."""
     length, frozen, states = length_of(model), frozen_length(model), state_length(model)
     size = 4 * length if ps is None else ps.size * ps.dtype.itemsize
     rest = [bytes_text(size)] * bool(length) + [counted(states - frozen, "state")] * (states > frozen)
     return ", ".join([_numbers(length, frozen) or "no parameters", *rest])
 
 
-def length_of(part: Any) -> int:
-    """The number of parameters of a layer, of a mapping or of one `Param`."""
+def length_of(part: Shown) -> int:
+    """Count the parameters of a layer, of a mapping or of one `Param`."""
     layout = as_declared(part).layout
     return layout.length if isinstance(layout, Layout) else math.prod(layout)
 
 
-def value_doc(value: Any) -> wl.AbstractDoc:
-    """The constructor form of a layer or another value, to be broken between arguments."""
+def value_doc(value: object) -> wl.AbstractDoc:
+    """Return the constructor form of a layer or another value, to be broken between arguments."""
     return wl.pdoc(value, indent=_INDENT, custom=_custom)
 
 
-def one_line(value: Any) -> str:
-    """The constructor form on one line."""
+def one_line(value: object) -> str:
+    """Return the constructor form on one line."""
     return wl.pformat(value_doc(value), width=_UNBROKEN)
 
 
@@ -78,15 +84,15 @@ def one_line(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the display: `path` is that of the layer which it begins, ends or is."""
+    """A line of the display, and the path of the layer which it begins, ends or is."""
 
     text: str
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """What stands on a line of its own: a layer, or the start, an argument or the end of one."""
+class _Piece:
+    """A piece of the display that begins a line: a layer, or the start, an argument or the end of one."""
 
     depth: int
     path: str
@@ -94,46 +100,46 @@ class _Part:
     comment: str = ""
 
 
-def written(model: Any, ps: Any = None) -> list[Line]:
-    """The lines of the display, with their comments aligned."""
-    *parts, last = _Tree(bool(frozen_length(model))).parts(model)
+def written(model: Model, ps: ComponentVector | None = None) -> list[Line]:
+    """Return the lines of the display, with their comments aligned."""
+    *first, last = _Pieces(bool(frozen_length(model))).of(model)
     last = dataclasses.replace(last, comment=totals(model, ps))
-    widest = max((len(part.comment) for part in parts), default=0)
-    blocks = [(part, _broken(part, WIDTH - len("  # ") - widest)) for part in (*parts, last)]
-    column = max((len(lines[-1]) for part, lines in blocks if part.comment), default=0)
+    widest = max((len(piece.comment) for piece in first), default=0)
+    blocks = [(piece, _broken(piece, WIDTH - len("  # ") - widest)) for piece in (*first, last)]
+    column = max((len(lines[-1]) for piece, lines in blocks if piece.comment), default=0)
     done: list[Line] = []
-    for part, lines in blocks:
+    for piece, lines in blocks:
         *above, text = lines
-        comment = [f"# {part.comment}"] if part.comment else []
-        if part is last and column + 2 + len(comment[0]) > WIDTH:
+        comment = [f"# {piece.comment}"] if piece.comment else []
+        if piece is last and column + 2 + len(comment[0]) > WIDTH:
             above, text, comment = [*above, text], comment[0], []
-        done += [Line(line, part.path) for line in above]
-        done.append(Line("  ".join([text.ljust(column), *comment]) if comment else text, part.path))
+        done += [Line(line, piece.path) for line in above]
+        done.append(Line("  ".join([text.ljust(column), *comment]) if comment else text, piece.path))
     return done
 
 
-def _broken(part: _Part, width: int) -> list[str]:
-    margin = " " * (_INDENT * part.depth)
-    return [margin + line for line in wl.pformat(part.doc, width=width - len(margin)).split("\n")]
+def _broken(piece: _Piece, width: int) -> list[str]:
+    margin = " " * (_INDENT * piece.depth)
+    return [margin + line for line in wl.pformat(piece.doc, width=width - len(margin)).split("\n")]
 
 
-class _Tree:
-    """The parts of a model, from the first line to the last."""
+class _Pieces:
+    """The pieces of the display of a model, from the first line to the last."""
 
     def __init__(self, has_frozen: bool):
         self.has_frozen = has_frozen
 
-    def parts(
+    def of(
         self,
-        part: Any,
+        part: Shown,
         *,
         names: tuple[str, ...] = (),
         path: str = "",
         depth: int = 0,
         left_out: frozenset[str] = frozenset(),
         counts: bool = True,
-    ) -> Iterator[_Part]:
-        """The parts of `part`.
+    ) -> Iterator[_Piece]:
+        """Give the pieces of a part of the model.
 
         **Arguments:**
 
@@ -146,18 +152,18 @@ class _Tree:
         """
         label, end = f"{span_text(names)}=" if any(names) else "", "," if depth else ""
         comment = self.comment(part, path, left_out, max(len(names), 1)) if counts else ""
-        children = children_of(part)
+        children = _parts_of(part)
         if not children:
             doc = wl.TextDoc(label) + value_doc(part) + wl.TextDoc(end)
-            yield _Part(depth, path, doc, comment)
+            yield _Piece(depth, path, doc, comment)
             return
-        title = title_of(part) if isinstance(part, Layer) else ""
-        yield _Part(depth, path, wl.TextDoc(f"{label}{title}("))
+        title = constructor_name(part) if isinstance(part, Layer) else ""
+        yield _Piece(depth, path, wl.TextDoc(f"{label}{title}("))
         if isinstance(part, Wrapper):
             left_out, counts = left_out | _frozen_by(part, path), counts and sees_through(part)
         # Equal layers are alike if the same of their parameters are frozen.
         for same in alike({name: (child, _below(path, name, left_out)) for name, child in children.items()}):
-            yield from self.parts(
+            yield from self.of(
                 children[same[0]],
                 names=same,
                 path=join_path(path, same[0]),
@@ -166,10 +172,11 @@ class _Tree:
                 counts=counts,
             )
         if options := list(_options(part)):
-            yield _Part(depth + 1, path, wl.join(wl.comma, options).group() + wl.TextDoc(","))
-        yield _Part(depth, path, wl.TextDoc(f"){end}"), comment)
+            yield _Piece(depth + 1, path, wl.join(wl.comma, options).group() + wl.TextDoc(","))
+        yield _Piece(depth, path, wl.TextDoc(f"){end}"), comment)
 
-    def comment(self, part: Any, path: str, left_out: frozenset[str], copies: int) -> str:
+    def comment(self, part: Shown, path: str, left_out: frozenset[str], copies: int) -> str:
+        """Tell the numbers of parameters of a part, or of equal neighbours, without those left out."""
         length, frozen = length_of(part), 0
         if self.has_frozen:
             layout = as_declared(part).layout
@@ -189,19 +196,19 @@ def _numbers(length: int, frozen: int, copies: int = 1) -> str:
     return ", ".join(trained + ([f"plus {times}{frozen:_} non-trainable"] if frozen else []))
 
 
-def children_of(part: Any) -> Mapping[str, Any]:
+def _parts_of(part: Shown) -> Mapping[str, Any]:
     if isinstance(part, Mapping):
         return part
     return part.children() if isinstance(part, Layer) else {}
 
 
 def sees_through(wrapper: Wrapper) -> bool:
-    """Whether the parameters of a wrapper are parameters of its child, under the same names."""
+    """Tell whether the parameters of a wrapper are parameters of its child, under the same names."""
     return wrapper.layout.view_shapes.keys() <= wrapper.child.layout.view_shapes.keys()
 
 
 def _frozen_by(wrapper: Wrapper, path: str) -> set[str]:
-    """The parameters of the child that a wrapper has frozen, by path."""
+    """Return the paths of the child's parameters that a wrapper has frozen."""
     if not sees_through(wrapper):
         return set()
     names = wrapper.child.layout.view_shapes.keys() - wrapper.layout.view_shapes.keys()
@@ -216,28 +223,24 @@ def _below(path: str, name: str, paths: frozenset[str]) -> frozenset[str]:
 # Values
 
 
-def title_of(layer: Layer) -> str:
-    """What stands before the arguments: the name of the class, or that of a function."""
-    is_argument = any(field.name == "name" for field in dataclasses.fields(layer))  # pyright: ignore
-    return type(layer).__name__ if is_argument else display_name(layer)
-
-
-def _options(part: Any) -> Iterator[wl.AbstractDoc]:
-    """The hyper-parameters of a layer with children."""
+def _options(part: Shown) -> Iterator[wl.AbstractDoc]:
+    """Give the hyper-parameters of a layer with children."""
     if isinstance(part, Layer):
         for name, value, _ in part.constructor_arguments():
             if value is not None and not contains_layer(value):
                 yield wl.TextDoc(f"{name}=") + value_doc(value)
 
 
-def _custom(value: Any) -> wl.AbstractDoc | None:
-    """What wadler-lindig does not write as we do. `None` leaves a value to it."""
-    if isinstance(value, Layer) and _tells_arguments(type(value)):
+def _custom(value: object) -> wl.AbstractDoc | None:
+    """Write what wadler-lindig would write in another way. `None` leaves a value to it."""
+    if isinstance(value, Layer):
         inside = [
             wl.TextDoc(f"{name}=" if named else "") + value_doc(argument)
             for name, argument, named in value.constructor_arguments()
         ]
-        return wl.bracketed(wl.TextDoc(f"{title_of(value)}("), inside, wl.comma, wl.TextDoc(")"), _INDENT)
+        return wl.bracketed(
+            wl.TextDoc(f"{constructor_name(value)}("), inside, wl.comma, wl.TextDoc(")"), _INDENT
+        )
     if isinstance(value, Hashable):
         return value_doc(value.value)
     if isinstance(value, FrozenDict):
@@ -246,9 +249,5 @@ def _custom(value: Any) -> wl.AbstractDoc | None:
         return value_doc((*value[:3], ..., value[-1]))
     if isinstance(value, tuple | dict) or value is ... or hasattr(type(value), "__pdoc__"):
         return None
-    is_options = dataclasses.is_dataclass(value) and not isinstance(value, Layer | Param | Callable)
+    is_options = dataclasses.is_dataclass(value) and not isinstance(value, Param | State | Callable)
     return None if is_options else wl.TextDoc(value_text(value))
-
-
-def _tells_arguments(kind: type[Layer]) -> bool:
-    return kind.__repr__ is Layer.__repr__ or kind.constructor_arguments is not Layer.constructor_arguments

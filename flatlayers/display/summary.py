@@ -1,36 +1,40 @@
-"""`summary`: what each layer of a model does to one input, as a table."""
+"""`summary`: a table of what each layer of a model does to one input."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 
 from ..core.composite import Wrapper
-from ..core.layer import Layer
-from ..core.rebuild import replaceable, with_children
+from ..core.layer import Layer, constructor_name
+from ..core.rebuild import replaceable, shared_names, with_children
 from ..core.setup import setup
+from ..types import ArrayLike, Input, Key, Output, Params, PyTree, State
 from ..vectors.names import join_path
+from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
-from .model import one_line, sees_through, title_of, totals
+from ..wrappers.transparent import Transparent
+from .flops import as_struct, flops
+from .model import one_line, sees_through, totals
 from .places import Run, alike, joined, runs_of, span_text
 from .table import filled, scaled, table
 
 
-def summary(model: Layer, x: Any) -> "Summary":
-    """What each layer does to one input: a table of shapes, parameters and floating-point operations.
+def summary(model: Layer, x: Input) -> "Summary":
+    """Show what each layer does to one input: a table of shapes, parameters and floating-point operations.
 
     Nothing is computed: shapes are traced, and operations are those that XLA counts in the program before it
     is compiled. It counts one for an addition, a multiplication or a comparison of numbers and none for
     `tanh`, `exp` and the like. A `scan` counts as often as it runs, a loop of unknown length, such as a
     solver's, once. A layer is seen as it is first called: inside of a solver or a scan, in one step.
 
-    A layer that makes the layers inside of it by itself, such as `fl.MLP`, has one row. Three or more equal
-    neighbours with equal rows are printed as one.
+    A layer that makes the layers inside of it by itself, such as `fl.MLP`, has one row; so has one that
+    takes two of them from one field, such as `fl.BidirectionalRNN`. Three or more equal neighbours with
+    equal rows are printed as one.
 
     **Arguments:**
 
@@ -41,6 +45,9 @@ def summary(model: Layer, x: Any) -> "Summary":
     the layers inside in order, `total` the model. A row has `path`, `layer`, `output_shape`, `parameters`,
     `places` (where they are in the vector, as pairs of start and stop), `share` (per cent of the vector),
     `flops` (of one call; `None` where XLA does not tell) and `children`, the rows inside of it.
+
+    **Raises:** what the model raises for `x`; and what a layer raises that accepts no wrapper around a layer
+    inside of it.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -58,7 +65,7 @@ def summary(model: Layer, x: Any) -> "Summary":
     dtype = jnp.result_type(floats[0]) if floats else jnp.float32
     watched = root.watch()
 
-    def call(key: jax.Array, x: Any) -> None:
+    def call(key: Key, x: Input) -> None:
         ps, st = setup(key, watched, dtype)
         watched(x, ps, st)
 
@@ -68,7 +75,7 @@ def summary(model: Layer, x: Any) -> "Summary":
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a summary tells of one layer."""
+    """A row of a summary: one layer, its output and its part of the vector."""
 
     path: str
     layer: Layer
@@ -81,13 +88,13 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Where the parameters are in the vector: `0:48`, or the first of several places."""
+        """Tell where the parameters are in the vector: `0:48`, or the first of several places."""
         first = [f"{start}:{stop}" for start, stop in self.places[:2]]
         return ", ".join(first) if len(self.places) < 3 else f"{first[0]}, ..."
 
     @property
     def below(self) -> "Iterator[Row]":
-        """The rows inside, in order."""
+        """Give the rows inside, in order."""
         for child in self.children:
             yield child
             yield from child.below
@@ -95,19 +102,22 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """What `fl.summary` returns."""
+    """A table of the layers of a model, made by `fl.summary`."""
 
     total: Row
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The layers inside in order; the model itself if there are none."""
+        """Return the layers inside in order; the model itself if there are none."""
         return tuple(self.total.below) or (self.total,)
 
     @property
     def grouped(self) -> Row:
-        """The total with equal neighbours joined: what is printed."""
+        """Return the total with equal neighbours joined, as it is printed."""
         return _grouped(self.total)
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
     def __repr__(self) -> str:
         head = ("path", "layer", "output shape", *_NUMBERS)
@@ -126,77 +136,73 @@ class _Seen:
         self.layer = layer
         self.path = path
         self.children: list[_Seen] = []
-        self.arguments: Any = None
-        self.output: Any = None
+        self.arguments: tuple[PyTree, PyTree, PyTree] | None = None
+        self.output: PyTree = None
 
     def watch(self) -> "_Watched":
-        """The layer that calls this one and tells what with, and so do those inside."""
-        layer = self.layer
-        if not isinstance(layer, Wrapper) or sees_through(layer):
-            inside = {
-                name: _Seen(part, join_path(self.path, name)) for name, part in replaceable(layer).items()
-            }
-            try:
-                layer = with_children(layer, {name: seen.watch() for name, seen in inside.items()})
-                self.children = list(inside.values())
-            except (AttributeError, TypeError, ValueError):
-                pass  # Two names for one field, or a layer that will have no other child: it counts as one.
-        return _Watched(layer, self)
+        """Return a layer that calls this one and notes what with; so do those inside.
 
-    def note(self, arguments: Any, output: Any) -> None:
+        Children that share a field cannot be told apart, and are not watched.
+        """
+        parts = replaceable(self.layer)
+        if len(set(shared_names(self.layer).values())) < len(parts):
+            parts = {}
+        if isinstance(self.layer, Wrapper) and not sees_through(self.layer):
+            parts = {}
+        inside = {name: _Seen(part, join_path(self.path, name)) for name, part in parts.items()}
+        self.children = list(inside.values())
+        watched = {name: seen.watch() for name, seen in inside.items()}
+        try:
+            return _Watched(with_children(self.layer, watched), self)
+        except Exception as error:
+            name = self.path or constructor_name(self.layer)
+            error.add_note(
+                f"summary: puts a wrapper around each layer in {name!r}, to see what it is called with"
+            )
+            raise
+
+    def note(self, arguments: tuple[Input, Params, State], output: Output) -> None:
         if self.arguments is None:
             self.arguments, self.output = jax.tree.map(_type_of, (arguments, output))
 
 
-class _Watched(Wrapper):
-    layer: Layer
+class _Watched(Transparent):
     seen: _Seen
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, ps, st)
         self.seen.note((x, ps, st), y)
         return y, new
 
-    def __getattr__(self, name: str) -> Any:
-        # What the layer around it asks its child for, such as `self.encoder.out_dims`.
-        if name.startswith("_") or name == "layer":
-            raise AttributeError(name)
-        return getattr(self.layer, name)
 
-
-def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    return _struct(jax.typeof(leaf))
-
-
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+def _type_of(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
+    return as_struct(jax.typeof(leaf))
 
 
 class _Rows:
-    """The rows of a model: equal calls of equal layers are counted once."""
+    """The rows of a model, for which equal calls of equal layers are counted once."""
 
     def __init__(self, model: Layer):
         self.runs = {path: tuple(runs_of(slot)) for path, slot in model.layout.slots()}
         self.length = model.layout.length
-        self.known: dict[Any, float | None] = {}
+        self.known: dict[Hashable, float | None] = {}
 
     def row(self, seen: _Seen) -> Row:
         names = (join_path(seen.path, name) for name in seen.layer.layout.view_shapes)
         places = joined(run for name in names for run in self.runs.get(name, ()))
         size = sum(stop - start for start, stop in places)
-        called = seen.arguments is not None
         return Row(
             path=seen.path,
             layer=seen.layer,
-            output_shape=_shapes(seen.output) if called else None,
+            output_shape=None if seen.arguments is None else _shapes(seen.output),
             parameters=size,
             places=places,
             share=100 * size / self.length if self.length else 0.0,
-            flops=self.flops(seen.layer, seen.arguments) if called else 0.0,
+            flops=0.0 if seen.arguments is None else self.flops(seen.layer, seen.arguments),
             children=tuple(map(self.row, seen.children)),
         )
 
-    def flops(self, layer: Layer, arguments: Any) -> float | None:
+    def flops(self, layer: Layer, arguments: tuple[PyTree, PyTree, PyTree]) -> float | None:
         leaves, structure = jax.tree.flatten(arguments)
         call = layer, structure, tuple(leaves)
         if call not in self.known:
@@ -204,57 +210,11 @@ class _Rows:
         return self.known[call]
 
 
-def _shapes(y: Any) -> Any:
-    def is_array(part: Any) -> bool:
+def _shapes(y: Output) -> PyTree:
+    def is_array(part: object) -> bool:
         return isinstance(part, ComponentVector)
 
     return jax.tree.map(lambda leaf: tuple(leaf.shape), y, is_leaf=is_array)
-
-
-# Counting operations
-
-
-def flops(f: Any, *types: Any) -> float | None:
-    """The floating-point operations of a call, by XLA; `None` where it does not tell."""
-    traced = jax.jit(f).trace(*types)
-    once, rest = _counted(traced.lower()), _of_later_passes(traced.jaxpr.jaxpr)
-    return None if once is None or rest is None else once + rest
-
-
-def _counted(lowered: Any) -> float | None:
-    cost = lowered.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) and cost else cost
-    # A program without operations has no such entry.
-    number = cost.get("flops", 0.0) if isinstance(cost, dict) else -1.0
-    return float(number) if number >= 0 else None
-
-
-def _of_later_passes(jaxpr: Any) -> float | None:
-    """XLA counts the body of a loop once: what it left out of those that run a known number of times."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        passes = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        for body in _bodies(eqn.params.values()):
-            once = _counted(_lowered(body)) if passes > 1 else 0.0
-            rest = _of_later_passes(body.jaxpr)
-            if once is None or rest is None:
-                return None
-            total += (passes - 1) * once + passes * rest
-    return total
-
-
-def _bodies(parameters: Iterable[Any]) -> Iterator[jex.ClosedJaxpr]:
-    for value in parameters:
-        if isinstance(value, jex.ClosedJaxpr):
-            yield value
-        elif isinstance(value, jex.Jaxpr):
-            yield jex.ClosedJaxpr(value, ())
-        elif isinstance(value, tuple | list):
-            yield from _bodies(value)
-
-
-def _lowered(body: jex.ClosedJaxpr) -> Any:
-    return jax.jit(jex.jaxpr_as_fun(body)).lower(*map(_struct, body.in_avals))
 
 
 # Text
@@ -267,7 +227,7 @@ def _cells(row: Row, path: str) -> list[Any]:
     return [
         # A path may break after a dot, but not within `layer_1..layer_3`.
         filled(re.split(r"(?<=[^.]\.)(?=[^.])", path), ""),
-        title_of(row.layer) if row.children else one_line(row.layer),
+        constructor_name(row.layer) if row.children else one_line(row.layer),
         "not called" if row.output_shape is None else str(row.output_shape),
         f"{row.parameters:_}" if row.parameters else "",
         row.place,
@@ -277,6 +237,7 @@ def _cells(row: Row, path: str) -> list[Any]:
 
 
 def flops_text(number: float | None) -> str:
+    """Write a number of operations: `8_485`, `128 M`, `?` if it is not known."""
     if number is None:
         return "?"
     return f"{round(number):_}" if number < 1e6 else scaled(number / 1e6, ("M", "G", "T", "P"))
@@ -290,13 +251,13 @@ def _grouped(row: Row) -> Row:
     )
 
 
-def _without_place(row: Row) -> Any:
+def _without_place(row: Row) -> tuple[Any, ...]:
     inside = tuple(map(_without_place, row.children))
     return row.layer, row.output_shape, row.parameters, row.flops, inside
 
 
 def _together(rows: Sequence[Row]) -> Row:
-    """Equal neighbours as one row."""
+    """Join equal neighbours to one row."""
     if len(rows) == 1:
         return rows[0]
     around = rows[0].path.rpartition(".")[0]

@@ -1,7 +1,6 @@
 """Numbers and tables as text."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import wadler_lindig as wl
 
@@ -12,12 +11,12 @@ _NARROWEST = 8
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 parameter`, `1_056 parameters`."""
+    """Write `1 parameter`, `1_056 parameters`."""
     return f"{n:_} {noun}{'s' * (n != 1)}"
 
 
 def scaled(n: float, units: Sequence[str]) -> str:
-    """A number with three digits and a unit, each a thousand times the one before."""
+    """Write a number with three digits and a unit, each a thousand times the one before."""
     for unit in units[:-1]:
         if n < 999.5:
             return f"{n:.3g} {unit}"
@@ -26,11 +25,12 @@ def scaled(n: float, units: Sequence[str]) -> str:
 
 
 def bytes_text(n: int) -> str:
+    """Write `1 byte`, `260 bytes`, `3.52 kB`."""
     return counted(n, "byte") if n < 1000 else scaled(n / 1000, ("kB", "MB", "GB", "TB"))
 
 
 def filled(pieces: Sequence[str], gap: str = " ") -> wl.AbstractDoc:
-    """Pieces of text on as few lines as they need."""
+    """Put pieces of text on as few lines as they need."""
     first, *rest = pieces
     # Each break is a group of its own: it breaks if the next piece does not fit.
     more = [(wl.BreakDoc(gap) + wl.TextDoc(piece)).group() for piece in rest]
@@ -38,15 +38,16 @@ def filled(pieces: Sequence[str], gap: str = " ") -> wl.AbstractDoc:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[Any]], foot: Sequence[Any] = (), right: str = ""
+    head: Sequence[str], rows: Sequence[Sequence[object]], foot: Sequence[object] = (), right: str = ""
 ) -> str:
-    """Columns under their heads, within `WIDTH`.
+    """Write columns under their heads, within `WIDTH`.
 
     **Arguments:**
 
-    - `head`: the heads; those that `right` has are of columns of numbers.
-    - `rows`: a cell a column, text or a document of wadler-lindig, which breaks where it has to.
+    - `head`: the heads.
+    - `rows`: one cell per column, text or a document of wadler-lindig, which breaks where it has to.
     - `foot`: one more row, under a rule.
+    - `right`: the heads of the columns of numbers, which are aligned to the right, with spaces in between.
     """
     body = [[_as_doc(cell) for cell in row] for row in [*rows, *([foot] if foot else [])]]
     numbers = [name in right.split() for name in head]
@@ -59,12 +60,12 @@ def table(
     return "\n".join(line for row in lines for line in row)
 
 
-def _as_doc(cell: Any) -> wl.AbstractDoc:
+def _as_doc(cell: object) -> wl.AbstractDoc:
     return cell if isinstance(cell, wl.AbstractDoc) else filled(str(cell).split(" ")).nest(2)
 
 
 def _widths(head: Sequence[str], body: list[list[wl.AbstractDoc]], numbers: list[bool]) -> list[int]:
-    """What each column needs; where that is too much in all, heads break, then the widest texts."""
+    """Return what each column needs; if that is too much in all, break heads, then the widest texts."""
     needed = [max(len(wl.pformat(row[i], width=1000)) for row in body) for i in range(len(head))]
     for heads in (head, [max(name.split(" "), key=len) for name in head]):
         widths = [max(width, len(name)) for width, name in zip(needed, heads, strict=True)]

@@ -8,15 +8,17 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ..types import DType, PyTree
 from ..vectors.names import describe, join_path
+from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
 from .table import table
 
 
-def tree(ps: Any) -> "Tree":
-    """What numbers there are: the range, the mean and the spread of each leaf of a vector or a state.
+def tree(ps: PyTree) -> "Tree":
+    """Show the numbers of a vector or a state: the range, the mean and the spread of each leaf.
 
-    The numbers are those that are finite; how many are not is said, too. Leaves whose numbers are not known,
+    Only finite numbers count; how many are not finite is shown, too. Leaves whose numbers are not known,
     because they are traced, or that are no real numbers, are shown by shape and dtype alone.
 
     **Arguments:**
@@ -41,8 +43,8 @@ def tree(ps: Any) -> "Tree":
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
-    """What `fl.tree` tells of one leaf; `note` is what else there is to say."""
+class LeafRow:
+    """A row of a `Tree`: the numbers of one leaf; `note` is what else there is to say."""
 
     path: str
     shape: tuple[int, ...] = ()
@@ -58,10 +60,13 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tree:
-    """What `fl.tree` returns."""
+    """A table of the leaves of a vector or a state, made by `fl.tree`."""
 
     title: str
-    rows: tuple[Leaf, ...]
+    rows: tuple[LeafRow, ...]
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -79,25 +84,27 @@ class Tree:
 NUMBERS = ("min", "max", "mean", "std")
 
 
-def numbers_of(row: Leaf) -> tuple[float | None, ...]:
+def numbers_of(row: LeafRow) -> tuple[float | None, ...]:
+    """Return the numbers of a row in the order of `NUMBERS`."""
     return row.min, row.max, row.mean, row.std
 
 
 def number_text(number: float | None) -> str:
+    """Write a number with four digits, nothing if it is not known."""
     return "" if number is None else f"{number:.4g}"
 
 
-def notes_of(row: Leaf) -> str:
-    """What is not finite, and the note."""
+def notes_of(row: LeafRow) -> str:
+    """Tell how many numbers are not finite, and the note."""
     bad = [f"{n:_} {name}" for n, name in ((row.nan, "nan"), (row.inf, "inf")) if n]
     return ", ".join([*bad, *([row.note] if row.note else [])])
 
 
-def _title(ps: Any) -> str:
+def _title(ps: PyTree) -> str:
     return describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
 
 
-def _leaves(part: Any, path: str) -> Iterator[Leaf]:
+def _leaves(part: PyTree, path: str) -> Iterator[LeafRow]:
     if isinstance(part, ComponentVector) and hasattr(part.data, "shape"):
         yield from _leaves_of_vector(part, path)
         return
@@ -109,7 +116,7 @@ def _leaves(part: Any, path: str) -> Iterator[Leaf]:
         yield from _leaves(child, join_path(path, name))
 
 
-def _leaves_of_vector(vector: ComponentVector, path: str) -> Iterator[Leaf]:
+def _leaves_of_vector(vector: ComponentVector, path: str) -> Iterator[LeafRow]:
     data, layout = vector.data, vector.layout
     known = not isinstance(data, Tracer | jax.ShapeDtypeStruct)
     numbers = np.asarray(data) if known else None
@@ -120,8 +127,8 @@ def _leaves_of_vector(vector: ComponentVector, path: str) -> Iterator[Leaf]:
         yield dataclasses.replace(row, note=f"is {layout.ties[name]}") if name in layout.ties else row
 
 
-def _inside(part: Any) -> Mapping[str, Any] | None:
-    """The parts of a mapping or a tuple by name."""
+def _inside(part: PyTree) -> Mapping[str, Any] | None:
+    """Return the parts of a mapping or a tuple by name, `None` for anything else."""
     if isinstance(part, Mapping):
         return {str(name): child for name, child in part.items()}
     if isinstance(part, tuple | list):
@@ -130,14 +137,14 @@ def _inside(part: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _statistics(leaf: Any, path: str) -> Leaf:
+def _statistics(leaf: PyTree, path: str) -> LeafRow:
     if leaf is None or isinstance(leaf, bool | str):
-        return Leaf(path, note=repr(leaf))
+        return LeafRow(path, note=repr(leaf))
     if not hasattr(leaf, "shape") and isinstance(leaf, int | float | complex):
         leaf = np.asarray(leaf)
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        return Leaf(path, note=describe(leaf))
-    bare = Leaf(path, tuple(leaf.shape), str(leaf.dtype))
+        return LeafRow(path, note=describe(leaf))
+    bare = LeafRow(path, tuple(leaf.shape), str(leaf.dtype))
     if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) or not _is_real(leaf.dtype):
         return bare
     numbers = np.asarray(leaf).astype(np.float64)
@@ -150,5 +157,5 @@ def _statistics(leaf: Any, path: str) -> Leaf:
     return dataclasses.replace(bare, min=float(finite.min()), max=float(finite.max()), mean=mean, std=std)
 
 
-def _is_real(dtype: Any) -> bool:
+def _is_real(dtype: DType) -> bool:
     return any(jax.numpy.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))

@@ -1,7 +1,5 @@
 """`AugmentedNDE`: more dimensions for a neural differential equation."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import numpy as np
 from ..core.composite import Container
 from ..core.fields import Size
 from ..core.layer import Layer, call
+from ..types import Input, Output, Params, PyTree, State
 from ..vectors.names import describe
-from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 
 
@@ -18,21 +16,21 @@ _ARRAYS = (jax.Array, np.ndarray, ComponentVector)
 
 
 class AugmentedNDE(Container):
-    """Solve a differential equation with dimensions added that start at zero: `y = nde([x, 0])`.
+    """Solve a differential equation with dimensions added that start at zero: `y = model([x, 0])`.
 
     Trajectories do not cross, so that some maps are no flow; with more dimensions they are (Dupont et al.,
     2019). The result has the extra dimensions as well, for the layers that follow.
 
     **Arguments:**
 
-    - `nde`: the layer that solves, such as `NeuralODE`, in the larger dimension.
-    - `extra`: how many dimensions are added.
+    - `model`: the layer that solves, such as `NeuralODE`, in the larger dimension.
+    - `extra`: the number of dimensions that are added.
 
     **Inputs:** an array `(..., n)`, or a tuple, such as `(position, velocity)` or `(z0, control)`, each
-    array of which gets them. **Returns:** what `nde` returns for `(..., n + extra)`: all dimensions, and
+    array of which gets them. **Returns:** what `model` returns for `(..., n + extra)`: all dimensions, and
     time leading if it saves at times.
 
-    **Parameters and states:** those of the equation, under `nde`.
+    **Parameters and states:** those of the equation, under `model`.
 
     **Raises:** `ValueError` for an `extra` below 1 and for an input without an axis.
 
@@ -45,25 +43,25 @@ class AugmentedNDE(Container):
     (5, 3)
     """
 
-    nde: Layer
+    model: Layer
     extra: Size
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        y, new = self.nde(self._augmented(x), ps.nde, st.nde)
-        return y, st.replace(nde=new)
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+        y, new = self.model(self._augmented(x), ps.model, st.model)
+        return y, st.replace(model=new)
 
-    def solve(self, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
+    def solve(self, x: Input, ps: Params, st: State) -> tuple[PyTree, State]:
         """Solve, and return `(solution, st)` with the solver's own solution object.
 
         **Arguments:** as for a call of the layer.
         """
         return call(self, self._solve, x, ps, st)
 
-    def _solve(self, x: Any, ps: Any, st: Any) -> tuple[Any, Record]:
-        solution, new = self.nde.solve(self._augmented(x), ps.nde, st.nde)  # pyright: ignore
-        return solution, st.replace(nde=new)
+    def _solve(self, x: Input, ps: Params, st: State) -> tuple[PyTree, State]:
+        solution, new = self.model.solve(self._augmented(x), ps.model, st.model)  # pyright: ignore
+        return solution, st.replace(model=new)
 
-    def _augmented(self, x: Any) -> Any:
+    def _augmented(self, x: Input) -> Input:
         if isinstance(x, tuple):
             return tuple(self._augmented(part) if isinstance(part, _ARRAYS) else part for part in x)
         if not jnp.ndim(x):

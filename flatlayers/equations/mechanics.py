@@ -1,7 +1,6 @@
 """Equations of motion from one learned scalar: `HamiltonianNN` and `LagrangianNN`."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import diffrax
 import jax
@@ -11,8 +10,8 @@ import lineax as lx
 from ..core.composite import Wrapper
 from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, is_traced
+from ..types import Array, Input, Params, State, Time
 from ..vectors.names import describe
-from ..vectors.record import Record
 
 
 class HamiltonianNN(Wrapper):
@@ -29,8 +28,8 @@ class HamiltonianNN(Wrapper):
 
     **Arguments:**
 
-    - `model`: the layer that gives `H`, a scalar a sample. Its gradient is the field, so its activations are
-        best smooth (`tanh`, `softplus`), not `relu`.
+    - `model`: the layer that gives `H`, a scalar per sample. Its gradient is the field, so its activations
+        are best smooth (`tanh`, `softplus`), not `relu`.
 
     **Inputs:** `x` of shape `(..., 2n)`: positions `q`, then momenta `p`. **Returns:** `(dx/dt, st)`, of
     the shape of `x`.
@@ -66,16 +65,16 @@ class HamiltonianNN(Wrapper):
 
     model: Layer
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Array, State]:
         x = _halves(x, "positions and momenta")
         gradient, st = _gradient(self.model, x, ps, st)
         by_q, by_p = jnp.split(gradient, 2, -1)
         return jnp.concatenate([by_p, -by_q], -1), st
 
     def separable_terms(self) -> tuple[diffrax.ODETerm, diffrax.ODETerm]:
-        """The terms of `dq/dt = dT/dp` and `dp/dt = -dV/dq`, for `diffrax.SemiImplicitEuler`.
+        """Return the terms of `dq/dt = dT/dp` and `dp/dt = -dV/dq`, for `diffrax.SemiImplicitEuler`.
 
-        They are those of a separable energy, `H(q, p) = T(p) + V(q)`, which is not checked: each gradient
+        They hold for a separable energy, `H(q, p) = T(p) + V(q)`, which is not checked: each gradient
         is taken with zeros for the other half.
 
         **Returns:** two `diffrax.ODETerm`s, for a state `y0 = (q, p)` and `args = (ps, st)`. The state is
@@ -100,8 +99,8 @@ class LagrangianNN(Wrapper):
 
     **Arguments:**
 
-    - `model`: the layer that gives `L`, a scalar a sample. It is differentiated twice, so its activations are
-        to be smooth (`tanh`, `softplus`): with `relu` the mass matrix is zero.
+    - `model`: the layer that gives `L`, a scalar per sample. It is differentiated twice, so its activations
+        are to be smooth (`tanh`, `softplus`): with `relu` the mass matrix is zero.
 
     **Inputs:** `x` of shape `(..., 2n)`: positions `q`, then velocities `v`. **Returns:** `(dx/dt, st)`, of
     the shape of `x`.
@@ -125,7 +124,7 @@ class LagrangianNN(Wrapper):
 
     model: Layer
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Array, State]:
         x = _halves(x, "positions and velocities")
         gradient, hessian, st = jax.linearize(lambda x: _gradient(self.model, x, ps, st), x, has_aux=True)
         n = x.shape[-1] // 2
@@ -145,29 +144,30 @@ class _Half:
     layer: HamiltonianNN
     moved: int
 
-    def __call__(self, t: Any, y: Any, args: tuple[Any, Record]) -> Any:
+    def __call__(self, t: Time, y: Array, args: tuple[Params, State]) -> Array:
         rest = jnp.zeros_like(y)
         halves = [rest, y] if self.moved == 0 else [y, rest]
         change, _ = self.layer(jnp.concatenate(halves, -1), *args)
         return jnp.split(change, 2, -1)[self.moved]
 
 
-def _halves(x: Any, what: str) -> jax.Array:
+def _halves(x: Input, what: str) -> Array:
+    """Return `x` as an array of two halves, named `what`."""
     x = as_floating(x)
     if x.ndim == 0 or x.shape[-1] % 2 or x.shape[-1] == 0:
         raise ValueError(f"expected x of shape (..., 2n), {what}, found shape {x.shape}")
     return x
 
 
-def _gradient(model: Layer, x: jax.Array, ps: Any, st: Any) -> tuple[jax.Array, Any]:
-    """The gradient of each sample's scalar, by one gradient of their sum, and the model's new state."""
+def _gradient(model: Layer, x: Array, ps: Params, st: State) -> tuple[Array, State]:
+    """Return the gradient of each sample's scalar, by that of their sum, and the model's new state."""
 
-    def total(x: jax.Array) -> tuple[jax.Array, Any]:
+    def total(x: Array) -> tuple[Array, State]:
         y, new = model(x, ps, st)
         lead = x.shape[:-1]
         if not hasattr(y, "shape") or y.shape not in (lead, (*lead, 1)):
             raise ValueError(
-                f"expected a model that returns a scalar a sample, of shape {lead} or {(*lead, 1)}, "
+                f"expected a model that returns a scalar per sample, of shape {lead} or {(*lead, 1)}, "
                 f"found {describe(y)}"
             )
         return jnp.sum(y), new
@@ -175,11 +175,11 @@ def _gradient(model: Layer, x: jax.Array, ps: Any, st: Any) -> tuple[jax.Array, 
     return jax.grad(total, has_aux=True)(x)
 
 
-def _solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """`matrix⁻¹ vector` for each sample. A singular matrix is an error where numbers are known."""
+def _solve(matrix: Array, vector: Array) -> Array:
+    """Return `matrix⁻¹ vector` for each sample. A singular matrix is an error where numbers are known."""
     dtype = at_least_float32(matrix.dtype)
 
-    def one(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    def one(matrix: Array, vector: Array) -> Array:
         operator = lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
         # Not `throw`: an adaptive solver rejects a step that is not finite and tries a smaller one.
         return lx.linear_solve(operator, vector, lx.LU(), throw=False).value

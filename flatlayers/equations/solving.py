@@ -1,192 +1,386 @@
-"""What the layers with a solver inside share: defaults, the state rule, statistics, the solve itself."""
+"""`SolverLayer`: the base of the layers that solve a differential equation by diffrax."""
 
-import functools
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from ..adjoints import _diffrax
-from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
-from ..core.fields import Check
-from ..core.layer import Layer
-from ..core.setup import count_states
-from ..core.values import hashable, plain
+from ..core.fields import Finite, Flag, Size
+from ..core.layer import Layer, as_layer, call
+from ..core.values import plain
 from ..dtypes import common_real_dtype, is_complex, is_floating, promoted
+from ..types import Args, Array, Input, Key, Output, Params, PyTree, State, Time, Y
 from ..vectors.layout import check_same_layout
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
+from . import model_states
 from .controllers import fitted
+from .failures import check_solution, check_start
+from .options import Adjoint, Controller, End, Event, SaveAt, Solver, default_adjoint
 from .solver_dtypes import Dtypes
-from .times import Times
+from .statistics import initial_statistics, statistics_of
+from .times import Times, canonical, check_first_step, check_saves_values, saves_final_only
 
 
-# Defaults
-
-
-SOLVER = diffrax.Tsit5()
-CONTROLLER = diffrax.PIDController(rtol=1e-4, atol=1e-6)
-
-
-def default_adjoint(event: Any = None, max_steps: int | None = 4096) -> diffrax.AbstractAdjoint:
-    """How a solve with these options is differentiated where a layer's `adjoint` is `None`.
-
-    By `AdaptiveCheckpointAdjoint`, and as diffrax does by default where that does not apply.
-    """
-    if event is not None or max_steps is None or not _diffrax.is_tested():
-        return diffrax.RecursiveCheckpointAdjoint()
-    return AdaptiveCheckpointAdjoint()
-
-
-# Options: fields of a layer, so hashable
-
-
-def _end(value: Any) -> float:
-    if isinstance(value, bool | np.bool_ | str | Tracer) or np.ndim(value):
-        raise TypeError
-    if math.isnan(value):
-        raise ValueError
-    return float(value)
-
-
-# The end of a solve, which is infinite if an event ends it.
-End = Annotated[float, Check("a finite number, or an infinite one with an event", _end)]
-
-
-def check_end(layer: Any) -> None:
-    """Raise for an infinite `t1` without an event."""
-    if math.isinf(layer.t1) and layer.event is None:
-        raise ValueError(
-            f"{type(layer).__name__}.t1: expected a finite number without an event, found {layer.t1}"
-        )
-
-
-def freeze_options(layer: Layer, *names: str) -> None:
-    """Bring fields that hold arrays into their final form, in `__post_init__`: values with a hash."""
-    for name in names:
-        object.__setattr__(layer, name, hashable(getattr(layer, name)))
-
-
-def time_dtype(y0: Any) -> np.dtype:
-    """The real dtype of a state. Diffrax's default would turn a float32 state into float64 with x64 on."""
-    return common_real_dtype(y0)
-
-
-# The state rule: frozen during the solve, then that of one evaluation at the initial point
-
-
-def model_states(model: Layer, key: jax.Array, name: str = "model") -> dict[str, Record]:
-    """What a layer's `states` has for a model inside: `{name: its states}`, or nothing if it has none."""
-    states = Record(model.states(key))
-    return {name: states} if count_states(states) else {}
-
-
-def model_state(model: Layer, st: Record, name: str = "model") -> Record:
-    """The state that the model has during the whole solve."""
-    return st[name] if name in st else Record(model.states(jax.random.key(0)))
-
-
-def state_after(model: Layer, x: Any, ps: Any, st: Record, name: str = "model") -> Record:
-    """The state after the solve: `x` is the model's input at the initial point. No state, no evaluation."""
-    return st.replace(**{name: model(x, ps, st[name])[1]}) if name in st else st
-
-
-# Statistics
-
-
-COUNTS = ("num_steps", "num_accepted_steps", "num_rejected_steps")
-
-
-def initial_stats(*more: str) -> dict[str, Any]:
-    """The statistics of no solve, as `states` has them under `stats`; `more`: the names of further counts."""
-    return {name: jnp.zeros((), jnp.int32) for name in (*COUNTS, *more, "result")}
-
-
-def stats_of(solution: diffrax.Solution, **more: Any) -> Record:
-    """The statistics of a solve: diffrax's counts, and the code of its `RESULTS` as an integer.
-
-    Of a batch of solves: the largest counts, and the worst code.
-    """
-    (code,) = jax.tree.leaves(solution.result)
-    counts = {name: jnp.max(solution.stats[name], initial=0) for name in COUNTS}
-    stats = counts | more | {"result": _worst(code)}
-    return Record({name: jnp.asarray(value, jnp.int32) for name, value in stats.items()})
-
-
-def _worst(code: jax.Array) -> jax.Array:
-    """The largest code of a failure, else that of an event, else that of success, which is 0."""
-    (event,) = jax.tree.leaves(diffrax.RESULTS.event_occurred)
-    failures = jnp.max(jnp.where(code == event, 0, code), initial=0)
-    return jnp.where(failures > 0, failures, jnp.max(code, initial=0))
-
-
-def evaluations(solver: Any, solution: diffrax.Solution) -> Any:
-    """How often the steps of an explicit Runge-Kutta method evaluated the field; -1 for any other method.
-
-    Diffrax does not count them: these are the stages of all steps, less a first one that is the last of the
-    step before. The few that choose a first step, or begin it again, are not in it.
-    """
-    if not isinstance(solver, diffrax.AbstractERK):
-        return -1
-    tableau: Any = solver.tableau
-    reused = int(tableau.fsal)
-    return jnp.max(solution.stats["num_steps"], initial=0) * (tableau.num_stages - reused) + reused
-
-
-# Solving
-
-
-def integrate(
-    layer: Any,
-    terms: Callable[[Dtypes], diffrax.AbstractTerm],
-    times: Times,
-    y0: Any,
-    args: Any,
-    outputs: Any,
-    *,
-    solver: diffrax.AbstractSolver = SOLVER,
-    controller: diffrax.AbstractStepSizeController = CONTROLLER,
-) -> diffrax.Solution:
-    """Solve with the options of a layer, all in one dtype; what is saved has that of the state.
+@dataclass(frozen=True)
+class Start:
+    """The start of a solve, as `SolverLayer.inputs` makes it of what the layer is called with.
 
     **Arguments:**
 
-    - `layer`: has the fields `solver`, `stepsize_controller`, `adjoint`, `max_steps`, `throw` and perhaps
-        `event`.
-    - `terms`: gives the terms for the dtypes of the solve.
-    - `times`, `y0`, `args`: as given. Whatever varies is in `args`: adjoints do not see what a vector field
-        closes over.
-    - `outputs`: a pytree of what the models return from `y0`, of which the dtypes count.
-    - `solver`, `controller`: where the fields are `None`.
+    - `y0`: the state at the start: an array, a `ComponentVector` or any pytree of arrays.
+    - `data`: what else `field` is called with, a tuple of pytrees. Whatever varies goes in here: an adjoint
+        does not see what a vector field closes over.
+    - `each`: more of it, but with the leading axes of the batch: with `batching="each"` a sample gets its
+        own part.
+    - `times`: the times of the solve; `None` are those of the layer's fields.
+    - `batch_axes`: the number of leading axes that `batching="each"` solves sample by sample; `None` is all
+        but the last of `y0`.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> class Cooling(fl.SolverLayer):  # of x = (temperature, surroundings)
+    ...     def inputs(self, x, ps, st):
+    ...         temperature, surroundings = x
+    ...         return fl.Start(temperature, data=(surroundings,)), st
+    ...
+    ...     def field(self, t, y, surroundings, ps, st):
+    ...         return surroundings - y, st
+    >>> layer = Cooling(t1=10.0)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> y, st = layer((90.0, 20.0), ps, st)
+    >>> print(f"{y:.1f}")
+    20.0
     """
-    controller = plain(layer.stepsize_controller) or controller
+
+    y0: Y
+    data: tuple[PyTree, ...] = ()
+    each: tuple[PyTree, ...] = ()
+    times: Times | None = None
+    batch_axes: int | None = None
+
+
+class SolverLayer(Layer):
+    """The base of layers that solve a differential equation by diffrax: `NeuralODE`, `NeuralSDE` and others.
+
+    It has the options of a solve, its statistics, its errors and the rule for states, `forward` and `solve`.
+    A new layer is a class with this base and, for the models inside, `fl.Wrapper` (one model, whose
+    parameters are the layer's) or `fl.Container` (parameters and states by name). It defines `field`, and may
+    define others of these:
+
+    - `field(t, y, *data, ps, st)` → `(dy/dt, st)`: the vector field. `ps` are the layer's parameters. `st`
+        are the states of the models inside, as `fl.Wrapper` and `fl.Container` have them.
+    - `inputs(x, ps, st)` → `(fl.Start, st)`: the state at the start, and data for the field, made of what the
+        layer is called with. By default `x` is the state at the start.
+    - `terms(y0, args, dtypes)`: the terms for diffrax. By default an `ODETerm` of `field`. A vector field
+        `f(t, y, args)` of one's own goes through `dtypes.field(f)`; `args` are `(ps, st, *data)`.
+    - `check(y0, args)`: raises unless the models fit to the state, and returns the shapes and dtypes of what
+        they give. By default `field` gives what is like `y0`.
+    - `outputs(solution)`: what a call returns. By default the final state, or the saved ones.
+    - `state_after(t, y, *data, ps, st)`: the states of the models after the solve. By default those that
+        `field` returns.
+
+    Each field of the class that is annotated as `fl.Layer` may be given a function. An option that makes no
+    sense for a layer is taken away by an annotation such as `event: ClassVar[None] = None`.
+
+    During the solve the states of the models are frozen, so that the vector field is a function; after it,
+    they are those of one evaluation at the initial point. The parameter vector is unpacked once, outside
+    the solve. `forward` and `solve` need not be written again.
+
+    **Arguments:** all by keyword.
+
+    - `t0`, `t1`: the start and the end of the solve; an infinite `t1` needs an event.
+    - `saveat`: the times to save at, or a `diffrax.SaveAt`; `None` saves the final state. One with
+        `dense=True` is for `solve`, whose solution can be evaluated at any time. A time that lies outside of
+        an end by no more than rounding, 4 units of the end's last place in the dtype of the times, is taken
+        for the end; all others are as they are.
+    - `solver`: a diffrax solver.
+    - `stepsize_controller`: a step size controller of diffrax.
+    - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
+        default with an event or without `max_steps`.
+    - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st, *data)`, those
+        of `field`. Times and states to save after the end are infinite.
+    - `dt0`: the first step, or `None` to let the controller choose it.
+    - `max_steps`: the most steps the solver may take. With `None` an adaptive solve ends, without success,
+        where its steps become too short to change the time.
+    - `with_time`: whether the models are called with `(t, y)` instead of `y`; `self.at(t, y)` is the one or
+        the other.
+    - `batching`: `"shared"` solves a batch as one system, with the same steps for all samples. With `"each"`
+        it is solved sample by sample: the last axis is the state, and each sample takes its own steps. The
+        models then see one sample, and one state for all of them: a dropout mask is shared, and the state
+        after the solve is that of the first sample.
+    - `throw`: whether a failed solve raises; its result code is in the state either way.
+
+    **States:** `stats` of the last solve, integers: `num_steps, num_accepted_steps, num_rejected_steps`;
+    `num_evaluations` of the field in the steps of an explicit Runge-Kutta method, else -1; `result`, the code
+    of diffrax's `RESULTS`, 0 for success. With `batching="each"` they are the largest counts and the worst
+    code. And the states of each model under the name of its field, if it has any.
+
+    **Raises:** `TypeError` for an option of another kind; `ValueError` for options out of range (NaN among
+    them), for times outside of `t0` to `t1` or that the solve's dtype does not tell apart, and for a field
+    that is not like the state. With `throw`, `ValueError` for a start that is not finite (under `jax.jit` the
+    error of Equinox), and the error of diffrax for a solve that fails: by too many steps, or by numbers that
+    are not finite.
+
+    >>> import diffrax
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import flatlayers as fl
+    >>> class ReactionDiffusion(fl.SolverLayer, fl.Container):
+    ...     model: fl.Layer  # the reaction, from one number to one
+    ...
+    ...     def parameters(self):
+    ...         return {**super().parameters(), "rate": fl.Param((), fl.initializers.ones)}
+    ...
+    ...     def field(self, t, y, ps, st):  # on a ring of points: y (..., points)
+    ...         reaction, model = self.model(y[..., None], ps.model, st.model)
+    ...         neighbours = jnp.roll(y, 1, -1) + jnp.roll(y, -1, -1)
+    ...         return ps.rate * (neighbours - 2 * y) + reaction[..., 0], st.replace(model=model)
+    >>> layer = ReactionDiffusion(lambda y: y * (1 - y), t1=20.0, solver=diffrax.Heun())
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> y, st = layer(jnp.zeros((5, 32)).at[:, 0].set(0.1), ps, st)
+    >>> print(f"{y.mean():.2f}", y.shape, 0 < st.stats.num_accepted_steps <= st.stats.num_steps)
+    1.00 (5, 32) True
+    """
+
+    _: KW_ONLY
+    t0: Finite = 0.0
+    t1: End = 1.0
+    saveat: SaveAt | None = None
+    solver: Solver = diffrax.Tsit5()
+    stepsize_controller: Controller = diffrax.PIDController(rtol=1e-4, atol=1e-6)
+    adjoint: Adjoint | None = None
+    event: Event | None = None
+    dt0: Finite | None = None
+    max_steps: Size | None = 4096
+    with_time: Flag = False
+    batching: Literal["shared", "each"] = "shared"
+    throw: Flag = True
+
+    def check_fields(self) -> None:
+        for name in self._models():
+            setattr(self, name, as_layer(getattr(self, name)))
+        where = type(self).__name__
+        if self.t1 is not None and math.isinf(self.t1) and self.event is None:
+            raise ValueError(f"{where}.t1: expected a finite number without an event, found {self.t1}")
+        check_first_step(f"{where}.dt0", self.t0, self.t1, self.dt0)
+        if self.saveat is not None:
+            self.saveat = canonical(self.saveat, self.t0, self.t1)
+        super().check_fields()
+
+    # What a layer may define; a signature `(*args: Any, **kwargs: Any)` lets it name the arguments
+
+    def field(self, t: Time, y: Y, *args: Any, **kwargs: Any) -> tuple[Y, State]:
+        """Return `(dy/dt, st)`, called with `(t, y, *data, ps, st)`."""
+        raise TypeError(f"{type(self).__name__} does not define `field(self, t, y, ps, st)`")
+
+    def inputs(self, x: Input, ps: Params, st: State) -> tuple[Start, State]:
+        """Return the start of the solve, made of what the layer is called with, and the state."""
+        return Start(x), st
+
+    def check(self, y0: Y, args: Args) -> PyTree:
+        """Return the shapes and dtypes of what the models give at `y0`; raise unless they fit to it."""
+        return check_field(VectorField(self), y0, args)
+
+    def terms(self, y0: Y, args: Args, dtypes: Dtypes) -> diffrax.AbstractTerm:
+        """Return the terms of the equation for diffrax."""
+        return diffrax.ODETerm(dtypes.field(VectorField(self)))
+
+    def outputs(self, solution: diffrax.Solution) -> Output:
+        """Return what a call of the layer does: the final state, or the saved ones with time leading."""
+        ys = time_leading(solution)
+        return jax.tree.map(lambda y: y[-1], ys) if saves_final_only(self.saveat) else ys
+
+    def state_after(self, t: Time, y: Y, *args: Any, **kwargs: Any) -> State:
+        """Return the models' states after an evaluation, called with `(t, y, *data, ps, st)`."""
+        return self.field(t, y, *args, **kwargs)[1]
+
+    # Calls
+
+    def at(self, t: Time, y: Y) -> Input:
+        """Return the input of a model: `(t, y)` or, without `with_time`, `y`."""
+        return (t, y) if self.with_time else y
+
+    def states(self, key: Key) -> dict[str, State]:
+        own = super().states(key)
+        parts = own if self._only is None else {self._only: own}
+        return {"stats": Record(initial_statistics()), **model_states.with_any(Record(parts))}
+
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+        check_saves_values(self.saveat)
+        solution, st = self._solve(x, ps, st)
+        return self.outputs(solution), st
+
+    def solve(self, x: Input, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
+        """Solve, and return `(solution, st)` with diffrax's own solution object.
+
+        With `SaveAt(dense=True)`, `solution.evaluate(t)` is the state at any time. With `batching="each"`
+        every array in the solution has the leading axes of the batch: `jax.vmap` over it takes one at a time.
+
+        **Arguments:** as for a call of the layer.
+        """
+        return call(self, self._solve, x, ps, st)
+
+    def _solve(self, x: Input, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
+        start, st = self.inputs(x, ps, st)
+        return self.run(start, ps, st)
+
+    def run(self, start: Start, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
+        """Solve from a start: `(solution, st)`, by parameters that are unpacked."""
+        start = dataclasses.replace(start, y0=check_start(start.y0, self.throw))
+        solution = self._integrate(start, ps, st)
+        st = self._after(start, ps, st)
+        counts = statistics_of(plain(self.solver), solution)
+        return solution, st.replace(stats=st.stats.replace(**counts))
+
+    def integrate(
+        self, x: Input, t0: Time, t1: Time, saveat: SaveAt | None, ps: Params, st: State
+    ) -> diffrax.Solution:
+        """Solve from `t0` to `t1` with the layer's other options, and return diffrax's solution alone.
+
+        **Arguments:**
+
+        - `x`: as for a call of the layer.
+        - `t0`, `t1`: numbers or arrays, which may differ from sample to sample under `jax.vmap`.
+        - `saveat`: as the field.
+        - `ps`, `st`: parameters, which are best given unpacked, and the state of the layer.
+        """
+        start, st = self.inputs(x, ps, st)
+        return self._integrate(dataclasses.replace(start, times=Times(t0, t1, self.dt0, saveat)), ps, st)
+
+    def _integrate(self, start: Start, ps: Params, st: State) -> diffrax.Solution:
+        y0 = jax.tree.map(jnp.asarray, start.y0)
+        args = (ps, self._frozen(st), *start.data)
+        times = start.times or self.times
+
+        def solve(y0: Y, each: tuple[PyTree, ...]) -> diffrax.Solution:
+            return diffeqsolve(self, times, y0, (*args, *each))
+
+        for _ in range(self._batch_axes(start)):
+            solve = jax.vmap(solve)
+        return solve(y0, start.each)
+
+    @property
+    def times(self) -> Times:
+        """The times of the fields."""
+        return Times(self.t0, self.t1, self.dt0, self.saveat)
+
+    def _batch_axes(self, start: Start) -> int:
+        """Return the number of leading axes that are solved sample by sample."""
+        if self.batching == "shared":
+            return 0
+        return batch_axes(start.y0) if start.batch_axes is None else start.batch_axes
+
+    # States
+
+    @classmethod
+    def _models(cls) -> list[str]:
+        """Return the names of the fields that are annotated as layers."""
+        fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        return [field.name for field in fields if field.type in (Layer, "Layer", "fl.Layer")]
+
+    @property
+    def _only(self) -> str | None:
+        """The name of the model whose parameters are the layer's; `None` if they are by name."""
+        return self._models()[0] if "" in self.children() else None
+
+    def _named_models(self) -> model_states.Models:
+        """Return the models inside by their names in the state."""
+        return {name or self._models()[0]: model for name, model in self.children().items()}
+
+    def _frozen(self, st: State) -> State:
+        """Return the models' states during the whole solve, as `field` takes them."""
+        states = model_states.frozen(self._named_models(), st)
+        return states if self._only is None else states[self._only]
+
+    def _after(self, start: Start, ps: Params, st: State) -> State:
+        """Return the state after the solve. Without states of models there is no evaluation."""
+        if not any(name in st for name in self._named_models()):
+            return st
+        t0, axes = (start.times or self.times).t0, self._batch_axes(start)
+        y0, each = jax.tree.map(lambda leaf: leaf[(0,) * axes], (start.y0, start.each))
+        t = jnp.asarray(t0, common_real_dtype(start.y0))
+        new = self.state_after(t, y0, *start.data, *each, ps, self._frozen(st))
+        return model_states.replaced(st, new if self._only is None else Record({self._only: new}))
+
+    def constructor_arguments(self) -> Iterator[tuple[str, object, bool]]:
+        """Give the arguments that make an equal layer; those by position come first, as in a call."""
+        yield from sorted(super().constructor_arguments(), key=lambda argument: argument[2])
+
+
+@dataclass(frozen=True)
+class VectorField:
+    """The vector field of a layer, as diffrax calls it. Equal layers give equal fields, traced once."""
+
+    layer: SolverLayer
+
+    def __call__(self, t: Time, y: Y, args: Args) -> Y:
+        ps, st, *data = args
+        dy, _ = self.layer.field(t, y, *data, ps, st)
+        return like_state(dy, y)
+
+
+def like_state(dy: Y, y: Y) -> Y:
+    """Return a derivative as a `ComponentVector` if the state is one."""
+    return ComponentVector(dy, y.layout) if isinstance(y, ComponentVector) and is_array(dy) else dy
+
+
+def is_array(x: object) -> bool:
+    """Tell whether it is an array of JAX."""
+    return isinstance(x, jax.Array)
+
+
+def time_leading(solution: diffrax.Solution) -> PyTree:
+    """Return the saved states, with time before the axes of a batch that was solved sample by sample."""
+    axes = jnp.ndim(solution.stats["num_steps"])
+    return jax.tree.map(lambda y: jnp.moveaxis(y, axes, 0), solution.ys)
+
+
+def batch_axes(y0: Y) -> int:
+    """Return the number of axes before the last one. **Raises:** unless all arrays have them in common."""
+    batches = {jnp.shape(leaf)[:-1] for leaf in jax.tree.leaves(y0)}
+    if len(batches) != 1 or not all(map(jnp.size, jax.tree.leaves(y0))):
+        raise ValueError(
+            'expected y0 of shape (*batch, n) with batching="each", the same batch for all of its arrays '
+            f"and not empty, found {describe(y0)}"
+        )
+    return len(batches.pop())
+
+
+# The solve itself
+
+
+def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.Solution:
+    """Solve with the options of a layer, all in one dtype; what is saved has that of the state."""
+    outputs = layer.check(y0, args)
+    controller, event = plain(layer.stepsize_controller), plain(layer.event)
     state = common_real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
-    event = plain(getattr(layer, "event", None))
     # Diffrax looks for the zero of an event's condition in JAX's own dtype.
     least = state if getattr(event, "root_finder", None) is None else promoted(state, promoted())
-    dtypes = Dtypes(state, times.dtype(least, isinstance(controller, diffrax.ConstantStepSize)))
-    controller = fitted(controller, dtypes, layer.max_steps)
+    solver_dtype = times.dtype(least, isinstance(controller, diffrax.ConstantStepSize))
+    dtypes = Dtypes.of(y0, outputs, state, solver_dtype)
     adjoint = plain(layer.adjoint)
-    if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for their cotangents as well
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     solution = diffrax.diffeqsolve(
-        terms(dtypes),
-        dtypes.options(plain(layer.solver) or solver),
+        layer.terms(y0, args, dtypes),
+        dtypes.options(plain(layer.solver)),
         t0=t0,
         t1=t1,
         dt0=dt0,
         y0=dtypes.inside(y0),
         args=args,
         saveat=saveat,
-        stepsize_controller=controller,
+        stepsize_controller=fitted(controller, dtypes, layer.max_steps),
         adjoint=adjoint or default_adjoint(event, layer.max_steps),
         event=_in_dtype(event, dtypes),
         max_steps=layer.max_steps,
@@ -201,10 +395,10 @@ def integrate(
 class _Condition(eqx.Module):
     """The condition of an event, its value in the dtype of the solve."""
 
-    function: Callable[..., Any]
+    function: Callable[..., Array]
     dtype: np.dtype = eqx.field(static=True)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
         value = jnp.asarray(self.function(*args, **kwargs))
         return value.astype(self.dtype) if is_floating(value) else value
 
@@ -212,72 +406,16 @@ class _Condition(eqx.Module):
 def _in_dtype(event: diffrax.Event | None, dtypes: Dtypes) -> diffrax.Event | None:
     if event is None:
         return None
-    found: diffrax.Event = dtypes.options(event)
+    found = dtypes.options(event)
     conditions = jax.tree.map(lambda f: _Condition(f, dtypes.solver), found.cond_fn, is_leaf=callable)
     return eqx.tree_at(lambda event: event.cond_fn, found, conditions, is_leaf=callable)
 
 
-# Failures
+def check_field(field: Callable[[Time, Y, Args], Y], y0: Y, args: Args) -> PyTree:
+    """Return the shapes and dtypes of `field(t, y0, args)`; raise unless they are those of `y0`.
 
-
-def require(ok: Any, message: str, token: Any) -> Any:
-    """`token`, a pytree of arrays; raises unless `ok`: `ValueError` if it is known, else Equinox's error."""
-    if isinstance(ok, Tracer):
-        return eqx.error_if(token, ~ok, message)
-    if not ok:
-        raise ValueError(message)
-    return token
-
-
-def check_start(y0: Any, throw: bool) -> Any:
-    """`y0` as arrays. With `throw`, numbers that are not finite raise."""
-    y0 = jax.tree.map(jnp.asarray, y0)
-    if not throw or not jax.tree.leaves(y0):
-        return y0
-    return require(all_finite(y0), "expected an initial state of finite numbers, found NaN or infinity", y0)
-
-
-def check_solution(solution: diffrax.Solution, y0: Any, throw: bool) -> diffrax.Solution:
-    """The solution, with the code `nonfinite` if it started from, or saved, numbers that are not finite.
-
-    Steps of any kind can end there, adaptive ones by an overflow. A code of diffrax's own stays, unless the
-    start was not finite. With `throw`, all codes but success and that of an event raise.
-    """
-    fine = _saved_finite(solution) | ~diffrax.is_okay(solution.result)
-    fine = fine if throw else fine & all_finite(y0)  # `check_start` has raised
-    nonfinite: Any = diffrax.RESULTS.nonfinite
-    result = diffrax.RESULTS.where(fine, solution.result, nonfinite)
-    solution = eqx.tree_at(lambda s: s.result, solution, result)
-    return result.error_if(solution, ~diffrax.is_okay(result)) if throw else solution
-
-
-def _saved_finite(solution: diffrax.Solution) -> Any:
-    """Whether all that was saved is finite; after the end, times and values are infinite."""
-    if solution.ys is None:
-        return all_finite(solution.evaluate(solution.t1)) if solution.interpolation is not None else True
-
-    def until_end(t: Any, y: Any) -> Any:
-        return jnp.where(jnp.isfinite(jnp.expand_dims(t, range(1, y.ndim))), y, jnp.zeros_like(y))
-
-    values = jax.tree.map(
-        lambda t, ys: jax.tree.map(functools.partial(until_end, t), ys), solution.ts, solution.ys
-    )
-    return all_finite(values)
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """Whether all floating numbers of a pytree are finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in leaves], jnp.array(True))
-
-
-# Calls
-
-
-def check_field(field: Callable[..., Any], y0: Any, args: Any) -> Any:
-    """What `field(t, y0, args)` is like; raises unless that is `y0`. Nothing is computed.
-
-    The time is of the state's dtype here, so that it does not count for the dtype of the solve.
+    Nothing is computed. The time is of the state's dtype here, so that it does not count for the dtype of
+    the solve.
     """
     dy = jax.eval_shape(field, jax.ShapeDtypeStruct((), common_real_dtype(y0)), y0, args)
     if isinstance(y0, ComponentVector) and isinstance(dy, ComponentVector):
@@ -288,5 +426,5 @@ def check_field(field: Callable[..., Any], y0: Any, args: Any) -> Any:
     return dy
 
 
-def _differ(dy: Any, y0: Any) -> bool:
+def _differ(dy: Array, y0: Array) -> bool:
     return dy.shape != y0.shape or (is_complex(dy) and not is_complex(y0))

@@ -1,7 +1,7 @@
-"""The times of a solve: what the fields of a layer say, and the arrays that the solver takes."""
+"""The times of a solve: as the fields of a layer have them, and as arrays for the solver."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..adjoints._diffrax import sub_saveats
-from ..core.values import hashable, plain
+from ..core.values import Hashable, hashable, plain
 from ..dtypes import at_least_float32, is_floating, promoted
+from ..types import Array, Time
+from .options import SaveAt
 
 
 FINAL = diffrax.SaveAt(t1=True)
@@ -26,36 +28,30 @@ NEIGHBOUR, WHOLE = 1 / 4, 1e-4
 # Fields of a layer
 
 
-def freeze_times(layer: Any) -> None:
-    """Check the times of a layer in `__post_init__`, and bring its `saveat` into the final form.
+def check_first_step(where: str, t0: float | None, t1: float | None, dt0: float | None) -> None:
+    """Raise for a first step away from the end. An end that is `None` comes with the input."""
+    if t0 is not None and t1 is not None and dt0 is not None and t0 != t1 and not dt0 * (t1 - t0) > 0:
+        raise ValueError(f"{where}: expected a step from t0={t0} towards t1={t1}, found {dt0}")
 
-    Times become a tuple of floats from `t0` to `t1`, anything else hashable. An end that is `None` comes with
-    the input: the solver then checks the times.
+
+def canonical(saveat: SaveAt, t0: float | None, t1: float | None) -> tuple[float, ...] | Hashable:
+    """Return the field `saveat` in its final form, so that equal layers are equal.
+
+    Times become a tuple of floats from `t0` to `t1`, as a `SaveAt` with times alone does; any other `SaveAt`
+    becomes hashable. If an end is `None`, the solver checks the times.
     """
-    t0, t1, dt0 = layer.t0, layer.t1, layer.dt0
-    if None not in (t0, t1, dt0) and t0 != t1 and not dt0 * (t1 - t0) > 0:
-        raise ValueError(
-            f"{type(layer).__name__}.dt0: expected a step from t0={t0} towards t1={t1}, found {dt0}"
-        )
-    if hasattr(layer, "saveat"):
-        object.__setattr__(layer, "saveat", _canonical(plain(layer.saveat), t0, t1))
-
-
-def _canonical(saveat: Any, t0: float | None, t1: float | None) -> Any:
-    """Times as a tuple of floats; a `SaveAt` with times alone as well, so that equal nodes are equal."""
-    if saveat is None:
-        return None
-    if not isinstance(saveat, diffrax.SaveAt):
-        return tuple(_between(saveat, t0, t1).tolist())
-    arrays = save_times(saveat)
+    given: diffrax.SaveAt | Sequence[float] | np.ndarray = plain(saveat)
+    if not isinstance(given, diffrax.SaveAt):
+        return tuple(_between(given, t0, t1).tolist())
+    arrays = save_times(given)
     times = [_between(ts, t0, t1) for ts in arrays]
-    if len(arrays) == 1 and bool(eqx.tree_equal(saveat, diffrax.SaveAt(ts=arrays[0]))):
+    if len(arrays) == 1 and bool(eqx.tree_equal(given, diffrax.SaveAt(ts=arrays[0]))):
         return tuple(times[0].tolist())
-    return hashable(eqx.tree_at(save_times, saveat, times) if times else saveat)
+    return hashable(eqx.tree_at(save_times, given, times) if times else given)
 
 
-def _between(times: Any, t0: float | None, t1: float | None) -> np.ndarray:
-    """The times as float64, one that lies outside of an end by no more than rounding on that end."""
+def _between(times: Array | Sequence[float] | np.ndarray, t0: float | None, t1: float | None) -> np.ndarray:
+    """Return the times as float64; one that is outside by no more than rounding becomes the end itself."""
     given = np.asarray(times).ravel()
     found = given.astype(float)
     inside, room = found, 0.0
@@ -71,22 +67,22 @@ def _between(times: Any, t0: float | None, t1: float | None) -> np.ndarray:
     return inside
 
 
-def save_times(saveat: diffrax.SaveAt) -> list[Any]:
-    """The arrays of times in a `SaveAt`."""
+def save_times(saveat: diffrax.SaveAt) -> list[Array]:
+    """Return the arrays of times in a `SaveAt`."""
     return [sub.ts for sub in sub_saveats(saveat) if sub.ts is not None]
 
 
-def check_saves_values(saveat: Any) -> None:
+def check_saves_values(saveat: SaveAt | None) -> None:
     """Raise for a `SaveAt` that gives no values for a call to return."""
     if isinstance(saveat, diffrax.SaveAt) and saveat.subs is None:
         raise ValueError(
             f"expected saveat to save values, which a call returns, found {saveat}; "
-            "use `solution, st = layer.solve(y0, ps, st)`, or add t1=True"
+            "use `solution, st = layer.solve(x, ps, st)`, or add t1=True"
         )
 
 
-def saves_final_only(saveat: Any) -> bool:
-    """Whether the field `saveat` means the final state alone, which has no time axis then."""
+def saves_final_only(saveat: SaveAt | None) -> bool:
+    """Tell whether the field `saveat` asks for the final state alone, which then has no time axis."""
     if isinstance(saveat, diffrax.SaveAt):
         return bool(eqx.tree_equal(saveat.subs, FINAL.subs))
     return saveat is None
@@ -106,16 +102,16 @@ class Times:
     - `saveat`: what to save, as the field of a layer or as a `diffrax.SaveAt`.
     """
 
-    t0: Any
-    t1: Any
+    t0: Time
+    t1: Time
     dt0: float | None = None
-    saveat: Any = None
+    saveat: SaveAt | None = None
 
     def dtype(self, state: np.dtype, constant: bool) -> np.dtype:
-        """The dtype that they have in a solve with that real dtype of its state.
+        """Return the dtype of these times in a solve whose state has the real dtype `state`.
 
-        At least float32, and float64 if these times are given so as arrays, or if float32 does not tell
-        them apart. `constant`: whether all steps are `dt0`. **Raises:** `ValueError` if there is no such
+        It is at least float32, and float64 if these times are given so as arrays, or if float32 does not tell
+        them apart. With `constant`, all steps are `dt0`. **Raises:** `ValueError` if there is no such
         dtype.
         """
         arrays, known = self._given()
@@ -130,8 +126,8 @@ class Times:
             "or use float64 (jax_enable_x64)"
         )
 
-    def arrays(self, dtype: np.dtype) -> tuple[jax.Array, jax.Array, jax.Array | None, diffrax.SaveAt]:
-        """`(t0, t1, dt0, saveat)` as arrays of a dtype, for the solver."""
+    def arrays(self, dtype: np.dtype) -> tuple[Array, Array, Array | None, diffrax.SaveAt]:
+        """Return `(t0, t1, dt0, saveat)` as arrays of a dtype, for the solver."""
         t0, t1, dt0 = (None if t is None else jnp.asarray(t, dtype) for t in (self.t0, self.t1, self.dt0))
         return t0, t1, dt0, self._saveat(dtype)  # pyright: ignore[reportReturnType]
 
@@ -144,8 +140,11 @@ class Times:
         saveat = eqx.tree_at(save_times, saveat, replace_fn=lambda ts: self._as_array(ts, dtype))
         return jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_floating(x) else x, saveat)
 
-    def _as_array(self, times: Any, dtype: np.dtype) -> jax.Array:
-        """Save times as an array. Where the ends are arrays, times could not be brought onto them before."""
+    def _as_array(self, times: Array | np.ndarray, dtype: np.dtype) -> Array:
+        """Return save times as an array.
+
+        Ends that are arrays were not known before: only here can times be brought onto them.
+        """
         ends = [t for t in (self.t0, self.t1) if isinstance(t, jax.Array)]
         array = jnp.asarray(times, dtype)
         if not ends or isinstance(times, jax.Array):
@@ -158,8 +157,8 @@ class Times:
         room = ULPS * eps * jnp.where(array < low, abs(low), abs(high))
         return jnp.where(abs(array - inside) <= room, inside, array)
 
-    def _given(self) -> tuple[list[jax.Array], np.ndarray]:
-        """The times that are arrays of JAX, and the others, which are known: sorted, without duplicates."""
+    def _given(self) -> tuple[list[Array], np.ndarray]:
+        """Return the times that are arrays of JAX, and all others, which are known, sorted and distinct."""
         saveat = plain(self.saveat)
         saved = save_times(saveat) if isinstance(saveat, diffrax.SaveAt) else [saveat or ()]
         arrays = [t for t in (self.t0, self.t1, *saved) if isinstance(t, jax.Array)]
@@ -168,7 +167,7 @@ class Times:
         return arrays, times[np.isfinite(times)]
 
     def _problem(self, times: np.ndarray, constant: bool, dtype: np.dtype) -> str | None:
-        """What is wrong with the known times in a dtype, if anything."""
+        """Return a text that says what is wrong with the known times in a dtype; `None` if nothing is."""
         rounded = times.astype(dtype).astype(float)
         gaps = np.concatenate([[np.inf], np.diff(times), [np.inf]])
         room = np.minimum(NEIGHBOUR * np.minimum(gaps[:-1], gaps[1:]), WHOLE * gaps[1:-1].sum())

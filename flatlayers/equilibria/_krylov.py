@@ -14,13 +14,13 @@ Product = Callable[[jax.Array], jax.Array]
 
 
 class Accuracy(NamedTuple):
-    """When a solution counts, and what it may cost.
+    """The conditions for a solution to count, and its cost.
 
     - `aim`: the norm of the residual `b - A x`, relative to that of `b` or of `x`, whichever is larger.
     - `slack`: the error of `x`, relative to `x`. Rounding in `A` may keep the residual above the aim: then
         it is the change of `x` by another cycle. And an `x` so large that `aim |x| > slack |b|` is none:
         the inverse of `A` is larger still, and `A` perhaps singular.
-    - `most`: how many products with `A`.
+    - `most`: the largest number of products with `A`.
     """
 
     aim: float
@@ -38,7 +38,7 @@ class _State(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """What a cycle knows after so many products."""
+    """The basis of a cycle after so many products."""
 
     products: jax.Array
     rows: jax.Array  # (restart + 1, n): orthonormal, zero where not used
@@ -84,7 +84,7 @@ def _unfinished(most: int, state: _State) -> jax.Array:
 
 
 def _cycle(product: Product, b: jax.Array, restart: int, accuracy: Accuracy, state: _State) -> _State:
-    """One cycle of at most `restart` steps, from the residual of `x`."""
+    """Run one cycle of at most `restart` steps, from the residual of `x`."""
     size = _norm(b)
     aim = accuracy.aim * jnp.maximum(size, _norm(state.x))
     basis = _basis(product, b, state.x, restart, aim)
@@ -96,7 +96,7 @@ def _cycle(product: Product, b: jax.Array, restart: int, accuracy: Accuracy, sta
     residual = first[0]
     reached = residual <= aim * _norm(basis.null)
     regular = accuracy.aim * _norm(x) <= accuracy.slack * size
-    # Where the last cycle came to the aim by its own account, the residual is that of rounding.
+    # If the last cycle came to the aim by its own account, the residual is that of rounding.
     least = jnp.where(state.reached, _ROUNDING, _CRAWL)
     return _State(
         x,
@@ -112,7 +112,7 @@ _ROUNDING, _CRAWL = 0.5, 0.999
 
 
 def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.Array) -> _Basis:
-    """The residual and an orthonormal basis of its Krylov space, until a solution in it comes to the aim.
+    """Return the residual and an orthonormal basis of its Krylov space, which has a solution that will do.
 
     The residual is the first product of the same loop: so the program has `A` once.
     """
@@ -127,7 +127,7 @@ def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.
         null = -jnp.dot(basis.null, column, precision="highest") / length.astype(new.dtype)
         null = basis.null.at[i].set(jnp.where(first, 1, null))
         column = column.at[i].set(length.astype(new.dtype))
-        # What has come to the aim stays as it is while others go on.
+        # A system that has come to the aim stays as it is while others go on.
         columns = jnp.where(basis.going, column, basis.columns[:, i])
         null = jnp.where(basis.going, null, basis.null)
         residual = jnp.where(first, length, basis.columns[0, 0]) / _norm(null)
@@ -149,7 +149,7 @@ def _basis(product: Product, b: jax.Array, x: jax.Array, restart: int, aim: jax.
 
 
 def _orthogonal(rows: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`v` without its parts along the rows, and these parts. Twice is enough (Kahan and Parlett)."""
+    """Return `v` without its parts along the rows, and these parts. Twice is enough (Kahan and Parlett)."""
     first = _dot("ij,j->i", rows, v)
     v = v - _dot("i,ij->j", first, rows)
     second = _dot("ij,j->i", rows, v)

@@ -1,8 +1,13 @@
-"""How a fixed point is differentiated: implicitly, by phantom gradients, or through the solver."""
+"""Adjoints for fixed points: implicit ones, phantom gradients, and those that go through the solver.
+
+The arguments of `apply`, which optimistix calls, are not public: its loop is the last input of `primal_fn`,
+and `rewrite_fn` is the residual `fn(y) - y`. Tested with optimistix 0.1; `check_version` says so with another
+version.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -11,10 +16,31 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from ..core.fields import Size, check_module_fields, number
-from ..dtypes import at_least_float32
-from ..equations.solving import time_dtype
+from ..dtypes import at_least_float32, common_real_dtype
+from ..types import Args, Array, PyTree, Y
 from ._krylov import Accuracy, gmres
-from .accelerated import as_python
+from .accelerated import Fn, Options, Tags, as_python
+
+
+# `primal_fn(inputs)` gives the root and the rest; `rewrite_fn(root, rest, inputs)` is zero there.
+Primal = Callable[[PyTree], tuple[Y, PyTree]]
+Rewrite = Callable[[Y, PyTree, PyTree], Y]
+Solver = optx.AbstractFixedPointSolver | optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver
+T = TypeVar("T")
+
+
+def is_tested(version: str = optx.__version__) -> bool:
+    """Tell whether this is a version of optimistix that the adjoints are tested with."""
+    return version.split(".")[:2] == ["0", "1"]
+
+
+def check_version(version: str = optx.__version__) -> None:
+    """Raise `ImportError` unless the adjoints are tested with this version of optimistix."""
+    if not is_tested(version):
+        raise ImportError(
+            "expected optimistix >= 0.1 and < 0.2, which flatlayers' adjoints are tested with, found "
+            f"{version}; install one of these, or use optimistix's own optimistix.ImplicitAdjoint()"
+        )
 
 
 class PhantomAdjoint(optx.AbstractAdjoint):
@@ -30,7 +56,8 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     - `k`: the number of steps.
     - `tau`: the damping, above 0 and at most 1.
 
-    **Raises:** `ValueError` for a `k` below 1, or another `tau`; `TypeError` for what is no number.
+    **Raises:** `ValueError` for a `k` below 1, or another `tau`; `TypeError` for what is no number;
+    `ImportError` for a version of optimistix that this is not tested with.
 
     Reference: Geng et al., "On Training Implicit Models", NeurIPS 2021.
 
@@ -48,13 +75,14 @@ class PhantomAdjoint(optx.AbstractAdjoint):
     tau: Annotated[float, number(above=0, high=1)] = eqx.field(default=0.8, converter=as_python)
 
     def __check_init__(self) -> None:
+        check_version()
         check_module_fields(self)
 
-    def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
-        """Called by optimistix: `rewrite_fn` is the residual `fn(y) - y`."""
+    def apply(self, primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, tags: Tags) -> tuple[Y, PyTree]:
+        """Return the root and the rest; called by optimistix."""
         root, rest = jax.tree.map(_constant, primal_fn((*_constants(inputs), _while_loop)))
 
-        def step(y: Any, _: Any) -> Any:
+        def step(y: Y, _: None) -> tuple[Y, None]:
             residual = rewrite_fn(y, rest, inputs)
             return jax.tree.map(lambda y, r: y + self.tau * r, y, residual), None
 
@@ -66,14 +94,14 @@ class PhantomAdjoint(optx.AbstractAdjoint):
 class ImplicitAdjoint(optx.AbstractAdjoint):
     """The implicit function theorem, with a linear system that is solved as well as the arithmetic allows.
 
-    Where `optimistix.ImplicitAdjoint` always raises, an unsolved system is NaN in all of the gradient
-    without `throw`. Derivatives of any order, forward and reverse.
+    Without `throw` an unsolved system makes the whole gradient NaN, where `optimistix.ImplicitAdjoint` always
+    raises. Derivatives of any order, forward and reverse.
 
     **Arguments:**
 
     - `tolerance`: that of the forward solve. For a contraction of rate `r`, the error of a solution is up to
         `1 / (1 - r)` times its residual; so the residual is brought to a thousandth of the tolerance.
-    - `most`: how many products with the Jacobian.
+    - `most`: the largest number of products with the Jacobian.
     - `throw`: whether a system that is not solved raises.
     """
 
@@ -81,12 +109,15 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
     most: int
     throw: bool
 
-    def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: Any) -> Any:
-        """Called by optimistix."""
+    def __check_init__(self) -> None:
+        check_version()
+
+    def apply(self, primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, tags: Tags) -> tuple[Y, PyTree]:
+        """Return the root and the rest; called by optimistix."""
         root, rest = _solved(primal_fn, rewrite_fn, (*inputs, _while_loop), self.linear_solve)
         return root, jax.tree.map(eqxi.nondifferentiable_backward, rest)
 
-    def linear_solve(self, product: Callable[[Any], Any], b: Any) -> Any:
+    def linear_solve(self, product: Callable[[Y], Y], b: Y) -> Y:
         """Solve `product(x) = b`, for any pytree, in float32 at least and by real numbers."""
         vector, restore = _as_vector(b)
         finest = jnp.finfo(vector.dtype).eps
@@ -108,20 +139,24 @@ _UNSOLVED = (
 
 
 @eqx.filter_custom_jvp
-def _solved(primal_fn: Any, rewrite_fn: Any, inputs: Any, linear_solve: Any) -> Any:
-    """`primal_fn(inputs)`: the root of `rewrite_fn(root, rest, inputs)`, and the rest, which is constant."""
+def _solved(
+    primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, linear_solve: Callable[..., Y]
+) -> tuple[Y, PyTree]:
+    """Return the root of `rewrite_fn(root, rest, inputs)`, and the rest, which is constant."""
     return jax.tree.map(jnp.asarray, primal_fn(inputs))
 
 
 @_solved.def_jvp
-def _solved_jvp(primals: Any, tangents: Any) -> Any:
+def _solved_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[PyTree, PyTree]:
     _, rewrite_fn, inputs, linear_solve = primals
     fixed, moving = eqx.partition(
         inputs, jax.tree.map(lambda t: t is None, tangents[2], is_leaf=lambda t: t is None)
     )
     root, rest = _solved(*primals)
+    # With the residual f(root, inputs) = 0: (df/droot) droot = -(df/dinputs) dinputs. Its transpose is
+    # the reverse mode; `custom_linear_solve` is told that both systems are solved in the same way.
 
-    def at_root(moving: Any) -> Any:
+    def at_root(moving: PyTree) -> Y:
         return rewrite_fn(root, rest, eqx.combine(moving, fixed))
 
     _, change = jax.jvp(at_root, (moving,), (tangents[2],))
@@ -131,32 +166,32 @@ def _solved_jvp(primals: Any, tangents: Any) -> Any:
     return (root, rest), (jax.tree.map(jnp.negative, step), constant)
 
 
-def _as_vector(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """All numbers as one real vector, in float32 at least; and the way back to the tree and its dtypes."""
+def _as_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """Return all numbers as one real vector, in float32 at least, and the way back to the tree."""
     leaves, structure = jax.tree.flatten(tree)
     parts = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
     with jax.numpy_dtype_promotion("standard"):
         dtype = at_least_float32(jnp.result_type(*parts) if parts else jnp.float32)
     ends = list(itertools.accumulate(part.size for part in parts))
 
-    def restore(vector: jax.Array) -> Any:
+    def restore(vector: Array) -> PyTree:
         split = iter(jnp.split(vector, ends[:-1]) if parts else ())
         return structure.unflatten([_like(x, split) for x in leaves])
 
     return jnp.concatenate([jnp.zeros(0, dtype), *(p.ravel().astype(dtype) for p in parts)]), restore
 
 
-def _like(x: jax.Array, parts: Iterator[jax.Array]) -> jax.Array:
+def _like(x: Array, parts: Iterator[Array]) -> Array:
     if jnp.iscomplexobj(x):
         real, imaginary = (next(parts).reshape(x.shape) for _ in range(2))
         return jax.lax.complex(real, imaginary).astype(x.dtype)
     return next(parts).reshape(x.shape).astype(x.dtype)
 
 
-NAMED = {"phantom": PhantomAdjoint(), "unroll": optx.RecursiveCheckpointAdjoint()}
+NAMED = {"phantom": PhantomAdjoint, "unroll": optx.RecursiveCheckpointAdjoint}
 
 
-def check_solver(solver: Any, adjoint: Any) -> None:
+def check_solver(solver: object, adjoint: object) -> None:
     """Raise unless both options are of the kinds that there are, and go together."""
     fits = isinstance(solver, optx.AbstractFixedPointSolver | optx.AbstractRootFinder)
     if not fits and not isinstance(solver, optx.AbstractLeastSquaresSolver):
@@ -172,37 +207,41 @@ def check_solver(solver: Any, adjoint: Any) -> None:
         raise ValueError(f"expected a solver of the equation itself for phantom gradients, found {solver!r}")
 
 
-def as_solver(solver: Any) -> Any:
-    """The solver, to run in the dtype of the state."""
+def as_solver(solver: Solver) -> Solver:
+    """Return the solver, to run in the dtype of the state."""
     if type(solver) is optx.FixedPointIteration:
         return _FixedPointIteration(solver.rtol, solver.atol, solver.norm, solver.damp)
     return solver
 
 
 class _FixedPointIteration(optx.FixedPointIteration):
-    """Optimistix's own begins with an error of JAX's default dtype, and no other state has that later on."""
+    """The solver of optimistix, with a first error of the dtype of the state, as all later ones have it."""
 
     def init(
-        self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any
-    ) -> Any:
+        self, fn: Fn, y: Y, args: Args, options: Options, f_struct: PyTree, aux_struct: PyTree, tags: Tags
+    ) -> PyTree:
         error = super().init(fn, y, args, options, f_struct, aux_struct, tags)
-        return jax.tree.map(lambda x: x.astype(time_dtype(y)), error)
+        return jax.tree.map(lambda x: x.astype(common_real_dtype(y)), error)
 
 
-def as_adjoint(adjoint: Any, solver: Any, max_steps: int, throw: bool) -> optx.AbstractAdjoint:
-    """The adjoint that the option means, for a solve with these."""
+def as_adjoint(
+    adjoint: optx.AbstractAdjoint | str | None, solver: Solver, max_steps: int, throw: bool
+) -> optx.AbstractAdjoint:
+    """Return the adjoint that the option means, for a solve with these options."""
+    if adjoint is None and not is_tested():
+        return optx.ImplicitAdjoint()
     if adjoint is None:
         return ImplicitAdjoint(max(solver.rtol, solver.atol), max(1000, 4 * max_steps), throw)
-    return NAMED[adjoint] if isinstance(adjoint, str) else adjoint
+    return NAMED[adjoint]() if isinstance(adjoint, str) else adjoint
 
 
 def _while_loop(*args: Any, **kwargs: Any) -> Any:
     return eqxi.while_loop(*args, kind="lax", **kwargs)
 
 
-def _constant(x: Any) -> Any:
+def _constant(x: T) -> T:
     return jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
 
 
-def _constants(tree: Any) -> Any:
+def _constants(tree: T) -> T:
     return jax.tree.map(_constant, tree)

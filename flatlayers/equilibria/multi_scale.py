@@ -1,26 +1,26 @@
 """`MultiScaleDeepEquilibriumNetwork`: the fixed point of several scales at once."""
 
-import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optimistix as optx
 
-from ..core.composite import Container
-from ..core.fields import Flag, Size
-from ..core.layer import Layer, WrappedFunction, as_layer, call
-from ..core.values import hashable, plain
+from ..core.fields import Size
+from ..core.layer import Layer, as_layer
+from ..core.values import Hashable
 from ..layers.shapes import as_dims, check_count
-from ..vectors.record import Record
-from .deq import DeepEquilibriumNetwork, float_dtype
+from ..types import Array, Input, Params, State
+from .deq import Equilibrium, float_dtype
+from .implicit import Solver
 
 
-class MultiScaleDeepEquilibriumNetwork(Container):
+Scales: TypeAlias = tuple[Array, ...]
+
+
+class MultiScaleDeepEquilibriumNetwork(Equilibrium):
     """A deep equilibrium of several scales (Bai, Koltun and Kolter, 2020): one fixed point of all `z_i`.
 
     `z_i = fusion_i(couplings[i][0](y_0) + couplings[i][1](y_1) + ...)`, with `y_0 = branches[0]((z_0, x))`
@@ -34,17 +34,19 @@ class MultiScaleDeepEquilibriumNetwork(Container):
         the sum; or `None`.
     - `solver`: as in `DeepEquilibriumNetwork`.
     - `scales`: the shape of each `z_i` without batch axes, as a tuple or an integer.
-    - `adjoint`, `max_steps`, `fixed_depth`, `jacobian_regularisation`, `throw`: as in
+    - `adjoint`, `max_steps`, `fixed_depth`, `jacobian_regularization`, `throw`: as in
         `DeepEquilibriumNetwork`.
 
-    **Inputs:** `x`, with as many axes after the batch axes as the first scale; or a tuple of an input a
-    scale, `None` for none, and then each branch that has one is called with `(z_i, x_i)`.
+    **Inputs:** `x`, with as many axes after the batch axes as the first scale; or a tuple of
+    one input per scale, or `None`, and then each branch that has one is called with `(z_i, x_i)`.
     **Returns:** `(z, st)` with the tuple of all `z_i`, of shapes `(..., *scale)`.
 
     **Parameters:** `branches.layer_0`, ..., `couplings.layer_0.layer_1`, ... and, if they are layers,
-    `fusion.layer_0`, .... **States:** the same, and those that `DeepEquilibriumNetwork` has of its own.
+    `fusion.layer_0`, .... **States:** the same, for those that have any, and those that
+    `DeepEquilibriumNetwork` has of its own.
 
-    **Raises:** `ValueError` for other numbers of layers than scales; what `DeepEquilibriumNetwork` raises.
+    **Raises:** `ValueError` for other numbers of layers than scales; and all that
+    `DeepEquilibriumNetwork` raises.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -62,79 +64,35 @@ class MultiScaleDeepEquilibriumNetwork(Container):
 
     branches: tuple[Layer, ...]
     couplings: tuple[tuple[Layer, ...], ...]
-    fusion: tuple[Layer, ...] | Callable[..., Any] | None
-    solver: Any
+    fusion: tuple[Layer, ...] | Callable[..., Array] | None
+    solver: Solver | Hashable
     scales: tuple[Size | tuple[Size, ...], ...]
-    _: KW_ONLY
-    adjoint: Any = None
-    max_steps: Size = 50
-    fixed_depth: Size | None = None
-    jacobian_regularisation: Size | Flag | None = None
-    throw: Flag = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(map(as_dims, self.scales)))
-        object.__setattr__(self, "solver", hashable(self.solver))
-        object.__setattr__(self, "adjoint", hashable(self.adjoint))
-        object.__setattr__(self, "branches", tuple(map(as_layer, self.branches)))
-        object.__setattr__(self, "couplings", tuple(tuple(map(as_layer, row)) for row in self.couplings))
+    def check_fields(self) -> None:
+        self.scales = tuple(map(as_dims, self.scales))
+        self.branches = tuple(map(as_layer, self.branches))
+        self.couplings = tuple(tuple(map(as_layer, row)) for row in self.couplings)
         if isinstance(self.fusion, tuple | list):
-            object.__setattr__(self, "fusion", tuple(map(as_layer, self.fusion)))
+            self.fusion = tuple(map(as_layer, self.fusion))
         n = len(self.scales)
         sized = {"branches": self.branches, "couplings": self.couplings, "fusion": self.fusion}
         sized |= {f"couplings[{i}]": row for i, row in enumerate(self.couplings)}
         for name, part in sized.items():
             if isinstance(part, tuple) and len(part) != n:
                 raise ValueError(f"expected {name} to have {n} parts, one for each scale, found {len(part)}")
-        _ = self.network
+        super().check_fields()
 
-    @functools.cached_property
-    def network(self) -> DeepEquilibriumNetwork:
-        """The deep equilibrium network of the tuple of scales that this is."""
-        return DeepEquilibriumNetwork(
-            _Scales(self.branches, self.couplings, self.fusion),
-            plain(self.solver),
-            init=WrappedFunction(_ZeroScales(tuple(map(as_dims, self.scales)))),
-            adjoint=plain(self.adjoint),
-            max_steps=self.max_steps,
-            fixed_depth=self.fixed_depth,
-            jacobian_regularisation=self.jacobian_regularisation,
-            throw=self.throw,
-        )
+    def start(self, x: Input, ps: Params, st: State) -> tuple[Scales, State]:
+        scales = tuple(map(as_dims, self.scales))
+        first = jnp.asarray(next(iter(jax.tree.leaves(x))))
+        batch = first.shape[: max(0, first.ndim - len(scales[0]))]
+        return tuple(jnp.zeros((*batch, *scale), float_dtype(first)) for scale in scales), st
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
-        own = {name: part for name, part in self.network.states(key).items() if name not in _PARTS}
-        return {**super().states(key), **own}
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        solution, st = self._solve(x, ps, st)
-        return solution.value, st
-
-    def solve(self, x: Any, ps: Any, st: Any) -> tuple[optx.Solution, Record]:
-        """Solve, and return `(solution, st)` with optimistix's own solution object."""
-        return call(self, self._solve, x, ps, st)
-
-    def _solve(self, x: Any, ps: Any, st: Any) -> tuple[optx.Solution, Record]:
-        names = self.children()
-        inner = Record({name: part for name, part in st.items() if name in names})
-        own = {name: part for name, part in st.items() if name not in names}
-        solution, new = self.network._solve(x, Record(model=ps, init={}), Record(own, model=inner, init={}))
-        return solution, st.replace(**new.model, **{name: new[name] for name in own})
-
-
-class _Scales(Container):
-    """One application of a `MultiScaleDeepEquilibriumNetwork`: called with the tuple of scales and `x`."""
-
-    branches: tuple[Layer, ...]
-    couplings: tuple[tuple[Layer, ...], ...]
-    fusion: tuple[Layer, ...] | Callable[..., Any] | None
-
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        zs, x = x
-        inputs = x if type(x) is tuple else (x, *(None,) * (len(zs) - 1))
-        check_count(len(inputs), len(zs), "scale")
-        zs = [z if x is None else (z, x) for z, x in zip(zs, inputs, strict=True)]
-        ys, branches = _call_each(self.branches, zs, ps.branches, st.branches)
+    def once(self, z: Scales, x: Input, ps: Params, st: State) -> tuple[Scales, State]:
+        inputs = x if type(x) is tuple else (x, *(None,) * (len(z) - 1))
+        check_count(len(inputs), len(z), "scale")
+        pairs = [z if x is None else (z, x) for z, x in zip(z, inputs, strict=True)]
+        ys, branches = _call_each(self.branches, pairs, ps.branches, st.branches)
         rows, couplings = [], st.couplings
         for i, row in enumerate(self.couplings):
             name = f"layer_{i}"
@@ -149,25 +107,13 @@ class _Scales(Container):
         return tuple(zs), st
 
 
-@dataclasses.dataclass(frozen=True)
-class _ZeroScales:
-    """Zeros for each scale, with the batch axes of the input."""
-
-    scales: tuple[tuple[int, ...], ...]
-
-    def __call__(self, x: Any) -> Any:
-        first = jnp.asarray(next(iter(jax.tree.leaves(x))))
-        batch = first.shape[: max(0, first.ndim - len(self.scales[0]))]
-        return tuple(jnp.zeros((*batch, *scale), float_dtype(first)) for scale in self.scales)
-
-
-def _call_each(layers: Any, xs: Any, ps: Any, st: Record) -> tuple[list[Any], Record]:
+def _call_each(
+    layers: Sequence[Layer], xs: Sequence[Input], ps: Params, st: State
+) -> tuple[list[Array], State]:
+    """Return the outputs of layers, each called with its own input, and their states."""
     ys = []
     for i, (layer, x) in enumerate(zip(layers, xs, strict=True)):
         y, new = layer(x, getattr(ps, f"layer_{i}"), st[f"layer_{i}"])
         ys.append(y)
         st = st.replace(**{f"layer_{i}": new})
     return ys, st
-
-
-_PARTS = ("model", "init")

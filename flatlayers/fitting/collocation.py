@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,30 @@ import numpy as np
 
 from ..core.fields import Positive, checked
 from ..dtypes import at_least_float32, floating, is_traced
-from ..equations.solving import require
+from ..equations.failures import require
+from ..types import Array, ArrayLike, DType
 from ..vectors.names import describe
 
 
+Function = Callable[[Array], Array]
+Kernel = Literal[
+    "epanechnikov",
+    "uniform",
+    "triangular",
+    "quartic",
+    "triweight",
+    "tricube",
+    "gaussian",
+    "cosine",
+    "logistic",
+    "sigmoid",
+    "silverman",
+]
+
+
 def collocate(
-    ts: Any, ys: Any, *, kernel: str = "epanechnikov", bandwidth: float | None = None
-) -> tuple[jax.Array, jax.Array]:
+    ts: ArrayLike, ys: ArrayLike, *, kernel: Kernel = "epanechnikov", bandwidth: ArrayLike | None = None
+) -> tuple[Array, Array]:
     """Smooth data and estimate its derivative, by local polynomials under a kernel (Liang and Wu, 2008).
 
     At each time `t`, `value` and `derivative` are the `a_0` and `b_1` of the polynomials that minimise
@@ -42,8 +59,8 @@ def collocate(
 
     **Returns:** `(values, derivatives)`, of the shape of `ys`.
 
-    **Raises:** `ValueError` for an unknown kernel, for shapes that do not go together, for less than three
-    times, for a bandwidth or times that are not finite and for a bandwidth with less than three distinct
+    **Raises:** `ValueError` for an unknown kernel, for shapes that do not go together, for fewer than three
+    times, for a bandwidth or times that are not finite and for a bandwidth with fewer than three distinct
     times under the kernel somewhere (Equinox's error under `jax.jit`); `TypeError` for complex data.
 
     >>> import jax.numpy as jnp
@@ -53,8 +70,7 @@ def collocate(
     >>> print(f"{derivatives[10]:.3f}")
     1.000
     """
-    if kernel not in _KERNELS:
-        raise ValueError(f"expected a kernel out of {', '.join(_KERNELS)}, found {kernel!r}")
+    kernel = checked(Kernel, "kernel", kernel)
     ys = floating(ys)
     if jnp.iscomplexobj(ys):
         raise TypeError(f"expected real ys, found {describe(ys)}; collocate real and imaginary parts")
@@ -81,22 +97,23 @@ def collocate(
     return tuple(out.reshape(ys.shape).astype(ys.dtype) for out in (values, derivatives))
 
 
-def default_bandwidth(ts: jax.Array) -> jax.Array:
-    """The bandwidth that `None` stands for."""
+def default_bandwidth(ts: Array) -> Array:
+    """Return the bandwidth that `None` stands for."""
     n = len(ts)
     return jnp.maximum(n ** (-2 / 7) * math.log(n) ** (-1 / 16), 2.5 * jnp.diff(jnp.sort(ts)).max())
 
 
-def _as_bandwidth(bandwidth: Any, dtype: Any) -> jax.Array:
+def _as_bandwidth(bandwidth: ArrayLike, dtype: DType) -> Array:
+    """Return the bandwidth as an array. **Raises:** unless it is finite and above 0."""
     if not is_traced(bandwidth):
         return jnp.asarray(checked(Positive, "bandwidth", bandwidth), dtype)
-    fine = jnp.isfinite(bandwidth) & (bandwidth > 0)
-    message = "expected bandwidth: a finite number above 0"
-    return require(fine, message, bandwidth.astype(dtype))
+    width = jnp.asarray(bandwidth)
+    fine = jnp.isfinite(width) & (width > 0)
+    return require(fine, "expected bandwidth: a finite number above 0", width.astype(dtype))
 
 
-def _enough_times(ts: jax.Array, weights: jax.Array) -> tuple[Any, str, jax.Array]:
-    """What is required of the weights: three distinct times with a weight that counts."""
+def _enough_times(ts: Array, weights: Array) -> tuple[Array, str, Array]:
+    """Return the arguments of `require`: three distinct times have to have a weight that counts."""
     size = jnp.abs(weights)
     counts = size > jnp.finfo(size.dtype).eps * size.max(axis=1, keepdims=True)
     # Of equal times, the first in order counts if any of them does: they have the same weight.
@@ -106,19 +123,19 @@ def _enough_times(ts: jax.Array, weights: jax.Array) -> tuple[Any, str, jax.Arra
     return ((counts[:, order] & distinct[None]).sum(axis=1) >= 3).all(), message, weights
 
 
-def _inside(kernel: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A kernel that is zero beyond 1."""
+def _inside(kernel: Function) -> Function:
+    """Return a kernel that is zero beyond 1."""
     return lambda u: jnp.where(jnp.abs(u) <= 1, kernel(jnp.clip(u, -1, 1)), jnp.zeros_like(u))
 
 
-def _silverman(u: Any) -> Any:
+def _silverman(u: Array) -> Array:
     size = jnp.abs(u) / math.sqrt(2)
     return jnp.exp(-size) * jnp.sin(size + math.pi / 4) / 2
 
 
 _sum = functools.partial(jnp.einsum, precision="highest")
 
-_KERNELS: dict[str, Callable[[Any], Any]] = {
+_KERNELS: dict[str, Function] = {
     "epanechnikov": _inside(lambda u: 3 / 4 * (1 - u**2)),
     "uniform": _inside(lambda u: jnp.full_like(u, 1 / 2)),
     "triangular": _inside(lambda u: 1 - jnp.abs(u)),

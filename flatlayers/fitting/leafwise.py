@@ -1,4 +1,4 @@
-"""Telling whether an optimiser works leaf by leaf, by trying it on a few numbers."""
+"""`differs_by_leaf`: whether an optimiser works leaf by leaf, by trying it on a few numbers."""
 
 import functools
 import math
@@ -10,18 +10,18 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from ..types import Array, ArrayLike, DType, Params, PyTree, Shape
 from ..vectors.layout import Layout
-from ..vectors.places import Shape
 from ..vectors.vector import ComponentVector
-from .per_leaf import UpdateByLeaf, is_vector, show, with_extra_args
+from .per_leaf import Optimizer, UpdateByLeaf, is_vector, show, with_extra_args
 
 
 if TYPE_CHECKING:
     import optax
 
 
-def differs_by_leaf(optimizer: "optax.GradientTransformation", ps: Any) -> bool:
-    """Whether an optimiser takes other steps on the vectors in `ps` than on their leaves.
+def differs_by_leaf(optimizer: Optimizer, ps: Params) -> bool:
+    """Tell whether an optimiser takes other steps on the vectors in `ps` than on their leaves.
 
     It is tried on a small stand-in for `ps`: one small compilation, which takes as long for any model.
 
@@ -48,8 +48,8 @@ _SMALL = 1e-5
 _LENGTHS = (1.0, 1e3, 1e-2, 1.0, 1.0, 10.0, 1.0, 1.0)
 
 
-def _takes_other_steps(optimizer: Any, ps: Any) -> bool:
-    def compare(ps: Any) -> tuple[Any, Any]:
+def _takes_other_steps(optimizer: "optax.GradientTransformationExtraArgs", ps: Params) -> bool:
+    def compare(ps: Params) -> tuple[Array, Array]:
         updates = jax.tree.leaves(show(_updates(optimizer, ps)))
         expected = jax.tree.leaves(_updates(optimizer, show(ps)))
         differences = [a - b for a, b in zip(updates, expected, strict=True)]
@@ -60,14 +60,14 @@ def _takes_other_steps(optimizer: Any, ps: Any) -> bool:
     if draws or traced.jaxpr.effects:
         return False
     difference, size = traced.lower().compile()(ps)
-    # What is not a number compares as false.
+    # A NaN compares as false.
     return bool((difference > _SMALL * size).any())
 
 
-def _updates(optimizer: Any, ps: Any) -> Any:
-    """The updates of some steps, stacked: all from the same place, with gradients of several lengths."""
+def _updates(optimizer: "optax.GradientTransformationExtraArgs", ps: Params) -> Params:
+    """Return the updates of some steps, stacked: all from one place, with gradients of several lengths."""
 
-    def step(state: Any, number_and_length: Any) -> tuple[Any, Any]:
+    def step(state: PyTree, number_and_length: tuple[Array, Array]) -> tuple[PyTree, Params]:
         number, length = number_and_length
         gradient = jax.tree.map(lambda x: (length * jnp.sin(x + number)).astype(x.dtype), ps)
         updates, state = optimizer.update(gradient, state, ps, value=1 / (1 + number))
@@ -77,14 +77,14 @@ def _updates(optimizer: Any, ps: Any) -> Any:
     return jax.lax.scan(step, optimizer.init(ps), (jnp.arange(len(_LENGTHS), dtype=float), lengths))[1]
 
 
-def _largest(arrays: list[Any]) -> Any:
-    """The largest absolute value of each step."""
+def _largest(arrays: list[Array]) -> Array:
+    """Return the largest absolute value of each step."""
     rows = [jnp.abs(x).astype(float).reshape(len(_LENGTHS), -1) for x in arrays]
     return jnp.stack([row.max(1, initial=0) for row in rows]).max(0)
 
 
-def _names(jaxpr: Any) -> Iterator[str]:
-    """The names of all operations, those of inner functions included."""
+def _names(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
+    """Yield the names of all operations, those of inner functions included."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
         for inner in jax.extend.core.jaxprs_in_params(eqn.params):
@@ -96,21 +96,21 @@ def _names(jaxpr: Any) -> Iterator[str]:
 _MOST_LEAVES = 8
 
 
-def _stand_in(rng: np.random.Generator, part: Any) -> Any:
-    """A few random numbers in the place of a vector, or of an array beside it."""
+def _stand_in(rng: np.random.Generator, part: ComponentVector | ArrayLike) -> Any:
+    """Return a few random numbers in the place of a vector, or of an array beside it."""
     if is_vector(part):
         layout = _small(part.layout)
         return ComponentVector(_random(rng, (layout.length,), part.dtype), layout)
     return _random(rng, _shrunk(np.shape(part)), jnp.result_type(part))
 
 
-def _random(rng: np.random.Generator, shape: Shape, dtype: Any) -> np.ndarray:
+def _random(rng: np.random.Generator, shape: Shape, dtype: DType) -> np.ndarray:
     numbers = 3 * rng.normal(size=shape)
     return numbers + 3j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else numbers
 
 
 def _small(layout: Layout) -> Layout:
-    """Some leaves of a layout, shrunk: the largest of each last name and number of axes, then others.
+    """Return some leaves of a layout, shrunk: the largest of each last name and number of axes, then others.
 
     The largest is the one that is longest along its second longest axis: the first that Adafactor factors.
     """
@@ -132,6 +132,6 @@ def _small(layout: Layout) -> Layout:
 
 
 def _shrunk(shape: Shape, most: int = 4) -> Shape:
-    """At most so many numbers along the two longest axes, and at most 4 along the others."""
+    """Return a shape with at most so many numbers along the two longest axes, at most 4 along the others."""
     longest = sorted(range(len(shape)), key=lambda axis: -shape[axis])[:2]
     return tuple(min(size, most if axis in longest else 4) for axis, size in enumerate(shape))

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ..types import Array, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.record import Record, as_record
 from .leafwise import differs_by_leaf
@@ -17,16 +17,25 @@ from .leafwise import differs_by_leaf
 
 if TYPE_CHECKING:
     import optax
+    import tqdm
+
+
+# `loss(ps, st, batch)` gives the loss and the new state.
+Loss = Callable[[Params, State, PyTree], tuple[Array, State]]
+# The parameters, the state and the optimiser's state.
+Carry = tuple[Params, State, PyTree]
+# Takes so many steps with these batches: the new carry and the losses.
+Run = Callable[[Carry, PyTree, int], tuple[Carry, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `fl.train_loop` returns.
+    """The result of `fl.train_loop`.
 
     **Attributes:**
 
     - `ps`, `st`: the parameters and the state after the last step.
-    - `opt_state`: the optimiser's state, with which one can go on.
+    - `opt_state`: the optimiser's state, to go on with.
     - `losses`: the loss of each step, of shape `(steps,)`, before the step was taken.
 
     >>> import optax
@@ -39,16 +48,16 @@ class TrainResult:
     ([1.0, 0.25, 0.0625], 0.125)
     """
 
-    ps: Any
+    ps: Params
     st: Record
-    opt_state: Any
+    opt_state: PyTree
     losses: np.ndarray
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss that is not finite. It has what there was before: `step`, `ps`, `st`, `opt_state`, `losses`.
+    """A loss that is not finite, found in the step `step`.
 
-    `ps`, `st` and `opt_state` are those that gave the last finite loss.
+    `ps`, `st` and `opt_state` are those that gave the last finite loss; `losses` are the finite ones.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -72,21 +81,22 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train_loop(
-    loss: Callable[[Any, Any, Any], tuple[Any, Any]],
-    ps: Any,
-    st: Any,
+    loss: Loss,
+    ps: Params,
+    st: State,
     optimizer: "optax.GradientTransformation",
-    data: Any = None,
+    data: PyTree = None,
     *,
     steps: int,
     chunk: int = 100,
     progress: bool = True,
-    callback: Callable[[int, float, Any, Any], Any] | None = None,
+    callback: Callable[[int, float, Params, State], object] | None = None,
 ) -> TrainResult:
     """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled `jax.lax.scan`.
 
-    The vector, the state and the optimiser's state stay on the device, and each chunk is written in the
-    place of the one before.
+    The vector, the state and the optimiser's state stay on the device. They are there three times: as they
+    were before the last chunk and before this one, and after it. So a loss that is not finite costs no good
+    parameters: the steps up to it are taken again.
 
     **Arguments:**
 
@@ -97,8 +107,8 @@ def train_loop(
         leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
     - `data`: `None`; one batch, a pytree of arrays that is used in each step; or an iterator of batches of
         the same shapes, `chunk` of which are stacked at a time.
-    - `steps`: how many steps.
-    - `chunk`: how many of them in one call. The first and, if it is shorter, the last are compiled.
+    - `steps`: the number of steps.
+    - `chunk`: the number of steps in one call. The first and, if it is shorter, the last are compiled.
     - `progress`: whether there is a bar (tqdm) with the mean loss of the last chunk.
     - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
         taken and the chunk's last loss; training stops if it returns `True`.
@@ -127,15 +137,14 @@ def train_loop(
     if differs_by_leaf(optimizer, ps):
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
     several = isinstance(data, Iterator)
-    run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2, donate_argnums=0)
+    run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2)
     carry = (ps, as_record(st), optimizer.init(ps))
     before, losses = None, []
     with _bar(steps, progress) as bar:
         for start in range(0, steps, chunk):
             length = min(chunk, steps - start)
             batches = _stacked(data, length, start) if several else data
-            # The arguments of `run` are donated: it gets copies, and `carry` stays for `_last_good`.
-            new, values = run(_copy(carry), batches, length)
+            new, values = run(carry, batches, length)
             values = np.asarray(values)
             if not np.isfinite(values).all():
                 step = int(np.argmin(np.isfinite(values)))
@@ -158,17 +167,17 @@ _BY_LEAF = (
 )
 
 
-def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:
-    """`run(carry, batches, length)`, which takes so many steps and returns the new carry and the losses."""
+def _scan_steps(loss: Loss, optimizer: "optax.GradientTransformation", several: bool) -> Run:
+    """Return `run(carry, batches, length)`, which takes so many steps: the new carry and the losses."""
     import optax  # here, so that importing the library does not cost it
 
-    def step(carry: Any, batch: Any) -> Any:
+    def step(carry: Carry, batch: PyTree) -> tuple[Carry, Array]:
         ps, st, opt_state = carry
         (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(ps, st, batch)
         updates, opt_state = optimizer.update(gradient, opt_state, ps)
         return (optax.apply_updates(ps, updates), as_record(new), opt_state), value
 
-    def run(carry: Any, batches: Any, length: int) -> Any:
+    def run(carry: Carry, batches: PyTree, length: int) -> tuple[Carry, Array]:
         if several:
             return jax.lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[:length], batches))
         return jax.lax.scan(lambda carry, _: step(carry, batches), carry, length=length)
@@ -176,8 +185,10 @@ def _scan_steps(loss: Any, optimizer: Any, several: bool) -> Callable[..., Any]:
     return run
 
 
-def _last_good(run: Any, step: int, now: Any, before: Any) -> Any:
-    """What gave the last finite loss, by taking the steps up to there again."""
+def _last_good(
+    run: Run, step: int, now: tuple[Carry, PyTree], before: tuple[Carry, PyTree, int] | None
+) -> Carry:
+    """Return the carry that gave the last finite loss, by taking the steps up to there again."""
     if step > 0:
         carry, batches = now
         steps = step - 1
@@ -186,15 +197,11 @@ def _last_good(run: Any, step: int, now: Any, before: Any) -> Any:
         steps = length - 1
     else:
         return now[0]
-    return run(_copy(carry), batches, steps)[0] if steps else carry
+    return run(carry, batches, steps)[0] if steps else carry
 
 
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
-def _stacked(batches: Iterator[Any], n: int, start: int) -> Any:
-    """The next `n` batches, stacked along a new first axis."""
+def _stacked(batches: Iterator[PyTree], n: int, start: int) -> PyTree:
+    """Return the next `n` batches, stacked along a new first axis."""
     found = list(itertools.islice(batches, n))
     if len(found) < n:
         raise ValueError(
@@ -210,7 +217,8 @@ def _stacked(batches: Iterator[Any], n: int, start: int) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
-def _bar(steps: int, progress: bool) -> Any:
+def _bar(steps: int, progress: bool) -> "tqdm.tqdm":
+    """Return the bar, which is off without `progress`."""
     if progress:  # imported here, as optax
         from tqdm.auto import tqdm
     else:  # which does not look for what a notebook draws a bar with

@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..vectors import packing
+from ..dtypes import is_inexact
+from ..types import Array, Params, PyTree, Shape
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
-from ..vectors.places import Leaf, Shape
+from ..vectors.places import Leaf, join, split
 from ..vectors.vector import ComponentVector
 
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     import optax
 
 
-def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransformationExtraArgs":
+def per_leaf(optimizer: "Optimizer") -> "optax.GradientTransformationExtraArgs":
     """Show an optimiser the leaves of a vector by name: what it does leaf by leaf is right again.
 
     A `ComponentVector` is one leaf of one axis. LAMB, LARS, NovoGrad, Adafactor, Muon, clipping by block
     and masks by `ndim` work leaf by leaf, and would be other algorithms on it. With `fl.per_leaf` they take
     the steps that they take on a tree of the same numbers, and what comes back is a vector.
 
-    What optax sees is `ps.to_dict()`, but for two things. The copies of a stack, such as those of a
+    It sees `ps.to_dict()`, but for two things. The copies of a stack, such as those of a
     `Repeated` layer, are a list: `{"blocks": [{"weight": ..., "bias": ...}, ...]}`, so that each copy has
     leaves of its own. And of tied names there is the one that has the place. Masks and labels given to
     optax have this structure, or that of a part of it from the top, such as
@@ -68,39 +69,52 @@ def per_leaf(optimizer: "optax.GradientTransformation") -> "optax.GradientTransf
 
     inner = with_extra_args(optimizer)
 
-    def init(params: Any) -> Any:
+    def init(params: Params) -> PyTree:
         return _Shown.of(params).hide_all(inner.init(show(params)))
 
     return optax.GradientTransformationExtraArgs(init, UpdateByLeaf(inner.update))
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """An `optax.GradientTransformation`, or what has its two functions."""
+
+    def init(self, params: Params) -> PyTree: ...
+
+    def update(
+        self, updates: Params, state: PyTree, params: Params | None = None
+    ) -> tuple[Params, PyTree]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateByLeaf:
     """The `update` of an optimiser that `per_leaf` has wrapped, to be known by its type."""
 
-    inner: Callable[..., tuple[Any, Any]]
+    inner: Callable[..., tuple[Params, PyTree]]
 
-    def __call__(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    def __call__(
+        self, updates: Params, state: PyTree, params: Params | None = None, **extra_args: object
+    ) -> tuple[Params, PyTree]:
         shown = _Shown.of(updates)
         named = {name: shown.argument(value) for name, value in extra_args.items()}
         new, state = self.inner(show(updates), show(state), show(params), **named)
         return shown.hide(new), shown.hide_all(state)
 
 
-def with_extra_args(optimizer: Any) -> "optax.GradientTransformationExtraArgs":
-    """Any optimiser as one that takes further arguments."""
+def with_extra_args(optimizer: "Optimizer") -> "optax.GradientTransformationExtraArgs":
+    """Return any optimiser as one that takes further arguments."""
     import optax
 
     if isinstance(optimizer, optax.GradientTransformation):
         return optax.with_extra_args_support(optimizer)
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+    if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optax optimiser, found {type(optimizer).__name__}")
     # `optax.MultiSteps` is no transformation, but has its functions and passes further arguments on.
     return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
 
 
-def show(tree: Any) -> Any:
-    """A tree with each vector in it as the nested names of its leaves. Leading axes stay in front."""
+def show(tree: PyTree) -> Any:
+    """Return a tree with each vector in it as the nested names of its leaves. Leading axes stay in front."""
     return jax.tree.map(
         lambda part: _Leaves.of(part).split(part.data) if is_vector(part) else part,
         tree,
@@ -110,10 +124,10 @@ def show(tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """How a tree with vectors is shown, and the way back.
+    """The way from a tree with vectors to the one that is shown, and back.
 
-    `outside` is its structure with vectors as leaves, `parts` has what each of these leaves is, and
-    `inside` is the structure that is shown.
+    `outside` is its structure (a `PyTreeDef`) with vectors as leaves, `parts` has the leaves of each of them
+    that is a vector, and `inside` is the structure that is shown.
     """
 
     outside: Any
@@ -121,7 +135,7 @@ class _Shown:
     inside: Any
 
     @staticmethod
-    def of(tree: Any) -> "_Shown":
+    def of(tree: PyTree) -> "_Shown":
         leaves, outside = jax.tree.flatten(tree, is_leaf=is_vector)
         for leaf in leaves:
             if is_vector(leaf) and leaf.ndim > 1:
@@ -134,35 +148,35 @@ class _Shown:
         names = [part.names if part else 0 for part in parts]
         return _Shown(outside, parts, jax.tree.structure(outside.unflatten(names)))
 
-    def hide(self, tree: Any) -> Any:
-        """What was shown, or is like it, with its vectors."""
+    def hide(self, tree: PyTree) -> Any:
+        """Return what was shown, or is like it, with its vectors."""
         pieces = self.outside.flatten_up_to(tree)
         return self.outside.unflatten(
             [part.join(piece) if part else piece for part, piece in zip(self.parts, pieces, strict=True)]
         )
 
-    def hide_all(self, tree: Any) -> Any:
-        """`tree` with each part of it that is like what was shown as vectors: the moments in a state."""
+    def hide_all(self, tree: PyTree) -> Any:
+        """Return `tree` with vectors for each part that is like what was shown: the moments in a state."""
         if not any(self.parts):
             return tree
         return jax.tree.map(lambda x: self.hide(x) if self._is_like(x) else x, tree, is_leaf=self._is_like)
 
-    def _is_like(self, tree: Any) -> bool:
-        """Whether it has the names and the shapes, behind the same leading axes, and one dtype per vector."""
+    def _is_like(self, tree: PyTree) -> bool:
+        """Tell whether it has the names, the shapes behind common leading axes, and one dtype per vector."""
         if jax.tree.structure(tree) != self.inside:
             return False
         pieces = self.outside.flatten_up_to(tree)
         return all(part.fits(piece) for part, piece in zip(self.parts, pieces, strict=True) if part)
 
-    def argument(self, value: Any) -> Any:
-        """A further argument of `update`, such as `value_fn`: it takes vectors, and is given leaves."""
+    def argument(self, value: object) -> Any:
+        """Return a further argument of `update`, such as `value_fn`, which takes vectors, for leaves."""
         if isinstance(value, ComponentVector) or not callable(value):
             return show(value)
 
         @functools.wraps(value)  # optax looks at the names of its arguments
-        def of_leaves(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = self.hide_all((args, kwargs))
-            return show(value(*args, **kwargs))
+        def of_leaves(*args: object, **named: object) -> Any:
+            args, named = self.hide_all((args, named))
+            return show(value(*args, **named))
 
         return of_leaves
 
@@ -176,9 +190,9 @@ class _Leaves:
     """
 
     layout: Layout
-    dtype: Any
+    dtype: np.dtype
     segments: tuple[Leaf, ...]
-    names: Any
+    names: PyTree
 
     @staticmethod
     def of(vector: ComponentVector) -> "_Leaves":
@@ -202,14 +216,13 @@ class _Leaves:
         tree = names(vector.layout, vector.layout.copies, "", "")
         return _Leaves(vector.layout, vector.dtype, tuple(segments), tree)
 
-    def split(self, data: Any) -> Any:
-        """The tree of the leaves of `data`, of shape `(..., length)`."""
-        leaves: dict[str, Any] = {}
-        packing.split(self.segments, data, leaves)
+    def split(self, data: Array) -> Any:
+        """Return the tree of the leaves of `data`, of shape `(..., length)`."""
+        leaves = split(self.segments, data, jnp)
         return jax.tree.map(leaves.__getitem__, self.names)
 
-    def join(self, tree: Any) -> ComponentVector:
-        """The vector of such a tree."""
+    def join(self, tree: PyTree) -> ComponentVector:
+        """Return the vector of such a tree."""
         leaves = self._by_path(tree)
         lead: Shape = ()
         for number, leaf in enumerate(self.segments):
@@ -222,32 +235,29 @@ class _Leaves:
             lead = found
         dtype = jnp.result_type(*leaves.values()) if leaves else self.dtype
         arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()}
-        return self.layout.vector(packing.join(self.segments, arrays, lead, dtype, jnp.concatenate))
+        return ComponentVector(join(self.segments, arrays, lead, dtype, jnp), self.layout)
 
-    def fits(self, tree: Any) -> bool:
-        """Whether the leaves of a tree with these names can lie in one vector."""
+    def fits(self, tree: PyTree) -> bool:
+        """Tell whether the leaves of a tree with these names can lie in one vector."""
         leaves = self._by_path(tree)
         if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves.values()):
             return False
         dtypes = {leaf.dtype for leaf in leaves.values()}
         leads = {_lead(leaves[leaf.path], leaf) for leaf in self.segments}
-        return len(dtypes) < 2 and len(leads) < 2 and None not in leads and all(map(_is_inexact, dtypes))
+        one_vector = len(dtypes) < 2 and len(leads) < 2 and None not in leads
+        return one_vector and all(map(is_inexact, leaves.values()))
 
-    def _by_path(self, tree: Any) -> dict[str, Any]:
+    def _by_path(self, tree: PyTree) -> dict[str, Any]:
         paths, names = jax.tree.flatten(self.names)
         return dict(zip(paths, names.flatten_up_to(tree), strict=True))
 
 
-def _lead(array: Any, leaf: Leaf) -> Shape | None:
-    """The axes in front of those of the leaf; `None` if these are others."""
+def _lead(array: Array, leaf: Leaf) -> Shape | None:
+    """Return the axes in front of those of the leaf; `None` if these are others."""
     lead = array.ndim - len(leaf.shape)
     return tuple(array.shape[:lead]) if lead >= 0 and array.shape[lead:] == leaf.shape else None
 
 
-def _is_inexact(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.inexact)
-
-
-def is_vector(part: Any) -> bool:
-    """Whether it is a vector of numbers: optax puts placeholders in the place of masked data."""
+def is_vector(part: object) -> TypeGuard[ComponentVector]:
+    """Tell whether it is a vector of numbers: optax puts placeholders in the place of masked data."""
     return isinstance(part, ComponentVector) and isinstance(part.data, jax.Array | np.ndarray)

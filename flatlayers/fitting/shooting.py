@@ -1,7 +1,6 @@
 """Multiple shooting: fit a neural differential equation on pieces of its time series."""
 
 import functools
-from typing import Any
 
 import diffrax
 import jax
@@ -10,17 +9,25 @@ import numpy as np
 
 from ..core.layer import call
 from ..dtypes import common_real_dtype, is_traced
-from ..equations import solving as shared
-from ..equations.ode import NeuralODE
-from ..equations.second_order import SecondOrderNeuralODE
+from ..equations.failures import check_start
+from ..equations.ode import NeuralODE, SecondOrderNeuralODE
+from ..equations.solving import time_leading
 from ..equations.times import Times
+from ..types import Array, ArrayLike, Params, PyTree, State
 from ..vectors.names import describe
 
 
 def multiple_shooting(
-    node: NeuralODE, ps: Any, st: Any, ts: Any, ys: Any, starts: Any, *, continuity: float = 100.0
-) -> tuple[jax.Array, jax.Array]:
-    """The loss of a neural ODE that is solved on segments of the data, each from a start of its own.
+    model: NeuralODE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    starts: ArrayLike,
+    ps: Params,
+    st: State,
+    *,
+    continuity: float = 100.0,
+) -> tuple[Array, Array]:
+    """Return the loss of a neural ODE that is solved on segments of the data, each from a start of its own.
 
         loss = mean (prediction - data)^2 + continuity * mean (end of a segment - start of the next)^2
 
@@ -31,12 +38,12 @@ def multiple_shooting(
 
     **Arguments:**
 
-    - `node`: a `NeuralODE`. Its times and `saveat` are not used, the other options are.
-    - `ps`, `st`: its parameters and its state, which is the same in all segments and does not change.
+    - `model`: a `NeuralODE`. Its times and `saveat` are not used, the other options are.
     - `ts`: the times of the data, increasing or decreasing, of shape `(times,)`.
-    - `ys`: the data, of shape `(times, n)`, or `(times, *batch, n)` for a node that takes batches.
+    - `ys`: the data, of shape `(times, n)`, or `(times, *batch, n)` for a model that takes batches.
     - `starts`: the state at the start of each segment, of shape `(segments, n)` or
         `(segments, *batch, n)`: a part of the vector that is optimised.
+    - `ps`, `st`: the model's parameters and its state, which is the same in all segments and does not change.
     - `continuity`: the weight of the gaps.
 
     **Returns:** `(loss, predictions)`: a number, and the states at the times of each segment, of shape
@@ -44,55 +51,55 @@ def multiple_shooting(
     the next.
 
     **Raises:** `TypeError` for another layer; `ValueError` for shapes that do not go together, for a number
-    of times that the segments cannot share, and for times that are known and not monotonic; what `node`
-    raises for a solve that fails.
+    of times that the segments cannot share, and for times that are known and not monotonic; what the
+    model raises for a solve that fails.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
-    >>> node, ts = fl.NeuralODE(fl.Dense(2, 2)), jnp.linspace(0.0, 3.0, 13)
+    >>> model, ts = fl.NeuralODE(fl.Dense(2, 2)), jnp.linspace(0.0, 3.0, 13)
     >>> ys = jnp.stack([jnp.cos(ts), jnp.sin(ts)], axis=1)
-    >>> layout = fl.Layout({"net": node.layout, "starts": (4, 2)})
-    >>> ps, st = fl.setup(jax.random.key(0), node)
-    >>> v = layout.pack({"net": ps, "starts": ys[:-1:3]})
-    >>> loss, predictions = fl.multiple_shooting(node, v.net, st, ts, ys, v.starts)
+    >>> layout = fl.Layout({"net": model.layout, "starts": (4, 2)})
+    >>> ps, st = fl.setup(jax.random.key(0), model)
+    >>> v = fl.ComponentVector.of({"net": ps, "starts": ys[:-1:3]}, layout)
+    >>> loss, predictions = fl.multiple_shooting(model, ts, ys, v.starts, v.net, st)
     >>> predictions.shape
     (4, 4, 2)
     """
-    if not isinstance(node, NeuralODE) or isinstance(node, SecondOrderNeuralODE):
-        raise TypeError(f"expected node to be a NeuralODE, found {node!r}")
-    ys, starts = jnp.asarray(ys), shared.check_start(starts, node.throw)
+    if not isinstance(model, NeuralODE) or isinstance(model, SecondOrderNeuralODE):
+        raise TypeError(f"expected model to be a NeuralODE, found {model!r}")
+    ys, starts = jnp.asarray(ys), jnp.asarray(check_start(starts, model.throw))
     ts = _as_array(ts, starts)
     _check(ts, ys, starts)
     segments = len(starts)
     steps = (len(ts) - 1) // segments
     index = jnp.arange(segments)[:, None] * steps + jnp.arange(steps + 1)[None, :]
-    predictions, _ = call(node, functools.partial(_solve_segments, node), (starts, ts[index]), ps, st)
+    predictions, _ = call(model, functools.partial(_solve_segments, model), (starts, ts[index]), ps, st)
     gaps = predictions[:-1, -1] - starts[1:]
     loss = jnp.mean((predictions - ys[index]) ** 2)
     return loss + continuity * jnp.sum(gaps**2) / max(gaps.size, 1), predictions
 
 
-def _solve_segments(node: NeuralODE, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-    """The solves from all starts, each at its own times."""
+def _solve_segments(model: NeuralODE, x: tuple[Array, Array], ps: Params, st: State) -> tuple[PyTree, State]:
+    """Return the solutions from all starts, each at its own times."""
 
-    def solve(y0: Any, ts: Any) -> Any:
-        solution = node.integrate(y0, ps, st, ts[0], ts[-1], diffrax.SaveAt(ts=ts))
-        return node.time_leading(solution.ys, y0)
+    def solve(y0: Array, ts: Array) -> PyTree:
+        return time_leading(model.integrate(y0, ts[0], ts[-1], diffrax.SaveAt(ts=ts), ps, st))
 
     return jax.vmap(solve)(*x), st
 
 
-def _as_array(ts: Any, starts: Any) -> jax.Array:
-    """The times as an array. Those that are known decide themselves which dtype they need."""
+def _as_array(ts: ArrayLike, starts: Array) -> Array:
+    """Return the times as an array; known ones decide themselves which dtype they need."""
     if isinstance(ts, jax.Array):
         return ts
-    ts = np.asarray(ts, float)
-    known = Times(ts.min(initial=0.0), ts.max(initial=0.0), saveat=tuple(ts.ravel()))
-    return jnp.asarray(ts, known.dtype(common_real_dtype(starts), constant=False))
+    known_ts = np.asarray(ts, float)
+    known = Times(known_ts.min(initial=0.0), known_ts.max(initial=0.0), saveat=tuple(known_ts.ravel()))
+    return jnp.asarray(known_ts, known.dtype(common_real_dtype(starts), constant=False))
 
 
-def _check(ts: Any, ys: Any, starts: Any) -> None:
+def _check(ts: Array, ys: Array, starts: Array) -> None:
+    """Raise unless the shapes go together and the times are monotonic."""
     if ts.ndim != 1 or not starts.shape or ys.shape != (*ts.shape, *starts.shape[1:]) or not len(starts):
         raise ValueError(
             "expected ts of shape (times,), ys of shape (times, n) and starts of shape (segments, n), found "

@@ -143,7 +143,7 @@ def _split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def _kept(mask: ArrayLike | None, causal: bool, shape: Shape) -> jax.Array | None:
-    """Which query sees which key, of the shape `(*batch, heads, queries, keys)`; `None` is all."""
+    """Tell which query sees which key, in the shape `(*batch, heads, queries, keys)`; `None` is all."""
     triangle = jnp.broadcast_to(jnp.tril(jnp.ones(shape[-2:], bool)), shape) if causal else None
     if mask is None:
         return triangle

@@ -1,10 +1,9 @@
-"""What a name may be, and how an error speaks of names, paths and arrays."""
+"""Names: the strings that may be one, and the words of errors for names, paths and arrays."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import jax
 
 
 # The attributes of `ComponentVector` and the methods of a mapping: a parameter with
@@ -29,29 +28,20 @@ RESERVED_NAMES = frozenset(
         "to_dict",
         "unpack",
         "values",
+        "zeros",
     ]
 )
 
 
 class NamedArray:
-    """The base of arrays with a `layout`: what has one is asked by its type.
+    """The base of arrays with a `Layout`, by which the files below `ComponentVector` know one.
 
-    Not by the attribute: JAX's own arrays and tracers have a `layout` too, that of their memory.
+    An attribute called `layout` would not do: JAX's own arrays have one, that of their memory.
     """
 
     __slots__ = ()
     data: Any
     layout: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of `data`."""
-        return tuple(self.data.shape)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of `data`."""
-        return self.data.dtype
 
 
 class UnknownNameError(KeyError):
@@ -65,7 +55,7 @@ class UnknownPatternError(UnknownNameError, ValueError):
     """A pattern that matches no name."""
 
 
-def check_name(name: Any) -> str:
+def check_name(name: object) -> str:
     """Return `name`, or say why it cannot be one."""
     if not isinstance(name, str):
         raise TypeError(f"names are strings, found {name!r} of type {type(name).__name__}")
@@ -79,8 +69,8 @@ def check_name(name: Any) -> str:
     return name
 
 
-def as_path(key: Any) -> str:
-    """`"a.b"` or `("a", "b")` as the dotted path `"a.b"`."""
+def as_path(key: object) -> str:
+    """Return `"a.b"` or `("a", "b")` as the dotted path `"a.b"`."""
     if isinstance(key, str):
         return key
     if isinstance(key, tuple) and key and all(isinstance(part, str) for part in key):
@@ -89,11 +79,16 @@ def as_path(key: Any) -> str:
 
 
 def join_path(*parts: str) -> str:
-    return ".".join(part for part in parts if part)
+    return ".".join(filter(None, parts))
+
+
+def is_below(path: str, group: str) -> bool:
+    """Tell whether a path is that of a group or leads into it."""
+    return path == group or path.startswith(group + ".")
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not there: the nearest ones, or all of a few."""
+    """Return the message for a name that is not there: the nearest ones, or all of a few."""
     known = list(known)
     if close := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
         return f"no name {name!r}; the nearest: {', '.join(close)}"
@@ -103,21 +98,18 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return f"no name {name!r}; there are no names here"
 
 
-def listing(names: Iterable[Any]) -> str:
-    """The first few names, or pairs of a name and what it has."""
+def listing(names: Iterable[str | tuple[str, object]]) -> str:
+    """Write out the first few names, or pairs of a name and its value."""
     shown = [name if isinstance(name, str) else f"{name[0]}: {name[1]}" for name in names]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") if shown else "no names"
 
 
-def describe(value: Any) -> str:
-    """Arrays by dtype and shape, containers by their parts: `(float32[5,7], int32[])`."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        axes = ",".join(map(str, value.shape))
-        return (
-            f"{type(value).__name__}({value.dtype}[{axes}])"
-            if isinstance(value, NamedArray)
-            else f"{value.dtype}[{axes}]"
-        )
+def describe(value: object) -> str:
+    """Write arrays by dtype and shape, containers by their parts: `(float32[5,7], int32[])`."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        numbers = f"{dtype}[{','.join(map(str, shape))}]"
+        return f"{type(value).__name__}({numbers})" if isinstance(value, NamedArray) else numbers
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in value.items()) + "}"
     if isinstance(value, tuple | list):
@@ -125,4 +117,8 @@ def describe(value: Any) -> str:
         return f"[{parts}]" if isinstance(value, list) else f"({parts})"
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
-    return f"{type(value).__name__} with {len(jax.tree.leaves(value))} leaves"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        inside = ", ".join(f"{name}: {describe(getattr(value, name, None))}" for name in fields)
+        return f"{type(value).__name__}({inside})"
+    return type(value).__name__

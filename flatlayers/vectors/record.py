@@ -1,19 +1,22 @@
 """`Record`: an immutable mapping with attribute access."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from .immutable import Immutable
 from .names import NamedArray, UnknownNameError, as_path, check_name, describe, unknown_name
 
 
-class Record(Mapping[str, Any]):
+# All names, those of the children among them, and the static names with their values.
+Structure = tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, bool | str | None], ...]]
+
+
+class Record(Immutable, Mapping[str, Any]):
     """An immutable mapping of names to values, read as `r.a`, `r["a"]` or `r["a.b"]`.
 
-    What `ComponentVector.unpack` returns and what states are made of. A `bool`, `str` or
+    `ComponentVector.unpack` returns one, and states are made of them. A `bool`, `str` or
     `None` given here is *static*: part of the pytree's structure, so that a flag such as
     `training` is known when a function is compiled. Every other value is a child, and
     stays one whatever `jax.tree.map` puts in its place. Nested mappings become records.
@@ -35,29 +38,36 @@ class Record(Mapping[str, Any]):
     [3, 0.5]
     """
 
-    __slots__ = ("_static", "_values")
+    __slots__ = ("_structure", "_values")
     _values: dict[str, Any]
-    _static: frozenset[str]
+    # Found at the first flattening and handed on by each unflattening: a compiled function meets the same
+    # records again and again.
+    _structure: Structure | None
 
-    def __init__(self, values: Mapping[str, Any] = {}, /, **named: Any):
+    def __init__(self, values: Mapping[str, object] = {}, /, **named: object):
         fields = {check_name(name): as_record(value) for name, value in {**values, **named}.items()}
-        static = frozenset(name for name, value in fields.items() if _is_static(value))
-        _fill(self, fields, static)
+        self._fill(_values=fields, _structure=None)
 
-    def replace(self, /, **named: Any) -> "Record":
-        """A new record with the values of some names changed.
+    @staticmethod
+    def _of(values: dict[str, Any], structure: Structure | None = None) -> "Record":
+        """Make a record of names that were checked before, as those of a layout, and of no mappings."""
+        return Record._new(_values=values, _structure=structure)
+
+    def replace(self, /, **named: object) -> "Record":
+        """Return a new record with the values of some names changed.
 
         **Raises:** `KeyError` for a name that the record does not have.
         """
         for name in named:
             if name not in self._values:
                 raise UnknownNameError(unknown_name(name, self._values))
-        new = Record(named)
-        static = (self._static - new._values.keys()) | new._static
-        return _fill(object.__new__(Record), {**self._values, **new._values}, static)
+        new = {name: as_record(value) for name, value in named.items()}
+        static = [name for name, _ in self._flat()[1][2] if name not in new]
+        values = {**self._values, **new}
+        return Record._of(values, _structure(values, {*static, *filter(lambda n: _is_static(new[n]), new)}))
 
     def to_dict(self) -> dict[str, Any]:
-        """The same names and values as nested dictionaries."""
+        """Return the same names and values as nested dictionaries."""
         return {
             name: value.to_dict() if isinstance(value, Record) else value
             for name, value in self._values.items()
@@ -79,12 +89,6 @@ class Record(Mapping[str, Any]):
         if name.startswith("_") or name not in self._values:
             raise AttributeError(unknown_name(name, () if name.startswith("_") else self._values))
         return self._values[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"records are immutable; use `record.replace({name}=...)`")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError("records are immutable")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -110,73 +114,62 @@ class Record(Mapping[str, Any]):
         )
         return f"Record({inside})"
 
-    def __reduce__(self) -> Any:
-        return _fill_new, (self._values, self._static)
+    # A pytree, which `vector.py` tells JAX: this file, as `Layout`, does without JAX.
+
+    def _flat(self) -> tuple[list[Any], Structure]:
+        """Return the children and the structure, of which `_unflat` makes the record again."""
+        values, structure = self._values, self._structure
+        if structure is None:
+            static = {name for name, value in values.items() if _is_static(value)}
+            structure = _structure(values, static)
+            self._fill(_structure=structure)
+        return [values[name] for name in structure[1]], structure
+
+    @staticmethod
+    def _unflat(structure: Structure, children: Iterable[Any]) -> "Record":
+        names, of_children, static = structure
+        values = dict(zip(of_children, children, strict=True))
+        if static:
+            values |= static
+            values = {name: values[name] for name in names}
+        return Record._of(values, structure)
 
 
 def as_record(value: Any) -> Any:
-    """A mapping as a `Record`; anything else as it is."""
+    """Return a mapping as a `Record`, and anything else as it is."""
     return Record(value) if isinstance(value, Mapping) and not isinstance(value, Record) else value
 
 
-def _fill(record: Record, values: dict[str, Any], static: frozenset[str]) -> Record:
-    object.__setattr__(record, "_values", values)
-    object.__setattr__(record, "_static", static)
-    return record
+def _structure(values: Mapping[str, Any], static: set[str]) -> Structure:
+    children = tuple(name for name in values if name not in static)
+    return tuple(values), children, tuple((name, value) for name, value in values.items() if name in static)
 
 
-def _fill_new(values: dict[str, Any], static: frozenset[str]) -> Record:
-    return _fill(object.__new__(Record), values, static)
-
-
-def _is_static(value: Any) -> bool:
+def _is_static(value: object) -> bool:
     return value is None or isinstance(value, bool | str)
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two values are equal as a whole: arrays by dtype, shape and content."""
+    """Tell whether two values are equal as a whole: arrays by dtype, shape and content."""
     if type(a) in (tuple, list):
         return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, NamedArray) and isinstance(b, NamedArray):
         return a.layout == b.layout and _equal(a.data, b.data)
-    return _equal_arrays(a, b)
+    return _equal_arrays(a, b) if _is_array(a) or _is_array(b) else bool(a == b)
 
 
 def _equal_arrays(a: Any, b: Any) -> bool:
-    if not (isinstance(a, jax.Array | np.ndarray) or isinstance(b, jax.Array | np.ndarray)):
-        return bool(a == b)
-    if hasattr(a, "dtype") and hasattr(b, "dtype"):
-        if a.dtype != b.dtype:
-            return False
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-    elif any(jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key) for x in (a, b)):
+    dtypes = {x.dtype for x in (a, b) if hasattr(x, "dtype")}
+    if len(dtypes) > 1:
         return False
-    return np.array_equal(np.asarray(a), np.asarray(b))
+    if all(isinstance(dtype, np.dtype) for dtype in dtypes):
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    # The dtypes of JAX's PRNG keys are its own: they have no other numbers, and JAX compares them.
+    if not (hasattr(a, "dtype") and hasattr(b, "dtype")):
+        return False
+    return a.shape == b.shape and bool((a == b).all())
 
 
-def _flatten_with_keys(record: Record) -> tuple[Any, Any]:
-    values, static = record._values, record._static
-    children = [(jax.tree_util.GetAttrKey(name), values[name]) for name in values if name not in static]
-    return children, _structure(record)
-
-
-def _flatten(record: Record) -> tuple[Any, Any]:
-    values, static = record._values, record._static
-    return [values[name] for name in values if name not in static], _structure(record)
-
-
-def _structure(record: Record) -> tuple[Any, ...]:
-    return tuple(
-        (name, name in record._static, value if name in record._static else None)
-        for name, value in record._values.items()
-    )
-
-
-def _unflatten(structure: tuple[Any, ...], children: Any) -> Record:
-    rest = iter(children)
-    values = {name: value if static else next(rest) for name, static, value in structure}
-    return _fill_new(values, frozenset(name for name, static, _ in structure if static))
-
-
-jax.tree_util.register_pytree_with_keys(Record, _flatten_with_keys, _unflatten, _flatten)
+def _is_array(value: object) -> bool:
+    """Tell whether it is an array, of JAX or of NumPy. NumPy's scalars are numbers."""
+    return hasattr(value, "__array__") and not isinstance(value, np.generic)

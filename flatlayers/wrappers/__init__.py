@@ -1,1 +1,1 @@
-"""What changes or wraps a layer."""
+"""Layers around layers, and functions that change a model."""

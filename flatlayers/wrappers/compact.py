@@ -5,21 +5,24 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import wadler_lindig as wl
 
 from ..core.composite import child_tree, named_parts
 from ..core.declaration import Param, as_declared, fold_in_name
 from ..core.layer import Layer, contains_layer, frozen_field, holds_layers
-from ..core.values import FrozenDict, hashable, plain, value_text
+from ..core.values import FrozenDict, comparison_key, hashable, plain, value_text
+from ..types import Input, Key, Output, Params, PyTree, State as States
 from ..vectors.names import check_name, describe, listing, unknown_name
 from ..vectors.record import Record
 from .stateful import StatefulLayer
 
+
+# A function `f(m, x) -> y`, where `m` is a `Bound`.
+Body: TypeAlias = Callable[[Any, Any], Any]
 
 _VALUES = jax.Array | np.ndarray | np.generic | bool | str | int | float | complex | None | Param
 
@@ -57,8 +60,8 @@ class State:
             )
         object.__setattr__(self, "init", hashable(self.init))
 
-    def initial(self, key: jax.Array) -> Any:
-        """The initial value, drawn with `key` if it is random."""
+    def initial(self, key: Key) -> PyTree:
+        """Return the initial value, drawn with `key` if it is random."""
         init = plain(self.init)
         return init(key) if callable(init) else init
 
@@ -66,12 +69,9 @@ class State:
         init = plain(self.init)
         return f"State({describe(init) if isinstance(init, jax.Array | np.ndarray) else value_text(init)})"
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return wl.TextDoc(repr(self))
 
-
-def compact(*misplaced: Any, **fields: Any) -> Callable[[Callable[[Any, Any], Any]], "CompactLayer"]:
-    """A layer written as one function: `f(m, x) -> y`, where `m` has what the keywords declare.
+def compact(*misplaced: object, **fields: object) -> "Callable[[Body], CompactLayer]":
+    """Make a layer of one function, `f(m, x) -> y`, where `m` has what the keywords declare.
 
     The result is a layer like any other, with the function's name. `m` lives for one call:
 
@@ -118,7 +118,7 @@ def compact(*misplaced: Any, **fields: Any) -> Callable[[Callable[[Any, Any], An
 
 
 class CompactLayer(Layer):
-    """What `fl.compact` makes of a function. Equal functions with equal fields are equal layers.
+    """A layer made of a function by `fl.compact`. Equal functions with equal fields are equal layers.
 
     **Arguments:**
 
@@ -126,7 +126,7 @@ class CompactLayer(Layer):
     - `fields`: what `m` has, by name. They are attributes of the layer, too.
     """
 
-    function: Callable[[Any, Any], Any]
+    function: Body
     fields: Mapping[str, Any]
 
     def check_fields(self) -> None:
@@ -136,11 +136,12 @@ class CompactLayer(Layer):
             {name: _final(value, name, f"{self.name}.{name}") for name, value in self.fields.items()}
         )
         self.__doc__ = self.function.__doc__
-        _ = self.layout  # so that a wrong name or shape is an error here
+        # A wrong name or shape is an error where the layer is made.
+        _ = self.layout
 
     @property
     def name(self) -> str:
-        """The name of the function."""
+        """Return the name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def children(self) -> Mapping[str, Any]:
@@ -154,7 +155,7 @@ class CompactLayer(Layer):
             if name in children or isinstance(value, Param)
         }
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
+    def states(self, key: Key) -> Mapping[str, Any]:
         children, states = self.children(), {}
         for name, value in self.fields.items():
             if name in children:
@@ -163,7 +164,7 @@ class CompactLayer(Layer):
                 states[name] = value.initial(fold_in_name(key, name))
         return states
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: States) -> tuple[Output, States]:
         values = {name: _bound(value, name, ps, st) for name, value in self.fields.items()}
         y = self.function(Bound(self, values), x)
         own = {name: values[name] for name, field in self.fields.items() if isinstance(field, State)}
@@ -176,29 +177,26 @@ class CompactLayer(Layer):
             raise AttributeError(f"{type(self).__name__}: {unknown_name(name, fields)}")
         return fields[name]
 
-    def __reduce__(self) -> Any:
-        # By name where it can be: the decorator has put the layer in the place of its function.
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The decorator has put the layer in the place of its function, which pickle finds by that name: so
+        # the layer goes by the name, with the fields that are not those of the one which stands there.
         module, path = (getattr(self.function, name, None) for name in ("__module__", "__qualname__"))
         named = _find(module, path) if module in sys.modules and path else None
         if not isinstance(named, CompactLayer) or named.function is not self.function:
             return CompactLayer, (self.function, self.fields)
-        if named == self:
-            return _find, (module, path)
-        known = named.fields
-        changed = {name: value for name, value in self.fields.items() if value != known.get(name, ...)}
-        return _with_fields, (named, tuple(self.fields), changed)
+        known = {name: comparison_key(value) for name, value in named.fields.items()}
+        changed = {
+            name: value for name, value in self.fields.items() if comparison_key(value) != known.get(name)
+        }
+        return _named, (module, path, tuple(self.fields), changed)
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
         for name, value in self.fields.items():
             yield name, value, True
 
-    def __repr__(self) -> str:
-        fields = (f"{name}={value_text(value)}" for name, value in self.fields.items())
-        return f"{self.name}({', '.join(fields)})"
-
 
 class Bound:
-    """A compact layer within one call: what its function sees of it, with states to assign to."""
+    """A compact layer within one call, as its function sees it: with values, and states to assign to."""
 
     __slots__ = ("_layer", "_values")
     _layer: CompactLayer
@@ -213,7 +211,7 @@ class Bound:
             raise AttributeError(f"{self._layer.name}: {unknown_name(name, self._values)}")
         return self._values[name]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         fields = self._layer.fields
         if not isinstance(fields.get(name), State):
             states = [name for name, field in fields.items() if isinstance(field, State)]
@@ -230,8 +228,8 @@ class Bound:
         return f"<{self._layer!r} within a call>"
 
 
-def _final(value: Any, name: str, where: str) -> Any:
-    """A keyword's value as a field."""
+def _final(value: object, name: str, where: str) -> Any:
+    """Return a keyword's value as a field."""
     value = frozen_field(value, where, "declare it by `fl.Param(shape, init)` or `fl.State(value)`")
     if isinstance(value, State) or name.startswith("_"):
         check_name(name)
@@ -243,8 +241,8 @@ def _final(value: Any, name: str, where: str) -> Any:
     return value
 
 
-def _bound(value: Any, name: str, ps: Any, st: Any) -> Any:
-    """What `m` has for a field."""
+def _bound(value: object, name: str, ps: Params, st: Record) -> Any:
+    """Return what `m` has for a field."""
     if isinstance(value, Param):
         return getattr(ps, name)
     if isinstance(value, State):
@@ -252,8 +250,8 @@ def _bound(value: Any, name: str, ps: Any, st: Any) -> Any:
     return _boxes(value, getattr(ps, name), st[name]) if holds_layers(value) else value
 
 
-def _boxes(layers: Any, ps: Any, st: Any) -> Any:
-    """Each layer in a box with its part of the parameters and states."""
+def _boxes(layers: object, ps: Params, st: Record) -> Any:
+    """Put each layer in a box with its part of the parameters and states."""
     if isinstance(layers, Layer):
         return StatefulLayer(layers, ps, st, fixed_state=False)
     parts = named_parts(layers).items()
@@ -261,34 +259,37 @@ def _boxes(layers: Any, ps: Any, st: Any) -> Any:
     return tuple(boxes.values()) if isinstance(layers, tuple) else Record(boxes)
 
 
-def _states_in(boxes: Any) -> Any:
-    """The states that are in the boxes now."""
+def _states_in(boxes: object) -> Any:
+    """Return the states that are in the boxes now."""
     if isinstance(boxes, StatefulLayer):
         return boxes.st
     return {name: _states_in(part) for name, part in named_parts(boxes).items()}
 
 
-def _in_dtype_of(old: Any, new: Any) -> Any:
-    """A Python number in the dtype of the array it replaces. A bool would else become a static flag."""
+def _in_dtype_of(old: PyTree, new: object) -> object:
+    """Give a Python number the dtype of the array it replaces: a bool would else become a static flag."""
     if isinstance(new, bool | int | float | complex) and hasattr(old, "dtype"):
         return jnp.asarray(new, jnp.result_type(old, new))
     return new
 
 
-def _is_key(value: Any) -> bool:
+def _is_key(value: object) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _is_function(value: Any) -> bool:
+def _is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, Layer)
 
 
 def _find(module: str, path: str) -> Any:
-    """What a module has under a dotted name, or `None`."""
+    """Return what a module has under a dotted name, or `None`."""
     found = importlib.import_module(module)
     return functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), found)
 
 
-def _with_fields(layer: CompactLayer, names: tuple[str, ...], changed: Mapping[str, Any]) -> CompactLayer:
+def _named(module: str, path: str, names: tuple[str, ...], changed: Mapping[str, Any]) -> CompactLayer:
+    """Return the layer that a module has under a dotted name, with some of its fields changed."""
+    layer = _find(module, path)
     fields = {**layer.fields, **changed}
-    return dataclasses.replace(layer, fields={name: fields[name] for name in names})
+    found = dataclasses.replace(layer, fields={name: fields[name] for name in names})
+    return layer if found == layer else found

@@ -13,21 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from ..core.composite import Wrapper
 from ..core.fields import checked as checked_field
 from ..core.layer import Layer, display_name
 from ..core.rebuild import shared_names
 from ..dtypes import is_traced
-from ..layers.fields import AnyLayer, Text
+from ..layers.fields import Text
+from ..types import Input, Output, Params, PyTree, State
 from ..vectors.names import join_path
-from .layer_map import children_of, rebuilt
+from .layer_map import Model, Part, rebuilt, replaceable_parts
+from .transparent import Transparent
 
 
 Direction = Literal["forward", "backward", "both"]
 
 
-def debug(model: Any, *, nan: Direction = "both") -> Any:
-    """The same model, which raises at the first NaN or infinity and names the layer it comes from.
+def debug(model: Model, *, nan: Direction = "both") -> Any:
+    """Return the same model, which raises at the first NaN or infinity and names the layer it comes from.
 
     It has the same parameters and states and computes the same. Each leaf layer (one that has no others in
     its fields) is checked in each call, under `jax.jit`, `jax.grad` and `jax.vmap` too, and inside solvers:
@@ -65,8 +66,8 @@ def debug(model: Any, *, nan: Direction = "both") -> Any:
     return _debugged(model, "", checked_field(Direction, "debug: nan", nan))
 
 
-class DebugLayer(Wrapper):
-    """A layer that raises at a NaN or an infinity and says where: what `fl.debug` puts around each leaf.
+class DebugLayer(Transparent):
+    """A layer that raises at a NaN or an infinity and says where. `fl.debug` puts one around each leaf.
 
     **Arguments:**
 
@@ -83,19 +84,18 @@ class DebugLayer(Wrapper):
     DebugLayer(Dense(2, 3), 'layer_0')
     """
 
-    layer: AnyLayer
     path: Text
     _: KW_ONLY
     nan: Direction = "both"
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x = self.watched(x, "input", "its own backward pass made it")
         ps = self.watched(ps, "parameters", "its own backward pass made it")
         y, st = self.layer(x, ps, st)
         return self.watched(y, "output", "it comes from what follows the layer"), st
 
-    def watched(self, tree: Any, what: str, origin: str) -> Any:
-        """`tree`, where a number that is none raises, and raises in the cotangent."""
+    def watched(self, tree: PyTree, what: str, origin: str) -> PyTree:
+        """Return `tree`, in which a NaN or an infinity raises, and so does one in its cotangent."""
         line = textwrap.shorten(repr(self.layer), 160, placeholder="...")
         place = f"the {what} of layer {self.path or display_name(self.layer)!r} ({line})"
         if self.nan != "backward":
@@ -105,14 +105,9 @@ class DebugLayer(Wrapper):
             tree = _on_numbers(lambda x: with_cotangent_checked(x, message), tree)
         return tree
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or "layer" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.layer, name)
 
-
-def _debugged(model: Any, path: str, nan: Direction) -> Any:
-    children = children_of(model)
+def _debugged(model: Part, path: str, nan: Direction) -> Any:
+    children = replaceable_parts(model)
     if isinstance(model, Layer) and not children:
         return DebugLayer(model, path, nan=nan)
     shared = shared_names(model) if isinstance(model, Layer) else {}
@@ -126,15 +121,16 @@ def _debugged(model: Any, path: str, nan: Direction) -> Any:
 
 
 def checked(x: jax.Array, message: str) -> jax.Array:
-    """`x`, if all of its numbers are finite; else an error when it is used."""
+    """Return `x` if all of its numbers are finite; else raise when it is used."""
     bad = ~jnp.isfinite(x).all()
     if not is_traced(bad) and not bad:
-        return x  # it would take a compilation to find out there
+        # `eqx.error_if` would compile a program to find out the same.
+        return x
     return eqx.error_if(x, bad, f"flatlayers debug: {message}")
 
 
 def with_cotangent_checked(x: jax.Array, message: str) -> jax.Array:
-    """`x`, with an error when its cotangent is used and not all of that is finite."""
+    """Return `x`; raise when its cotangent is used and not all of that is finite."""
     return cotangent_checked.bind(x, message=message, transposed=False)
 
 
@@ -142,9 +138,10 @@ def _identity(x: jax.Array, *, message: str, transposed: bool) -> jax.Array:
     return checked(x, message) if transposed else x
 
 
-# The identity, whose transpose is checked. A primitive of its own passes through all transformations, where
-# `jax.custom_vjp` would stop `jax.jvp`, which implicit solvers need. The tangent of a cotangent is checked
-# too: it is what `diffrax.BacksolveAdjoint` computes with.
+# The identity, whose transpose is checked. It has to be a primitive: `jax.custom_vjp` would stop `jax.jvp`,
+# which implicit solvers need, and `jax.custom_derivatives.linear_call` has no rule for `jax.vmap`. A linear
+# primitive passes through all transformations. The tangent of a cotangent is checked too: it is what
+# `diffrax.BacksolveAdjoint` computes with.
 cotangent_checked = jax.extend.core.Primitive("cotangent_checked")
 cotangent_checked.def_impl(_identity)
 cotangent_checked.def_abstract_eval(lambda x, *, message, transposed: x)
@@ -158,12 +155,12 @@ batching.defvectorized(cotangent_checked)
 mlir.register_lowering(cotangent_checked, mlir.lower_fun(_identity, multiple_results=False))
 
 
-def _on_numbers(f: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+def _on_numbers(f: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """Apply `f` to the floating arrays in a tree, and to numbers that are not finite."""
     return jax.tree.map(lambda leaf: f(jnp.asarray(leaf)) if _is_checked(leaf) else leaf, tree)
 
 
-def _is_checked(leaf: Any) -> bool:
+def _is_checked(leaf: object) -> bool:
     if isinstance(leaf, float):
         return not math.isfinite(leaf)
     return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)

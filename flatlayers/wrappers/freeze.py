@@ -4,12 +4,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from ..core.composite import Wrapper
 from ..core.declaration import Group, Param, Tied
 from ..core.layer import Layer, as_layer
 from ..layers.fields import AnyLayer, Text, as_tuple_of
+from ..types import Array, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import describe
 from ..vectors.record import Record, as_record
@@ -17,7 +16,7 @@ from ..vectors.vector import ComponentVector
 
 
 class FrozenLayer(Wrapper):
-    """A layer some of whose parameters are state: what `fl.freeze` makes.
+    """A layer some of whose parameters are state, made by `fl.freeze`.
 
     **Arguments:**
 
@@ -44,11 +43,12 @@ class FrozenLayer(Wrapper):
 
     def check_fields(self) -> None:
         super().check_fields()
+        # A pattern that matches nothing is an error where the layer is made.
         _ = self.frozen_names
 
     @functools.cached_property
     def frozen_names(self) -> frozenset[str]:
-        """The paths of the frozen leaves, both names of a tie included."""
+        """Return the paths of the frozen leaves, with both names of a tie."""
         layout = self.layer.layout
         mask = layout.mask(*self.names)
         return frozenset(path for path, slot in layout.slots() if mask[slot.positions()].any())
@@ -63,8 +63,8 @@ class FrozenLayer(Wrapper):
         ties = {a: b for a, b in self.layer.layout.ties.items() if a not in frozen}
         return Tied(_selected(self.layer, lambda path: path not in frozen), ties)
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
-        def drawn(path: str) -> Callable[..., Any]:
+    def states(self, key: Key) -> Mapping[str, Any]:
+        def drawn(path: str) -> Callable[..., Array]:
             # With the key that the parameter would have in the layer itself.
             declared = _selected(self.layer, lambda other: other == path)
             return lambda _, shape, dtype: declared.initial_leaves(key, dtype)[path]
@@ -73,12 +73,12 @@ class FrozenLayer(Wrapper):
         params = {path: Param(shape, drawn(path)) for path, shape in shapes.items()}
         return {"frozen": self.frozen_layout.nest(params), "layer": dict(self.layer.states(key))}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, self.joined(ps, st.frozen), st.layer)
         return y, st.replace(layer=new)
 
-    def joined(self, ps: Any, frozen: Any) -> Record:
-        """All parameters of the layer: those in the vector and those in the state."""
+    def joined(self, ps: Params, frozen: Params) -> Record:
+        """Return all parameters of the layer: those in the vector and those in the state."""
         layout, leaves = self.layer.layout, {}
         for path in layout.view_shapes:
             place = layout.ties.get(path, path)
@@ -89,76 +89,121 @@ class FrozenLayer(Wrapper):
         return path in self.frozen_names and path not in self.layer.layout.ties
 
 
-def freeze(layer: Layer, names: str | tuple[str, ...] | None = None, ps: Any = None, st: Any = None) -> Any:
+def freeze(model: Layer, names: str | tuple[str, ...] | None = None) -> FrozenLayer:
     """Take parameters out of the vector: they become state, and are not trained.
 
     The output does not change, and `fl.setup` with the same key gives the same values.
+    `fl.freeze_parameters` takes along what a model has learned.
 
     **Arguments:**
 
-    - `layer`: the layer.
+    - `model`: a layer.
     - `names`: a shell-style pattern over dotted paths, or a tuple of them, as for `Layout.mask`; `None`
         freezes all parameters, an empty tuple none.
-    - `ps`, `st`: its parameters and its state, to be taken along.
 
-    **Returns:** the `FrozenLayer`; with `ps` and `st`, `(layer, ps, st)`, where `ps` is a shorter
-    `ComponentVector` and `st` a `Record(frozen=..., layer=...)`.
+    **Returns:** the `FrozenLayer`.
 
-    **Raises:** `KeyError` (also a `ValueError`) for a pattern that matches nothing; `TypeError` for `ps`
-    without `st`.
+    **Raises:** `KeyError` (also a `ValueError`) for a pattern that matches nothing.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> model = fl.freeze(fl.Chain(encoder=fl.Dense(8, 4), head=fl.Dense(4, 1)), "encoder.*")
+    >>> fl.initial_parameters(jax.random.key(0), model)
+    ComponentVector(float32[5], head=(weight=(1, 4), bias=(1,)))
+    """
+    model = as_layer(model)
+    if names is None:
+        names = ("*",) * bool(model.layout.length)
+    names = (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
+    return FrozenLayer(model, names)
+
+
+def freeze_parameters(
+    model: Layer, names: str | tuple[str, ...] | None, ps: Params, st: State
+) -> tuple[FrozenLayer, ComponentVector, Record]:
+    """Freeze a model as `fl.freeze` does, and take the values of its parameters and states along.
+
+    **Arguments:**
+
+    - `model`, `names`: as for `fl.freeze`.
+    - `ps`: its parameters, a `ComponentVector` or a mapping.
+    - `st`: its state.
+
+    **Returns:** `(model, ps, st)`: the `FrozenLayer`, a shorter vector and a `Record(frozen=..., layer=...)`.
+
+    **Raises:** as `fl.freeze`, and `TypeError` for the vector of another model or another kind of `ps` or
+    `st`.
 
     >>> import jax
     >>> import flatlayers as fl
     >>> model = fl.Chain(encoder=fl.Dense(8, 4), head=fl.Dense(4, 1))
     >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> tuned, trained, st = fl.freeze(model, "encoder.*", ps, st)
+    >>> tuned, trained, st = fl.freeze_parameters(model, "encoder.*", ps, st)
     >>> trained
     ComponentVector(float32[5], head=(weight=(1, 4), bias=(1,)))
     >>> st.frozen.encoder.weight.shape
     (4, 8)
     """
-    layer = as_layer(layer)
-    if names is None:
-        names = ("*",) * bool(layer.layout.length)
-    names = (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
-    frozen = FrozenLayer(layer, names)
-    if ps is None and st is None:
-        return frozen
+    frozen = freeze(model, names)
     _check_state(st)
-    whole = _all_of(layer, ps)
-    return (
-        frozen,
-        _trained(whole, frozen.layout, ps),
-        Record(frozen=_part(whole, frozen.frozen_layout), layer=as_record(st)),
-    )
+    whole = _all_of(frozen.layer, ps)
+    trained = _trained(whole, frozen.layout, ps)
+    return frozen, trained, Record(frozen=_part(whole, frozen.frozen_layout), layer=as_record(st))
 
 
-def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
+def unfreeze(model: Layer) -> Layer:
     """Put frozen parameters back into the vector: the inverse of `fl.freeze`.
 
     **Arguments:**
 
-    - `layer`: what `fl.freeze` made.
-    - `ps`, `st`: its parameters and its state, to be taken along.
+    - `model`: a layer that `fl.freeze` made.
 
-    **Returns:** the layer inside; with `ps` and `st`, `(layer, ps, st)` with the values that they had.
+    **Returns:** the layer inside.
 
-    **Raises:** `TypeError` for a layer that is not frozen and for `ps` without `st`.
+    **Raises:** `TypeError` for a layer that is not frozen.
+
+    >>> import flatlayers as fl
+    >>> fl.unfreeze(fl.freeze(fl.Dense(3, 2), "weight"))
+    Dense(3, 2)
+    """
+    return _frozen(model).layer
+
+
+def unfreeze_parameters(model: Layer, ps: Params, st: State) -> tuple[Layer, ComponentVector, Record]:
+    """Unfreeze a model with its parameters and states: the inverse of `fl.freeze_parameters`.
+
+    **Arguments:**
+
+    - `model`: a layer that `fl.freeze` made.
+    - `ps`: its parameters, a `ComponentVector` or a mapping.
+    - `st`: its state.
+
+    **Returns:** `(model, ps, st)`: the layer inside, with all of its parameters and its own state.
+
+    **Raises:** `TypeError` for a layer that is not frozen, for the vector of another model and for another
+    kind of `ps` or `st`.
 
     >>> import jax
     >>> import flatlayers as fl
     >>> model = fl.freeze(fl.Dense(3, 2), "weight")
     >>> ps, st = fl.setup(jax.random.key(0), model)
-    >>> fl.unfreeze(model, ps, st)[1]
+    >>> fl.unfreeze_parameters(model, ps, st)[1]
     ComponentVector(float32[8], weight=(2, 3), bias=(2,))
     """
-    if not isinstance(layer, FrozenLayer):
-        raise TypeError(f"expected a layer that `fl.freeze` made, found {layer!r}")
-    if ps is None and st is None:
-        return layer.layer
+    frozen = _frozen(model)
     _check_state(st)
     st = as_record(st)
-    return layer.layer, layer.layer.layout.pack(layer.joined(_all_of(layer, ps), st.frozen)), st.layer
+    return (
+        frozen.layer,
+        ComponentVector.of(frozen.joined(_all_of(frozen, ps), st.frozen), frozen.layer.layout),
+        st.layer,
+    )
+
+
+def _frozen(model: Layer) -> FrozenLayer:
+    if not isinstance(model, FrozenLayer):
+        raise TypeError(f"expected a layer that `fl.freeze` made, found {model!r}")
+    return model
 
 
 def _selected(layer: Layer, keep: Callable[[str], bool]) -> Group:
@@ -167,7 +212,7 @@ def _selected(layer: Layer, keep: Callable[[str], bool]) -> Group:
     return found if isinstance(found, Group) else Group({})
 
 
-def _leaf(source: Any, path: str) -> Any:
+def _leaf(source: Params, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), source)
 
 
@@ -175,19 +220,19 @@ def _part(whole: Record, layout: Layout) -> Record:
     return layout.nest({path: _leaf(whole, path) for path in layout.view_shapes})
 
 
-def _trained(whole: Record, layout: Layout, ps: Any) -> ComponentVector:
-    """The vector of what is not frozen. One without numbers has the dtype and the leading axes of `ps`."""
+def _trained(whole: Record, layout: Layout, ps: Params) -> ComponentVector:
+    """Return the vector of what is not frozen. Without numbers it has the dtype and leading axes of `ps`."""
     if not layout.length and isinstance(ps, ComponentVector):
-        return layout.vector(ps.data[..., :0])
-    return layout.pack(_part(whole, layout))
+        return ComponentVector(ps.data[..., :0], layout)
+    return ComponentVector.of(_part(whole, layout), layout)
 
 
-def _check_state(st: Any) -> None:
+def _check_state(st: State) -> None:
     if not isinstance(st, Mapping):
         raise TypeError(f"expected the state of the layer with its parameters, found {describe(st)}")
 
 
-def _all_of(layer: Layer, ps: Any) -> Record:
+def _all_of(layer: Layer, ps: Params) -> Record:
     if isinstance(ps, ComponentVector):
         return layer.layout.unpack(ps)
     if not isinstance(ps, Mapping):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..core.declaration import Stacked, as_declared
 from ..core.layer import Layer, as_layer, contains_layer
 from ..core.rebuild import replaceable, with_children
-from ..vectors.layout import Layout
+from ..types import Params, State
+from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import (
     UnknownNameError,
     UnknownPatternError,
@@ -21,12 +22,20 @@ from ..vectors.names import (
     listing,
     unknown_name,
 )
-from ..vectors.packing import leaves_of
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 
 
-def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any, Any, Record]:
+# A layer, or a mapping of layers, parameters and mappings, as `fl.setup` takes it.
+Model: TypeAlias = Layer | Mapping[str, Any]
+Kind = TypeVar("Kind", bound=Model)
+# A model, and each part of it.
+Part: TypeAlias = Model | Stacked
+# A function `f(layer, ps, st, path) -> (layer, ps, st)`.
+Change: TypeAlias = Callable[[Layer, Any, Any, str], tuple[Any, Any, Any]]
+
+
+def layer_map(f: Change, model: Model, ps: Params, st: State) -> tuple[Any, Any, Record]:
     """Change every leaf layer of a model, together with its parameters and its state.
 
     A leaf is a layer in whose fields there are no others; functions among layers are leaves too. So is a
@@ -39,11 +48,11 @@ def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any,
     - `f`: a function `f(layer, ps, st, path) -> (layer, ps, st)`. `path` is the dotted path of the leaf, `""`
         for a model that is one; `ps` and `st` are `Record`s. It may return any layer or function, parameters
         as a `Record`, a mapping or a `ComponentVector`, of other names and shapes too, and such a state.
-    - `layer`: the model, a layer or a mapping as `fl.setup` takes it.
+    - `model`: a layer, or a mapping as `fl.setup` takes it.
     - `ps`: its parameters, a `ComponentVector` or a mapping.
     - `st`: its state.
 
-    **Returns:** `(layer, ps, st)`: the new model; its parameters, a vector of the same dtype with the new
+    **Returns:** `(model, ps, st)`: the new model; its parameters, a vector of the same dtype with the new
     model's layout if `ps` is a vector, else a `Record`; its state. Parameters and states that containers have
     of their own are kept.
 
@@ -62,15 +71,15 @@ def layer_map(f: Callable[..., Any], layer: Any, ps: Any, st: Any) -> tuple[Any,
     >>> ps
     ComponentVector(float32[48], layer_0=(weight=(16, 2)), layer_1=(weight=(1, 16)))
     """
-    layout = _layout_of(layer)
-    vector = ps if isinstance(ps, ComponentVector) else layout.pack(ps)
-    new, values, st = _mapped(f, layer, layout.unpack(vector), as_record(st), "")
+    layout = _layout_of(model)
+    vector = ps if isinstance(ps, ComponentVector) else ComponentVector.of(ps, layout)
+    new, values, st = _mapped(f, model, layout.unpack(vector), as_record(st), "")
     packed = _packed(_layout_of(new), values, vector)
     return new, packed if vector is ps else packed.unpack(), st
 
 
-def select(model: Any, pattern: str) -> list[tuple[str, Layer]]:
-    """The layers of a model whose paths match a pattern.
+def select(model: Model, pattern: str) -> list[tuple[str, Layer]]:
+    """Find the layers of a model whose paths match a pattern.
 
     Layers made of layers are listed too, before those inside them, and so are layers that another makes
     itself. A wrapper and the layer inside it have one path and are listed both, the wrapper first. The model
@@ -98,8 +107,8 @@ def select(model: Any, pattern: str) -> list[tuple[str, Layer]]:
     return found
 
 
-def replace_layer(model: Any, path: str | tuple[str, ...], new: Any) -> Any:
-    """The same model with another layer at a path.
+def replace_layer(model: Kind, path: str | tuple[str, ...], new: object) -> Kind:
+    """Return the same model with another layer at a path.
 
     `fl.setup` gives the layers around it the values that they had, for the same key. A layer that its
     container uses under two names is replaced under both. The path of a wrapper means the wrapper.
@@ -128,7 +137,7 @@ def replace_layer(model: Any, path: str | tuple[str, ...], new: Any) -> Any:
     return replaced
 
 
-def _layout_of(model: Any) -> Layout:
+def _layout_of(model: Part) -> Layout:
     layout = as_declared(model).layout
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a layer or a mapping of layers, found {model!r}")
@@ -138,23 +147,23 @@ def _layout_of(model: Any) -> Layout:
 # A model as a tree: layers, mappings of layers, and stacked ones
 
 
-def children_of(model: Any) -> dict[str, Any]:
-    """The parts that hold layers and can be replaced, by path; that of a wrapper's child is empty."""
+def replaceable_parts(model: Part) -> dict[str, Any]:
+    """Return the parts that hold layers and can be replaced, by path; that of a wrapper's child is empty."""
     return replaceable(model) if isinstance(model, Layer) else _with_layers(model)
 
 
-def rebuilt(model: Any, new: Mapping[str, Any]) -> Any:
-    """The model with other parts in the place of those that `children_of` gives."""
+def rebuilt(model: Part, new: Mapping[str, Any]) -> Any:
+    """Return the model with other parts in the place of those that `replaceable_parts` gives."""
     if isinstance(model, Layer):
         return with_children(model, new)
     return dataclasses.replace(model, declared=new[""]) if isinstance(model, Stacked) else {**model, **new}
 
 
-def _with_layers(model: Any) -> dict[str, Any]:
+def _with_layers(model: Part) -> dict[str, Any]:
     return {name: part for name, part in as_declared(model).declared_parts().items() if contains_layer(part)}
 
 
-def _all_layers(model: Any, path: str) -> Iterator[tuple[str, Layer]]:
+def _all_layers(model: Part, path: str) -> Iterator[tuple[str, Layer]]:
     for name, child in _with_layers(model).items():
         where = join_path(path, name)
         if isinstance(child, Layer):
@@ -162,11 +171,11 @@ def _all_layers(model: Any, path: str) -> Iterator[tuple[str, Layer]]:
         yield from _all_layers(child, where)
 
 
-def _with_layer(model: Any, path: str, new: Layer) -> Any:
-    """The model with a layer replaced, `None` if there is none at that path."""
+def _with_layer(model: Part, path: str, new: Layer) -> Any:
+    """Return the model with a layer replaced, `None` if there is none at that path."""
     if not path and isinstance(model, Layer):
         return new
-    for name, child in children_of(model).items():
+    for name, child in replaceable_parts(model).items():
         below = path if not name else path[len(name) + 1 :]
         if join_path(name, below) == path:
             found = _with_layer(child, below, new)
@@ -175,7 +184,7 @@ def _with_layer(model: Any, path: str, new: Layer) -> Any:
     return None
 
 
-def _why_unknown(model: Any, path: str) -> str:
+def _why_unknown(model: Model, path: str) -> str:
     known = dict.fromkeys(name for name, _ in _all_layers(model, "") if name)
     if path in known:
         return "the layer around it makes this layer itself, and is to be replaced as a whole"
@@ -185,11 +194,9 @@ def _why_unknown(model: Any, path: str) -> str:
 # Parameters and states
 
 
-def _mapped(
-    f: Callable[..., Any], model: Any, ps: Record, st: Record, path: str
-) -> tuple[Any, Record, Record]:
-    """What `layer_map` gives for the part of a model at a path, from its part of `ps` and `st`."""
-    children = children_of(model)
+def _mapped(f: Change, model: Part, ps: Record, st: Record, path: str) -> tuple[Any, Record, Record]:
+    """Apply `layer_map` to the part of a model at a path, with its part of `ps` and `st`."""
+    children = replaceable_parts(model)
     if isinstance(model, Layer) and not _holds_parameters_of(model, children):
         return _called(f, model, ps, st, path)
     new, states = {}, {}
@@ -204,7 +211,7 @@ def _mapped(
     return whole, ps, st
 
 
-def _called(f: Callable[..., Any], layer: Layer, ps: Any, st: Any, path: str) -> tuple[Layer, Any, Any]:
+def _called(f: Change, layer: Layer, ps: Record, st: Record, path: str) -> tuple[Layer, Any, Record]:
     result = f(layer, ps, st, path)
     if not isinstance(result, tuple) or len(result) != 3:
         raise TypeError(
@@ -224,7 +231,7 @@ def _called(f: Callable[..., Any], layer: Layer, ps: Any, st: Any, path: str) ->
 
 
 def _holds_parameters_of(layer: Layer, children: Mapping[str, Layer]) -> bool:
-    """Whether the parameters of all children lie under their names: as they are, stacked or tied."""
+    """Tell whether the parameters of all children lie under their names: as they are, stacked or tied."""
     return bool(children) and all(_holds(layer.layout, name, child) for name, child in children.items())
 
 
@@ -240,7 +247,7 @@ def _holds(layout: Layout, name: str, child: Layer) -> bool:
     )
 
 
-def _with_part(record: Record, path: str, value: Any) -> Record:
+def _with_part(record: Record, path: str, value: Record) -> Record:
     if not path:
         return value
     name, _, below = path.partition(".")
@@ -256,8 +263,8 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
                 f"found shape {jnp.shape(value)}"
             )
     if not layout.length:  # no leaf tells the leading axes
-        return layout.vector(like.data[..., :0])
-    return layout.pack(values, like.dtype)
+        return ComponentVector(like.data[..., :0], layout)
+    return ComponentVector.of(values, layout, like.dtype)
 
 
 # The state of a wrapper, and that of the layer inside
@@ -267,21 +274,22 @@ def _initial_state(model: Any) -> Record:
     return Record(as_declared(model).declared_states(jax.random.key(0)) or {})
 
 
-def _state_place(wrapper: Any) -> tuple[str | None, Record, Record]:
-    """The field under whose name a wrapper keeps the state of its child, and the initial states of both.
+def _state_place(wrapper: Part) -> tuple[str | None, Record, Record]:
+    """Find the field under whose name a wrapper keeps its child's state; return the initial states, too.
 
     The field is empty if that state lies among the wrapper's own, `None` if the wrapper keeps none of it.
     """
-    child = children_of(wrapper)[""]
+    child = replaceable_parts(wrapper)[""]
     whole, inner = _initial_state(wrapper), _initial_state(child)
-    fields = [f.name for f in dataclasses.fields(wrapper) if getattr(wrapper, f.name) is child]
+    names = [field.name for field in dataclasses.fields(wrapper)]  # pyright: ignore[reportArgumentType]
+    fields = [name for name in names if getattr(wrapper, name) is child]
     for field in fields:
         if field in whole and jax.tree.structure(whole[field]) == jax.tree.structure(inner):
             return field, whole, inner
     return "" if inner.keys() <= whole.keys() else None, whole, inner
 
 
-def _state_inside(wrapper: Any, st: Record) -> Record:
+def _state_inside(wrapper: Part, st: Record) -> Record:
     field, whole, inner = _state_place(wrapper)
     if field is None:
         return inner
@@ -289,8 +297,8 @@ def _state_inside(wrapper: Any, st: Record) -> Record:
     return st[field] if field else Record({name: part for name, part in st.items() if name not in beside})
 
 
-def _with_state_inside(old: Any, new: Any, st: Record, state: Record, path: str) -> Record:
-    """The state of a wrapper around a new layer: what is the wrapper's own is kept."""
+def _with_state_inside(old: Part, new: Part, st: Record, state: Record, path: str) -> Record:
+    """Return the state of a wrapper around a new layer: the wrapper keeps its own part."""
     field, whole, _ = _state_place(new)
     inside = {} if field is None else {field: state} if field else dict(state)
     own = {name: part for name, part in st.items() if name in whole and name not in inside}
@@ -305,7 +313,7 @@ def _with_state_inside(old: Any, new: Any, st: Record, state: Record, path: str)
     return Record({name: found[name] for name in [*(name for name in whole if name in found), *inside]})
 
 
-def _shapes(st: Record, names: Any) -> dict[str, Any]:
+def _shapes(st: Record, names: Iterable[str]) -> dict[str, Any]:
     return {
         name: jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), st[name]) for name in names if name in st
     }

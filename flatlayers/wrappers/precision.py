@@ -4,14 +4,16 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.composite import Wrapper
 from ..core.fields import Check
 from ..layers.fields import AnyLayer
+from ..types import DType, Input, Output, Params, PyTree, State
 
 
-def cast(ps: Any, dtype: Any) -> Any:
-    """The same with its floating numbers in another dtype.
+def cast(ps: PyTree, dtype: DType) -> PyTree:
+    """Convert floating numbers to another dtype.
 
     Integers, booleans, keys, complex numbers and the static flags of a state stay as they are. For a
     `ComponentVector` it is one conversion of the whole vector, and its transpose is another: a model called
@@ -40,12 +42,12 @@ def cast(ps: Any, dtype: Any) -> Any:
     >>> jax.grad(lambda ps: model(x, fl.cast(ps, jnp.bfloat16), st)[0].sum())(ps).dtype
     dtype('float32')
     """
-    dtype = _available(_floating_dtype(dtype))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if _is_floating(leaf) else leaf, ps)
+    found = _available(_floating_dtype(dtype))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, found) if _is_floating(leaf) else leaf, ps)
 
 
-def f16(ps: Any) -> Any:
-    """`fl.cast(ps, jnp.float16)`: 5 bits of exponent, so that 65504 is the largest number; 3 digits.
+def f16(ps: PyTree) -> PyTree:
+    """Return `fl.cast(ps, jnp.float16)`: 5 bits of exponent, so that 65504 is the largest number; 3 digits.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -55,8 +57,8 @@ def f16(ps: Any) -> Any:
     return cast(ps, jnp.float16)
 
 
-def bf16(ps: Any) -> Any:
-    """`fl.cast(ps, jnp.bfloat16)`: the range of float32, with 2 to 3 digits.
+def bf16(ps: PyTree) -> PyTree:
+    """Return `fl.cast(ps, jnp.bfloat16)`: the range of float32, with 2 to 3 digits.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -66,8 +68,8 @@ def bf16(ps: Any) -> Any:
     return cast(ps, jnp.bfloat16)
 
 
-def f32(ps: Any) -> Any:
-    """`fl.cast(ps, jnp.float32)`.
+def f32(ps: PyTree) -> PyTree:
+    """Return `fl.cast(ps, jnp.float32)`.
 
     >>> import flatlayers as fl
     >>> fl.f32(fl.Record(mean=0.5, count=3, training=True))
@@ -76,21 +78,21 @@ def f32(ps: Any) -> Any:
     return cast(ps, jnp.float32)
 
 
-def f64(ps: Any) -> Any:
-    """`fl.cast(ps, jnp.float64)`.
+def f64(ps: PyTree) -> PyTree:
+    """Return `fl.cast(ps, jnp.float64)`.
 
     **Raises:** `ValueError` where `jax_enable_x64` is off.
 
     >>> import jax
     >>> import flatlayers as fl
     >>> with jax.enable_x64(True):
-    ...     print(fl.f64(fl.ComponentVector.of({"a": 1.0}, "float32")).dtype)
+    ...     print(fl.f64(fl.ComponentVector.of({"a": 1.0}, dtype="float32")).dtype)
     float64
     """
     return cast(ps, jnp.float64)
 
 
-def _floating_dtype(dtype: Any) -> Any:
+def _floating_dtype(dtype: DType | None) -> np.dtype:
     # `float` is JAX's default float, as everywhere in JAX.
     try:
         found = jnp.dtype(jnp.result_type(float) if dtype is float else dtype)
@@ -113,15 +115,15 @@ class AlternatePrecision(Wrapper):
     dtype of `x` and `ps`; on the way through the layer they are in `dtype`, where float16 takes those under
     6e-8 for zero.
 
-    For a whole model, cast the vector instead: that is one conversion, this is one a leaf.
+    For a whole model, cast the vector instead: that is one conversion, this is one per leaf.
 
     **Arguments:**
 
     - `layer`: the layer.
     - `dtype`: the floating dtype to compute in.
 
-    **Inputs:** those of `layer`; its integers, booleans and keys stay as they are. What is
-    frozen is state: `fl.freeze` goes around this layer, not inside.
+    **Inputs:** those of `layer`; its integers, booleans and keys stay as they are. Frozen
+    parameters are state: `fl.freeze` goes around this layer, not inside.
 
     **Returns:** what it returns, with floating numbers in the dtype of `x`: the promoted one, if `x` has
     several; that of the parameters, if it has none, as for the indices of an `Embedding`.
@@ -143,16 +145,16 @@ class AlternatePrecision(Wrapper):
     layer: AnyLayer
     dtype: FloatingDtype
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(cast(x, self.dtype), cast(ps, self.dtype), st)
         return _in_dtype_of((x, ps), y), _in_dtypes_of(st, new)
 
 
-def _is_floating(leaf: Any) -> bool:
+def _is_floating(leaf: object) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating)
 
 
-def _available(dtype: Any) -> Any:
+def _available(dtype: np.dtype) -> np.dtype:
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"expected a dtype that JAX has, found {dtype} while jax_enable_x64 is off; "
@@ -161,8 +163,8 @@ def _available(dtype: Any) -> Any:
     return dtype
 
 
-def _in_dtype_of(trees: tuple[Any, ...], y: Any) -> Any:
-    """`y` in the dtype of the floating arrays of the first tree that has any."""
+def _in_dtype_of(trees: tuple[PyTree, ...], y: PyTree) -> PyTree:
+    """Return `y` in the dtype of the floating arrays of the first tree that has any."""
     for tree in trees:
         floats = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype") and _is_floating(leaf)]
         if floats:
@@ -171,8 +173,8 @@ def _in_dtype_of(trees: tuple[Any, ...], y: Any) -> Any:
     return y
 
 
-def _in_dtypes_of(old: Any, new: Any) -> Any:
-    """A new state in the dtypes of the old one, if they are of one structure."""
+def _in_dtypes_of(old: State, new: State) -> State:
+    """Return a new state in the dtypes of the old one, if they are of one structure."""
     if jax.tree.structure(old) != jax.tree.structure(new):
         return new
     return jax.tree.map(

@@ -12,7 +12,7 @@ from ..layers.fields import AnyLayer
 from ..vectors.names import as_path
 
 
-def _ties(value: Any) -> FrozenDict:
+def _ties(value: object) -> FrozenDict:
     if not isinstance(value, Mapping):
         raise TypeError
     return FrozenDict({as_path(a): as_path(b) for a, b in value.items()})
@@ -22,7 +22,7 @@ Ties = Annotated[Mapping[str, str], Check("a mapping {name: the one that stays} 
 
 
 class SharedParameters(Wrapper):
-    """A layer with names that have one place in the vector: what `fl.share_parameters` makes.
+    """A layer with names that have one place in the vector, made by `fl.share_parameters`.
 
     **Arguments:**
 
@@ -45,13 +45,14 @@ class SharedParameters(Wrapper):
 
     def check_fields(self) -> None:
         super().check_fields()
+        # A wrong tie is an error where the layer is made.
         _ = self.layout
 
     def parameters(self) -> Mapping[str, Any]:
         return Tied(self.layer.parameters(), self.ties)
 
 
-def share_parameters(layer: Layer, ties: Mapping[str, str]) -> SharedParameters:
+def share_parameters(model: Layer, ties: Mapping[str, str]) -> SharedParameters:
     """Tie parameters: the vector holds them once, and their gradients add.
 
     Everything that reads the layout counts a tied parameter once: `fl.parameter_length`, displays, the
@@ -59,7 +60,7 @@ def share_parameters(layer: Layer, ties: Mapping[str, str]) -> SharedParameters:
 
     **Arguments:**
 
-    - `layer`: the layer.
+    - `model`: a layer.
     - `ties`: `{name: the one that stays}` as dotted paths, for parameters or whole groups of the same
         shapes.
 
@@ -75,4 +76,4 @@ def share_parameters(layer: Layer, ties: Mapping[str, str]) -> SharedParameters:
     >>> ps.size, bool((ps.decoder.weight == ps.encoder.weight).all())
     (24, True)
     """
-    return SharedParameters(layer, ties)
+    return SharedParameters(model, ties)

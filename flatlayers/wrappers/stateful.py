@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax
 
 from ..core.layer import Layer, apply, as_layer, display_name
+from ..types import Input, Output, Params, PyTree, State
 from ..vectors.names import describe, join_path
 from ..vectors.record import Record, as_record
 
@@ -51,8 +51,8 @@ class StatefulLayer:
     """
 
     layer: Layer
-    ps: Any
-    st: Any
+    ps: Params
+    st: State
     _: KW_ONLY
     fixed_state: bool = True
 
@@ -60,7 +60,7 @@ class StatefulLayer:
         self.layer = as_layer(self.layer)
         self.st = as_record(self.st)
 
-    def __call__(self, x: Any, ps: Any = None) -> Any:
+    def __call__(self, x: Input, ps: Params | None = None) -> Output:
         try:
             y, st = apply(self.layer, x, self.ps if ps is None else ps, self.st)
         except jax.errors.UnexpectedTracerError as error:
@@ -78,7 +78,7 @@ class StatefulLayer:
         return f"StatefulLayer({', '.join(parts)}{'' if self.fixed_state else ', fixed_state=False'})"
 
 
-def _check_type(layer: Layer, old: Any, new: Any) -> None:
+def _check_type(layer: Layer, old: Record, new: Record) -> None:
     if difference := _difference(old, new, ""):
         path, expected, found = difference
         raise ValueError(
@@ -87,8 +87,8 @@ def _check_type(layer: Layer, old: Any, new: Any) -> None:
         )
 
 
-def _difference(old: Any, new: Any, path: str) -> tuple[str, str, str] | None:
-    """The first field that differs in structure, shape or dtype: its path, what it was and what it is."""
+def _difference(old: State, new: State, path: str) -> tuple[str, str, str] | None:
+    """Find the first field of another structure, shape or dtype: its path, what it was and what it is."""
     if not (isinstance(old, Record) and isinstance(new, Record)):
         return None if _type_of(old) == _type_of(new) else (path, describe(old), describe(new))
     for name in (*old, *new):
@@ -101,8 +101,8 @@ def _difference(old: Any, new: Any, path: str) -> tuple[str, str, str] | None:
     return next(filter(None, differences), None)
 
 
-def _type_of(value: Any) -> Any:
-    """What a compiled function depends on, but for weak types: a flag's value, an array's shape and dtype."""
+def _type_of(value: PyTree) -> object:
+    """Return what a compiled function depends on, but for weak types: values of flags, shapes and dtypes."""
     if value is None or isinstance(value, bool | str):
         return value
     leaves, structure = jax.tree.flatten(value)

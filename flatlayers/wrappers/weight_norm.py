@@ -13,6 +13,7 @@ from ..core.declaration import Param, Tied, fold_in_name
 from ..core.fields import Integer, Size
 from ..dtypes import at_least_float32, is_traced
 from ..layers.fields import AnyLayer, Text
+from ..types import DType, Input, Key, Output, Params, Shape, State
 from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.record import Record
 
@@ -36,7 +37,7 @@ class WeightNorm(Wrapper):
     axes but `axis`, and `weight_v`, of its shape. **States:** those of `layer`.
 
     **Raises:** `KeyError` for a name that is no parameter of the layer, `ValueError` for an axis that it does
-    not have, and for a weight that is zero for some output and so has no direction. That is seen where
+    not have, and for a weight that is zero for some output and so has no direction. This is seen where
     numbers are known: not under `jax.jit`.
 
     >>> import jax
@@ -73,7 +74,7 @@ class WeightNorm(Wrapper):
                 declared[name] = part
         return Tied(declared, parts.ties) if isinstance(parts, Tied) else declared
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         axes = _axes_of(self)
         inner = {name: getattr(ps, name) for name in self.layer.parameters() if name not in axes}
         for name, axis in axes.items():
@@ -105,8 +106,8 @@ class SpectralNorm(Wrapper):
     `weight`, and the flag `training`.
 
     **Raises:** `KeyError` for a name that is no parameter of the layer, `ValueError` for an axis that it does
-    not have, for less than one iteration, and for a weight that is zero, where numbers are known; `TypeError`
-    for a complex weight.
+    not have, for `iterations` below 1 and for a weight that is zero, where numbers are known; `TypeError` for
+    a complex weight.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -128,7 +129,7 @@ class SpectralNorm(Wrapper):
         super().check_fields()
         _axes_of(self)
 
-    def states(self, key: jax.Array) -> Mapping[str, Any]:
+    def states(self, key: Key) -> Mapping[str, Any]:
         declared = self.layer.parameters()
         vectors = {
             f"{name}_u": unit(
@@ -138,7 +139,7 @@ class SpectralNorm(Wrapper):
         }
         return {**super().states(key), **vectors, "training": True}
 
-    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         inner, vectors = {name: getattr(ps, name) for name in self.layer.parameters()}, {}
         for name, axis in _axes_of(self).items():
             if jnp.iscomplexobj(inner[name]):
@@ -159,19 +160,19 @@ class SpectralNorm(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class InitialNorm:
-    """The initializer of `weight_g`: the norm of what `weight_v` draws with the same key."""
+    """An initializer of `weight_g`: the norm of what `weight_v` draws with the same key."""
 
     v: Param
     axis: int
 
-    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    def __call__(self, key: Key, shape: Shape, dtype: DType) -> jax.Array:
         norm = norm_along(jnp.asarray(self.v.initial(key, dtype), dtype), self.axis)
         check_not_zero(norm, self.v.key_name or "weight")
         return norm
 
 
 def norm_along(v: jax.Array, axis: int) -> jax.Array:
-    """The norm over all axes but one, which stay with size 1."""
+    """Return the norm over all axes but one, which stay with size 1."""
     others = tuple(a for a in range(v.ndim) if a != axis % v.ndim)
     return jnp.sqrt(jnp.sum(jnp.real(v * v.conj()), others, keepdims=True)).astype(v.dtype)
 
@@ -189,7 +190,7 @@ def check_not_zero(norm: jax.Array, name: str) -> None:
 
 
 def iterate(matrix: jax.Array, u: jax.Array, steps: int) -> jax.Array:
-    """The first left singular vector by power iteration. It is a constant to `jax.grad`."""
+    """Find the first left singular vector by power iteration. It is a constant to `jax.grad`."""
     matrix = jax.lax.stop_gradient(matrix)
     for _ in range(steps):
         u = unit(matrix @ unit(matrix.T @ u))
@@ -197,12 +198,12 @@ def iterate(matrix: jax.Array, u: jax.Array, steps: int) -> jax.Array:
 
 
 def unit(vector: jax.Array) -> jax.Array:
-    """A vector with norm 1; zero stays zero."""
+    """Scale a vector to norm 1; zero stays zero."""
     return vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
 
 
 def _axes_of(norm: WeightNorm | SpectralNorm) -> dict[str, int]:
-    """The output axis of each parameter that is named."""
+    """Return the output axis of each parameter that is named."""
     declared, axes, where = norm.layer.parameters(), {}, type(norm).__name__
     for name in (norm.names,) if isinstance(norm.names, str) else norm.names:
         if name not in declared:
@@ -224,11 +225,11 @@ def _axes_of(norm: WeightNorm | SpectralNorm) -> dict[str, int]:
 
 
 def output_axis(param: Param) -> int:
-    """The axis of the outputs: the first of `(out, in)`, the last of `(*kernel, in, out)`."""
+    """Return the axis of the outputs: the first of `(out, in)`, the last of `(*kernel, in, out)`."""
     if param.output_axis is not None:
         return param.output_axis
     return 0 if len(param.shape) < 3 else -1
 
 
-def _norm_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def _norm_shape(shape: Shape, axis: int) -> Shape:
     return tuple(size if a == axis % len(shape) else 1 for a, size in enumerate(shape))

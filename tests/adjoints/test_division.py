@@ -150,3 +150,37 @@ def test_a_forcing_of_noise_is_not_divided_for_ever():
 
     with pytest.raises(RuntimeError, match="maximum number of solver steps"):
         jax.grad(lambda p: solve(noise, 1.0, p, max_steps=16, dt0=0.1, tolerance=1e-2).ys[0])(0.0)
+
+
+def test_a_part_that_is_wrong_and_cannot_be_divided_fails():
+    """There are 32 times in a quarter this late, each with its own forcing."""
+
+    def gradient(throw):
+        def noise(t, y, p):
+            return p * jnp.abs(jnp.sin(1e3 * t)) - y
+
+        def end(p):
+            term, controller = diffrax.ODETerm(noise), pid(1e-4)
+            options = {"stepsize_controller": controller, "adjoint": fl.GaussAdjoint(), "throw": throw}
+            start = 2.0**45
+            return diffrax.diffeqsolve(
+                term, diffrax.Tsit5(), start, start + 1, 0.25, 1.0, p, max_steps=64, **options
+            ).ys[0]
+
+        return jax.grad(end)(0.0)
+
+    with pytest.raises(RuntimeError, match="minimum step size was reached"):
+        gradient(True)
+    assert np.isnan(gradient(False))
+
+
+def test_a_jump_at_the_end_cannot_be_divided_and_is_right():
+    """What the forcing is from the end on has no part in the solution, but is seen at the end itself."""
+    ts = jnp.array([0.0, 0.4, 1.0])
+
+    def end(values):
+        return solve(lambda t, y, values: pieces("steps", ts, values, t) - y, 0.3, values).ys[0]
+
+    found = jax.jit(jax.grad(end))(jnp.array([0.5, -1.0, 30.0]))
+    expected = [np.exp(-0.6) - np.exp(-1), 1 - np.exp(-0.6), 0.0]
+    np.testing.assert_allclose(found, expected, atol=5e-6)

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from flatlayers.adjoints import _diffrax
-from flatlayers.adjoints._trajectory import Sampled, Trajectory
-from flatlayers.adjoints.gauss import GaussAdjoint, _with_solver_state
+from flatlayers.adjoints.gauss import GaussAdjoint
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 
@@ -337,7 +335,7 @@ def test_terms_that_are_not_supported():
 def test_values_that_have_no_gradient():
     with pytest.raises(RuntimeError, match="pass it in `args`"):
         jax.grad(lambda rate: solve(lambda t, y, _: -rate * y, 1.0, None).ys[0])(2.0)
-    with pytest.raises(RuntimeError, match="no gradient with respect to `t1`"):
+    with pytest.raises(RuntimeError, match="no gradient with respect to t1"):
         jax.grad(lambda t1: solve(decay, 1.0, 2.0, t1).ys[0])(1.0)
     with pytest.raises(RuntimeError, match=r"no gradient with respect to SaveAt\(ts=...\)"):
         jax.grad(lambda t: solve(decay, 1.0, 2.0, saveat=diffrax.SaveAt(ts=t[None])).ys[0])(0.5)
@@ -446,43 +444,3 @@ def test_neural_ode_is_float32_and_unpacks_outside_the_loops():
     inside = [e for loop in loops for inner in inner_jaxprs(loop) for e in equations(inner)]
     assert len(inside) > 100
     assert not [e for e in inside if e.primitive.name == "split" and e.invars[0].aval.size >= ps.size]
-
-
-# What it rests on
-
-
-@pytest.mark.parametrize("solver", [diffrax.Dopri8(), diffrax.Heun()])
-def test_the_trajectory_is_the_dense_output(solver):
-    """Each segment, solved again, against `SaveAt(dense=True)`."""
-    u0, p, t1, steps = jnp.ones(2), jnp.ones(4), 1.7, 200
-    ts = jnp.stack([jnp.linspace(a, b, 40) for a, b in [(0.0, 0.64), (0.64, 1.28), (1.28, t1)]])
-
-    class Look(diffrax.AbstractAdjoint):
-        """Solve with a trajectory, and give out what it has at `ts`."""
-
-        def loop(self, *, args, terms, solver, saveat, init_state, event, **options):
-            for name in ("passed_solver_state", "passed_controller_state", "throw"):
-                del options[name]
-            sampled = Sampled.of(_diffrax.freeze_solver(solver, terms, args, init_state), solver.order(terms))
-            inner = jax.tree.map(jnp.asarray, init_state.solver_state)
-            state = _with_solver_state(init_state, (inner, sampled.empty(init_state.y)))
-            final, _, record = _diffrax.run(sampled, saveat, state, options, Trajectory.empty(state, steps))
-            record = record.finished(final)
-            found = []
-            for k in range(3):
-                window = record.of_segment(jnp.array(k), sampled, k != 2).window(k, sampled.points)
-                found.append(jax.vmap(window.evaluate)(ts[k]))
-            return _with_solver_state(final, inner), {"found": jnp.stack(found)}
-
-    def run(adjoint, saveat):
-        options = {
-            "solver": solver,
-            "controller": diffrax.ConstantStepSize(),
-            "dt0": 0.01,
-            "max_steps": steps,
-        }
-        return solve(lotka_volterra, u0, p, t1, adjoint=adjoint, saveat=saveat, **options)
-
-    dense = run(DEFAULT, diffrax.SaveAt(t1=True, dense=True))
-    found = run(Look(), diffrax.SaveAt(t1=True)).stats["found"]
-    assert_close(found, jax.vmap(jax.vmap(dense.evaluate))(ts), 1e-12)

@@ -52,7 +52,7 @@ def by_plain_diffrax(adjoint, tolerance):
         ).ys
         return jnp.sum((2 - ys) ** 2) / 2
 
-    v = fl.ComponentVector.of({"mechanism": {"p": [1.5, 1.0, 3.0, 1.0]}, "u0": [1.0, 1.0]}, float)
+    v = fl.ComponentVector.of({"mechanism": {"p": [1.5, 1.0, 3.0, 1.0]}, "u0": [1.0, 1.0]}, dtype=float)
     found = jax.jit(gradient)(v)
     return found.mechanism.p, found.u0
 
@@ -106,7 +106,10 @@ def field(n_in, n_out):
 STEPS = {"t1": 0.4, "dt0": 0.1, "stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 8}
 LAYERS = {
     "shared": (fl.NeuralODE(field(2, 2), saveat=[0.2, 0.4], **STEPS), "model"),
-    "each, augmented": (fl.AugmentedNDE(fl.NeuralODE(field(3, 3), batching="each", **STEPS), 1), "nde.model"),
+    "each, augmented": (
+        fl.AugmentedNDE(fl.NeuralODE(field(3, 3), batching="each", **STEPS), 1),
+        "model.model",
+    ),
     "second order": (fl.SecondOrderNeuralODE(field(4, 2), **STEPS), "model"),
 }
 
@@ -129,7 +132,7 @@ def test_the_gradient_of_a_layer(key, name):
     (value, new), (by_ps, by_x) = loss(ps, x, st)
     assert jax.tree.structure(new) == jax.tree.structure(st)
     assert new.solve[inner].drift.calls == 1
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(1), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(1), ps.shape), ps.layout)
     np.testing.assert_allclose(
         by_ps @ direction, central_difference(lambda ps: loss(ps, x, st)[0][0], ps, direction), rtol=1e-6
     )
@@ -167,7 +170,7 @@ def test_a_mechanism_with_a_network_inside(key):
 
     _, gradient = loss(ps)
     assert gradient.layout == ps.layout
-    direction = ps.layout.vector(jnp.arange(1.0, 1.0 + ps.size))
+    direction = fl.ComponentVector(jnp.arange(1.0, 1.0 + ps.size), ps.layout)
     np.testing.assert_allclose(
         gradient @ direction, central_difference(lambda p: loss(p)[0], ps, direction), rtol=1e-7
     )

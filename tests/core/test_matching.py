@@ -93,7 +93,7 @@ def test_more_names_are_allowed(key):
 
 def test_a_frozen_vector_is_not_that_of_the_whole_model(key):
     model = fl.Chain(fl.Dense(2, 3), fl.Dense(3, 1))
-    frozen, ps, st = fl.freeze(model, "layer_0.*", *fl.setup(key, model, float))
+    frozen, ps, st = fl.freeze_parameters(model, "layer_0.*", *fl.setup(key, model, float))
     assert frozen(jnp.ones(2), ps, st)[0].shape == (1,)
     with pytest.raises(ValueError, match=r"layer_0.weight: \(3, 2\) is gone"):
         model(jnp.ones(2), ps, st)

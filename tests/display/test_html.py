@@ -41,7 +41,12 @@ def words(page):
 
 def vectors():
     ps = fl.initial_parameters(jax.random.key(0), SMALL)
-    return [ps, jax.vmap(lambda i: ps)(jnp.arange(3)), ps.layer_0, DEEP.layout.zeros(jnp.float32)]
+    return [
+        ps,
+        jax.vmap(lambda i: ps)(jnp.arange(3)),
+        ps.layer_0,
+        fl.ComponentVector.zeros(DEEP.layout, jnp.float32),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,15 +135,15 @@ def test_a_tree_draws_its_ranges():
 
 def test_large_vectors_are_short():
     layers = {f"layer_{i}": {"weight": (3, 3), "bias": (3,)} for i in range(2000)}
-    page, source = parsed(fl.Layout(layers).zeros(jnp.float32))
+    page, source = parsed(fl.ComponentVector.zeros(fl.Layout(layers), jnp.float32))
     assert len(source) < 80_000
     assert sum(bars(page)[0]) == 24_000
 
 
 def test_traced_vectors_have_no_values():
     seen = []
-    jax.jit(lambda v: seen.append(parsed(v)[1]) or v)(SMALL.layout.zeros())
+    jax.jit(lambda v: seen.append(parsed(v)[1]) or v)(fl.ComponentVector.zeros(SMALL.layout))
     assert "details" not in seen[0]
     assert "layer_0" in seen[0]
-    axes = jax.tree.map(lambda x: 0, SMALL.layout.zeros())
+    axes = jax.tree.map(lambda x: 0, fl.ComponentVector.zeros(SMALL.layout))
     assert "ComponentVector" in parsed(axes)[1]

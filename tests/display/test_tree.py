@@ -13,7 +13,7 @@ MODEL = fl.Chain(fl.Dense(2, 16, jnp.tanh), fl.Dropout(0.5), fl.Dense(16, 1))
 @pytest.mark.parametrize(("lead", "dtype"), [((), jnp.float32), ((7,), jnp.float64), ((), jnp.bfloat16)])
 def test_numbers_are_those_of_numpy(key, dtype, lead):
     layout = MODEL.layout
-    v = layout.vector(jax.random.normal(key, (*lead, layout.length), dtype))
+    v = fl.ComponentVector(jax.random.normal(key, (*lead, layout.length), dtype), layout)
     rows = fl.tree(v).rows
     assert [row.path for row in rows] == [path for path, _ in layout.slots()]
     for row in rows:
@@ -86,12 +86,12 @@ def test_traced_numbers_are_shown_by_shape(key, transform):
 
 
 def test_shapes_alone():
-    v = MODEL.layout.vector(jax.ShapeDtypeStruct((65,), jnp.float32))
+    v = fl.ComponentVector(jax.ShapeDtypeStruct((65,), jnp.float32), MODEL.layout)
     assert [row.shape for row in fl.tree(v).rows] == [(16, 2), (16,), (1, 16), (1,)]
 
 
 def test_lines_are_within_100():
     deep = fl.Chain(the_encoder=fl.Chain(with_a_long_name=fl.Chain(of_many_words_inside=fl.Dense(2, 2))))
-    text = str(fl.tree(deep.layout.vector(jnp.full(6, -1.2345678e-30))))
+    text = str(fl.tree(fl.ComponentVector(jnp.full(6, -1.2345678e-30), deep.layout)))
     assert max(map(len, text.splitlines())) <= 100
     assert "the_encoder.with_a_long_name.of_many" in text

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
+from tests.equations.test_ode import TIGHT
 from tests.helpers import assert_close
-from tests.solve.test_ode import TIGHT
 
 
 class Lift(fl.Layer):
@@ -18,7 +18,7 @@ class Lift(fl.Layer):
 def test_the_added_dimensions_start_at_zero(key):
     layer = fl.AugmentedNDE(fl.NeuralODE(Lift(), t1=2.0, saveat=[1.0, 2.0], stepsize_controller=TIGHT), 1)
     ps, st = fl.setup(key, layer, float)
-    assert list(layer.children()) == list(st) == ["nde"]
+    assert list(layer.children()) == list(st) == ["model"]
     x = jnp.array([[[1.0]], [[5.0]], [[0.0]]])
     ys, new = jax.jit(layer)(x, ps, st)
     assert ys.shape == (2, 3, 1, 2)
@@ -35,7 +35,9 @@ def test_pairs_and_what_is_no_array(key):
     (q, v), _ = jax.eval_shape(second, (jnp.ones((4, 1)), jnp.ones((4, 1))), ps, st)
     assert q.shape == v.shape == (4, 3)
     layer = fl.AugmentedNDE(fl.WrappedFunction(lambda x: x), 2)
-    assert_close(layer((jnp.ones(1), "control"), {"nde": {}}, {"nde": {}})[0][0], jnp.array([1.0, 0.0, 0.0]))
+    assert_close(
+        layer((jnp.ones(1), "control"), {"model": {}}, {"model": {}})[0][0], jnp.array([1.0, 0.0, 0.0])
+    )
 
 
 def test_wrong_arguments(key):
@@ -46,4 +48,4 @@ def test_wrong_arguments(key):
         layer(jnp.ones(()), *fl.setup(key, layer, float))
     with pytest.raises(ValueError, match=r"\(..., 2\), found shape \(3,\)") as info:
         layer(jnp.ones(2), *fl.setup(key, layer, float))
-    assert "in the layer nde: Dense(2, 2)" in info.value.__notes__[0]
+    assert "in the layer model: Dense(2, 2)" in info.value.__notes__[0]

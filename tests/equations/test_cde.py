@@ -154,7 +154,7 @@ def test_gradients_agree_with_central_differences(key, adjoint):
 
     loss = jax.jit(jax.value_and_grad(squares, (0, 1)))
     _, (by_ps, by_data) = loss(ps, data)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     slope = central_difference(lambda ps: loss(ps, data)[0], ps, direction)
     np.testing.assert_allclose(by_ps @ direction, slope, rtol=1e-5)
     bump = jax.random.normal(key, data.shape)
@@ -178,10 +178,10 @@ def test_the_state_is_frozen_during_the_solve(key):
     ps, st = fl.setup(key, cde, float)
     control = diffrax.LinearInterpolation(TIMES, TIMES[:, None])
     z, new = jax.jit(cde)((jnp.ones(2), control), ps, st)
-    draw = jax.random.uniform(jax.random.split(st.field.key)[1], (), float)
+    draw = jax.random.uniform(jax.random.split(st.model.key)[1], (), float)
     np.testing.assert_allclose(z, np.exp(2 * draw) * np.ones(2), rtol=1e-8)
-    assert list(st) == ["stats", "field"]
-    assert new.field.count == 1
+    assert list(st) == ["stats", "model"]
+    assert new.model.count == 1
     assert jax.tree.structure(new) == jax.tree.structure(st)
     assert list(fl.initial_states(key, fl.NeuralCDE(FIELD, 2))) == ["stats"]
 

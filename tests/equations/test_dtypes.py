@@ -224,7 +224,7 @@ def test_shooting(of_y, of_ps, result, of_ts):
     node = fl.NeuralODE(Decay())
     ps, st = fl.setup(jax.random.key(0), node, of_ps)
     _, found = fl.multiple_shooting(
-        node, ps, st, jnp.asarray(s, of_ts), decay, jnp.asarray(decay[:-1:2], of_y)
+        node, jnp.asarray(s, of_ts), decay, jnp.asarray(decay[:-1:2], of_y), ps, st
     )
     assert found.dtype == result
     np.testing.assert_allclose(found.astype(float), [decay[:3], decay[2:]], rtol=TOLERANCE[jnp.dtype(result)])

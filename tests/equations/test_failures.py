@@ -10,6 +10,7 @@ import pytest
 import flatlayers as fl
 
 
+TSIT5 = diffrax.Tsit5()
 CONSTANT = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.02}
 NONFINITE, TOO_MANY, TOO_SHORT = (
     jax.tree.leaves(code)[0]
@@ -45,7 +46,7 @@ LAYERS = {
 def code(layer, x):
     ps, st = fl.setup(jax.random.key(0), layer, float)
     _, st = jax.jit(layer)(x, ps, st)
-    return (st.nde if "nde" in st else st).stats.result
+    return (st.model if "stats" not in st else st).stats.result
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -57,7 +58,7 @@ def test_constant_steps(kind):
     @jax.jit
     def codes(y):
         st_of = layer(start(y), ps, st)[1]
-        return (st_of.nde if "nde" in st_of else st_of).stats.result
+        return (st_of.model if "stats" not in st_of else st_of).stats.result
 
     found = [codes(jnp.array([y])) for y in (0.01, np.nan, np.inf, 1.0)]
     assert found == [0, NONFINITE, NONFINITE, NONFINITE]
@@ -92,7 +93,7 @@ def test_adaptive_steps(kind, max_steps):
     @jax.jit
     def codes(y):
         st_of = layer(start(y), ps, st)[1]
-        return (st_of.nde if "nde" in st_of else st_of).stats.result
+        return (st_of.model if "stats" not in st_of else st_of).stats.result
 
     found = [codes(jnp.array([y])) for y in (0.01, np.nan, 1.0)]
     assert found == [0, NONFINITE, TOO_MANY if max_steps else TOO_SHORT]
@@ -104,7 +105,7 @@ def test_an_adaptive_solve_without_max_steps_is_right_where_it_can_be():
     controller = diffrax.ClipStepSizeController(
         diffrax.PIDController(rtol=1e-8, atol=1e-10), jump_ts=jnp.array([0.3, 0.6]), step_ts=jnp.array([0.5])
     )
-    for solver, t0, t1 in ((None, 0.0, 1.0), (diffrax.Kvaerno5(), 0.0, 1.0), (None, 1.0, 0.0)):
+    for solver, t0, t1 in ((TSIT5, 0.0, 1.0), (diffrax.Kvaerno5(), 0.0, 1.0), (TSIT5, 1.0, 0.0)):
         node = fl.NeuralODE(
             lambda y: -y, t0=t0, t1=t1, solver=solver, stepsize_controller=controller, max_steps=None
         )
@@ -237,7 +238,7 @@ def test_the_variance_along_steps_to_given_times():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda n: fl.FFJORD(fl.Dense(1, 1), trace="hutchinson", probes=n), "FFJORD.probes"),
+        (lambda n: fl.FFJORD(fl.Dense(1, 1), divergence="hutchinson", probes=n), "FFJORD.probes"),
         (lambda n: fl.AugmentedNDE(fl.NeuralODE(fl.Dense(2, 2)), n), "AugmentedNDE.extra"),
         (lambda n: fl.NeuralCDE(fl.Dense(2, 4), n), "NeuralCDE.channels"),
         (
@@ -266,7 +267,10 @@ def test_choices():
             lambda: fl.NeuralSDE(fl.Dense(2, 2), fl.Dense(2, 2), noise="full"),
             r"NeuralSDE\.noise: .*'general'",
         ),
-        (lambda: fl.FFJORD(fl.Dense(2, 2), trace="Exact"), r"FFJORD\.trace: .*'exact' or 'hutchinson'"),
+        (
+            lambda: fl.FFJORD(fl.Dense(2, 2), divergence="Exact"),
+            r"FFJORD\.divergence: .*'exact' or 'hutchinson'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -97,7 +97,7 @@ def test_gradients_agree_with_central_differences(key, kind):
     layer = kind(SMOOTH)
     ps, st = fl.setup(key, layer, float)
     x = jax.random.normal(key, (3, 4))
-    along_ps = ps.layout.vector(jax.random.normal(jax.random.key(1), ps.shape))
+    along_ps = fl.ComponentVector(jax.random.normal(jax.random.key(1), ps.shape), ps.layout)
     along_x = jax.random.normal(jax.random.key(2), x.shape)
 
     @jax.jit
@@ -117,7 +117,7 @@ def test_gradients_agree_with_central_differences(key, kind):
 def test_float32_stays_float32_and_a_vector_is_an_input(key, kind):
     layer = kind(SMOOTH)
     ps, st = fl.setup(key, layer)
-    v = fl.ComponentVector.of({"place": [0.5, 1.0], "motion": [-1.0, 2.0]}, jnp.float32)
+    v = fl.ComponentVector.of({"place": [0.5, 1.0], "motion": [-1.0, 2.0]}, dtype=jnp.float32)
     dx, _ = jax.jit(layer)(v, ps, st)
     assert dx.dtype == jnp.float32
     assert_same(dx, jax.jit(layer)(v.data, ps, st)[0])
@@ -177,7 +177,7 @@ def test_separable_terms_take_batches_and_gradients(key):
         q, p = diffrax.diffeqsolve(layer.separable_terms(), solver, 0.0, 1.0, 0.1, y0, args).ys
         return jnp.sum(q**2 + p**3)
 
-    along = ps.layout.vector(jnp.array([0.3, -0.8]))
+    along = fl.ComponentVector(jnp.array([0.3, -0.8]), ps.layout)
     slope = jax.jit(jax.grad(loss))(ps) @ along
     np.testing.assert_allclose(slope, central_difference(loss, ps, along), rtol=1e-7)
 

@@ -4,11 +4,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
 import pytest
 
 import flatlayers as fl
-from flatlayers.equations.solving import evaluations
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 
@@ -105,7 +103,7 @@ def test_a_jacobian_goes_through_a_solve(key):
     ps, st = fl.setup(key, node, float)
     y0 = fl.ComponentVector.of({"a": 1.0, "b": 0.5})
     c, s = np.cos(2.0), np.sin(2.0)
-    J = jax.jit(fl.jacobian(lambda v: y0.layout.vector(node(v.data, ps, st)[0])))(y0)
+    J = jax.jit(fl.jacobian(lambda v: fl.ComponentVector(node(v.data, ps, st)[0], y0.layout)))(y0)
     np.testing.assert_allclose(J.data, [[c, s], [-s, c]], atol=1e-7)
 
 
@@ -202,7 +200,7 @@ def test_gradients_agree_with_central_differences(key, adjoint):
         return jnp.sum(node(y0, ps, st)[0] ** 3)
 
     _, (by_ps, by_y0) = loss(ps, y0)
-    unit = ps.layout.vector(jnp.ones(1))
+    unit = fl.ComponentVector(jnp.ones(1), ps.layout)
     np.testing.assert_allclose(
         by_ps @ unit, central_difference(lambda p: loss(p, y0)[0], ps, unit), rtol=1e-6
     )
@@ -405,99 +403,7 @@ def test_a_failed_solve_raises_or_leaves_its_code(key):
     assert new.stats.num_steps == 2
 
 
-CONSTANT = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.02}
-
-
-def test_numbers_that_are_not_finite_are_never_silent(key):
-    """dy/dt = 10 y^2 from 1 is infinite at 0.1. Constant steps go on, adaptive ones stop."""
-
-    def solver(**options):
-        node = fl.NeuralODE(lambda y: 10 * y**2, max_steps=128, **options)
-        ps, st = fl.setup(key, node, float)
-        return jax.jit(lambda y0: node(y0, ps, st)[1].stats.result)
-
-    fine = jnp.full((2, 2), 0.01)
-    nan, infinite = fine.at[0, 1].set(jnp.nan), fine.at[1, 0].set(1.0)
-    codes = (diffrax.RESULTS.nonfinite, diffrax.RESULTS.max_steps_reached)
-    nonfinite, too_many_steps = (jax.tree.leaves(code)[0] for code in codes)
-    adaptive = solver(throw=False, batching="each")
-    assert [adaptive(y0) for y0 in (fine, nan, infinite)] == [0, nonfinite, too_many_steps]
-    constant = solver(throw=False, **CONSTANT)
-    assert [constant(y0) for y0 in (fine, nan, infinite)] == [0, nonfinite, nonfinite]
-    throwing = solver(**CONSTANT)
-    assert throwing(fine) == 0
-    with pytest.raises(Exception, match="[Nn]onfinite"):
-        throwing(infinite)
-
-
-def test_a_start_that_is_not_finite(key):
-    node = fl.NeuralODE(Rotation())
-    ps, st = fl.setup(key, node, float)
-    nan = jnp.array([1.0, jnp.nan])
-    with pytest.raises(ValueError, match="initial state of finite numbers") as info:
-        node(nan, ps, st)
-    assert "in the layer NeuralODE" in info.value.__notes__[0]
-    with pytest.raises(Exception, match="initial state of finite numbers"):
-        jax.jit(node)(nan, ps, st)
-
-
-def test_the_count_of_evaluations(key):
-    calls = []
-
-    def field(y):
-        jax.debug.callback(calls.append, y[0])
-        return -y
-
-    for solver in (diffrax.Tsit5(), diffrax.Heun()):
-        node = fl.NeuralODE(field, solver=solver, dt0=0.01)
-        _, st = node(jnp.ones(1), *fl.setup(key, node, float))
-        jax.effects_barrier()
-        assert st.stats.num_evaluations == len(calls)
-        calls.clear()
-    assert evaluations(diffrax.Kvaerno3(), None) == -1
-
-
-# Events, dense output, batches
-
-
-def half(t, y, args, **kwargs):
-    """Zero where y is the rate, 1/2: at log(2) / rate for y = exp(-rate t)."""
-    ps, _ = args
-    return y[0] - ps.rate
-
-
-def test_an_event_ends_the_solve(key):
-    event = diffrax.Event(half, optx.Newton(1e-10, 1e-10))
-    node = fl.NeuralODE(Scaled(), t1=jnp.inf, event=event, stepsize_controller=TIGHT)
-    assert node == fl.NeuralODE(Scaled(), t1=jnp.inf, event=event, stepsize_controller=TIGHT)
-    ps, st = fl.setup(key, node, float)
-    solution, new = jax.jit(node.solve)(jnp.ones(1), ps, st)
-    np.testing.assert_allclose(solution.ts, np.log(2) / 0.5, rtol=1e-7)
-    np.testing.assert_allclose(solution.ys, 0.5, rtol=1e-7)
-    assert new.stats.result == jax.tree.leaves(diffrax.RESULTS.event_occurred)[0]
-
-    each = fl.NeuralODE(Scaled(), t1=3.0, event=event, saveat=[1.0, 3.0], batching="each")
-    ys, _ = jax.jit(each)(jnp.array([[1.0], [5.0]]), ps, st)
-    decay = np.exp([-0.5, -1.5])
-    np.testing.assert_allclose(ys[..., 0], [[decay[0], 5 * decay[0]], [np.inf, 5 * decay[1]]], rtol=1e-3)
-
-
-@pytest.mark.parametrize("batching", ["shared", "each"])
-def test_dense_output(key, batching):
-    saveat = diffrax.SaveAt(dense=True)
-    node = fl.NeuralODE(Scaled(), saveat=saveat, stepsize_controller=TIGHT, batching=batching)
-    ps, st = fl.setup(key, node, float)
-    y0 = jnp.array([[1.0, 2.0], [-1.0, 0.0], [5.0, 0.1]])
-
-    @jax.jit
-    def middle(y0):
-        solution, _ = node.solve(y0, ps, st)
-        evaluate = type(solution).evaluate
-        return jax.vmap(evaluate, (0, None))(solution, 0.5) if batching == "each" else evaluate(solution, 0.5)
-
-    np.testing.assert_allclose(middle(y0), y0 * np.exp(-0.25), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"saveat to save values.*layer\.solve\(y0, ps, st\)"):
-        node(y0, ps, st)
+# Batches
 
 
 def test_each_sample_is_what_the_model_sees(key):
@@ -520,15 +426,61 @@ def test_each_sample_is_what_the_model_sees(key):
     c, s = np.cos(2.0), np.sin(2.0)
     np.testing.assert_allclose(y1, y0 @ np.array([[c, -s], [s, c]]), atol=1e-7)
     assert new.model.count == 1.0
-    vector = fl.Layout({"a": (), "b": ()}).vector(y0[0])
+    vector = fl.ComponentVector(y0[0], fl.Layout({"a": (), "b": ()}))
     assert jax.eval_shape(node, vector, ps, st)[0].layout == vector.layout
 
 
-def test_wrong_batches(key):
-    with pytest.raises(ValueError, match="NeuralODE.batching: expected 'shared' or 'each', found 'all'"):
-        fl.NeuralODE(MODEL, batching="all")
-    node = fl.NeuralODE(Scaled(), batching="each")
+# Second order
+
+
+class Spring(fl.Layer):
+    """d2q/dt2 = -stiffness q, or t with time."""
+
+    with_time: bool = False
+
+    def parameters(self):
+        return {"stiffness": fl.Param((), fl.initializers.constant(4.0))}
+
+    def forward(self, x, ps, st):
+        if self.with_time:
+            t, state = x
+            return t * jnp.ones_like(state[..., :1]), st
+        return -ps.stiffness * x[..., : x.shape[-1] // 2], st
+
+
+Q, V = np.array([[1.0, 0.5], [0.0, 2.0]]), np.array([[0.0, 1.0], [-1.0, 0.0]])
+
+
+@pytest.mark.parametrize("batching", ["shared", "each"])
+def test_a_spring(key, batching):
+    times = np.array([0.5, 2.0])
+    node = fl.SecondOrderNeuralODE(
+        Spring(), t1=2.0, saveat=times, stepsize_controller=TIGHT, batching=batching
+    )
     ps, st = fl.setup(key, node, float)
-    for y0 in ({"a": jnp.ones((2, 1)), "b": jnp.ones((3, 1))}, jnp.ones((0, 2))):
-        with pytest.raises(ValueError, match=r"shape \(\*batch, n\).*found"):
-            node(y0, ps, st)
+    assert ps.layout == Spring().layout
+    (q, v), new = jax.jit(node)((Q, V), ps, st)
+    c, s = (f(2 * times)[:, None, None] for f in (np.cos, np.sin))
+    np.testing.assert_allclose(q, c * Q + s * V / 2, atol=1e-7)
+    np.testing.assert_allclose(v, -2 * s * Q + c * V, atol=1e-7)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, st)
+
+
+def test_time_and_the_solution(key):
+    node = fl.SecondOrderNeuralODE(Spring(with_time=True), t1=3.0, with_time=True)
+    ps, st = fl.setup(key, node, float)
+    solution, _ = jax.jit(node.solve)((jnp.ones(1), jnp.ones(1)), ps, st)
+    np.testing.assert_allclose(solution.ys[0], 1 + 3.0 + 27 / 6, rtol=1e-4)
+    np.testing.assert_allclose(solution.ys[1], 1 + 9 / 2, rtol=1e-4)
+
+
+def test_wrong_inputs(key):
+    node = fl.SecondOrderNeuralODE(Spring())
+    ps, st = fl.setup(key, node, float)
+    for x in (Q, (Q, V[0]), (Q, V, V), (1.0, 2.0)):
+        with pytest.raises(ValueError, match=r"\(position, velocity\), arrays of the same shape .* found"):
+            node(x, ps, st)
+    wrong = fl.SecondOrderNeuralODE(fl.Dense(4, 4))
+    with pytest.raises(ValueError, match=r"the acceleration, float64\[2,2\] .* found float64\[2,4\]") as info:
+        wrong((Q, V), *fl.setup(key, wrong, float))
+    assert "in the layer SecondOrderNeuralODE" in "".join(info.value.__notes__)

@@ -191,7 +191,7 @@ def test_multiple_shooting(name):
 
     @jax.jit
     def loss(ps):
-        return fl.multiple_shooting(node, ps, st, t0 + scale * s, 0 * decay, decay[:-1:2], continuity=0.0)
+        return fl.multiple_shooting(node, t0 + scale * s, 0 * decay, decay[:-1:2], ps, st, continuity=0.0)
 
     (_, predictions), gradient = (
         jax.value_and_grad(loss, has_aux=True)(ps)[0],
@@ -346,12 +346,12 @@ def test_shooting_at_times_that_float32_does_not_hold(key):
     ps, st = fl.setup(key, node)
     for times in (ts, jnp.asarray(ts), ts.tolist()):
         _, predictions = fl.multiple_shooting(
-            node, ps, st, times, np.float32(0 * expected), jnp.ones((1, 1), jnp.float32)
+            node, times, np.float32(0 * expected), jnp.ones((1, 1), jnp.float32), ps, st
         )
         assert predictions.dtype == jnp.float32
         np.testing.assert_allclose(predictions[0], expected, rtol=1e-3)
     with jax.enable_x64(False), pytest.raises(ValueError, match="expected times that float32 tells apart"):
-        fl.multiple_shooting(node, ps, st, ts, expected, jnp.ones((1, 1)))
+        fl.multiple_shooting(node, ts, expected, jnp.ones((1, 1)), ps, st)
 
 
 # Numbers

@@ -97,7 +97,7 @@ def test_shapes_dtypes_and_vmap():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="a kernel out of epanechnikov, .*silverman, found 'box'"):
+    with pytest.raises(ValueError, match="kernel: expected 'epanechnikov', .* or 'silverman', found 'box'"):
         fl.collocate(TS, YS, kernel="box")
     for ts, ys in ((TS[:5], YS), (YS, YS), (TS[:2], YS[:2])):
         with pytest.raises(ValueError, match=r"ts of shape \(times,\) and ys of shape .* found"):

@@ -92,19 +92,21 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw, mask by ndim", "lamb"])
 def test_some_work_leaf_by_leaf(name):
-    assert differs_by_leaf(LEAF_BY_LEAF[name], MLP.zeros(jnp.float32))
+    assert differs_by_leaf(LEAF_BY_LEAF[name], fl.ComponentVector.zeros(MLP, jnp.float32))
 
 
 @pytest.mark.parametrize("name", ["adam", "global clip", "per leaf", "noise", "lbfgs", "rates by position"])
 def test_some_work_number_by_number(name):
-    assert not differs_by_leaf({**NUMBER_BY_NUMBER, **UNKNOWN}[name], MLP.zeros(jnp.float32))
+    assert not differs_by_leaf(
+        {**NUMBER_BY_NUMBER, **UNKNOWN}[name], fl.ComponentVector.zeros(MLP, jnp.float32)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 @pytest.mark.parametrize("layout", [MLP, MIXED], ids=["mlp", "mixed"])
 def test_what_works_leaf_by_leaf(layout, dtype):
-    ps = layout.zeros(dtype)
+    ps = fl.ComponentVector.zeros(layout, dtype)
     assert not [name for name, optimizer in LEAF_BY_LEAF.items() if not differs_by_leaf(optimizer, ps)]
     alike = {**NUMBER_BY_NUMBER, **UNKNOWN}
     assert not [name for name, optimizer in alike.items() if differs_by_leaf(optimizer, ps)]
@@ -112,21 +114,23 @@ def test_what_works_leaf_by_leaf(layout, dtype):
 
 def test_it_depends_on_the_leaves():
     """Where there is nothing to tell apart, nothing is told apart."""
-    assert differs_by_leaf(optax.adamw(0.1, mask=by_path), MLP.zeros())
-    assert not differs_by_leaf(optax.adamw(0.1, mask=by_path), MIXED.zeros())
+    assert differs_by_leaf(optax.adamw(0.1, mask=by_path), fl.ComponentVector.zeros(MLP))
+    assert not differs_by_leaf(optax.adamw(0.1, mask=by_path), fl.ComponentVector.zeros(MIXED))
     # Adafactor factors what has 128 numbers or more along two axes.
     factored = optax.scale_by_factored_rms()
-    assert not differs_by_leaf(factored, fl.Layout({"a": (127, 300), "b": (3,)}).zeros())
-    assert differs_by_leaf(factored, fl.Layout({"a": (2, 128, 300), "b": (3,)}).zeros())
-    assert differs_by_leaf(factored, fl.Layout({"a": (20_000, 2), "b": (130, 140)}).zeros())
+    assert not differs_by_leaf(factored, fl.ComponentVector.zeros(fl.Layout({"a": (127, 300), "b": (3,)})))
+    assert differs_by_leaf(factored, fl.ComponentVector.zeros(fl.Layout({"a": (2, 128, 300), "b": (3,)})))
+    assert differs_by_leaf(factored, fl.ComponentVector.zeros(fl.Layout({"a": (20_000, 2), "b": (130, 140)})))
     # One leaf of one axis is the vector; copies in a stack are leaves.
-    assert not differs_by_leaf(optax.lamb(0.1), fl.Layout({"a": (5,)}).zeros())
-    assert differs_by_leaf(optax.lamb(0.1), fl.Layout({"a": (5,)}).stack(2).zeros())
-    assert differs_by_leaf(optax.lamb(0.1), fl.Layout({"a": (5,)}).stack(2).stack(1).zeros())
+    assert not differs_by_leaf(optax.lamb(0.1), fl.ComponentVector.zeros(fl.Layout({"a": (5,)})))
+    assert differs_by_leaf(optax.lamb(0.1), fl.ComponentVector.zeros(fl.Layout({"a": (5,)}).stack(2)))
+    assert differs_by_leaf(
+        optax.lamb(0.1), fl.ComponentVector.zeros(fl.Layout({"a": (5,)}).stack(2).stack(1))
+    )
 
 
 def test_trees():
-    vector = MLP.zeros()
+    vector = fl.ComponentVector.zeros(MLP)
     assert differs_by_leaf(optax.lamb(0.1), {"net": vector, "other": jnp.ones((500, 2))})
     assert not differs_by_leaf(optax.adam(0.1), {"net": vector, "other": jnp.ones(())})
     assert not differs_by_leaf(optax.lamb(0.1), vector.to_dict())
@@ -135,7 +139,7 @@ def test_trees():
 
 
 def test_complex_numbers():
-    ps = fl.Layout({"a": (4, 3), "b": (3,)}).zeros(complex)
+    ps = fl.ComponentVector.zeros(fl.Layout({"a": (4, 3), "b": (3,)}), complex)
     assert differs_by_leaf(optax.lars(0.1), ps)
     assert not differs_by_leaf(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), ps)
 
@@ -145,7 +149,8 @@ def test_it_costs_the_same_for_a_large_model(monkeypatch):
     block = {"weight": (4000, 5000, 3, 3), "bias": (5000,), "gain": ()}
     layout = fl.Layout({f"layer_{i}": block for i in range(500)}).stack(1000)
     numbers = np.broadcast_to(np.float32(0), (layout.length,))  # one number in memory
-    whole = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(layout.zeros)), [numbers])
+    structure = jax.tree.structure(jax.eval_shape(lambda: fl.ComponentVector.zeros(layout)))
+    whole = jax.tree.unflatten(structure, [numbers])
     stand_ins = []
     monkeypatch.setattr(leafwise, "_takes_other_steps", lambda _, ps: not stand_ins.append(ps))
     assert differs_by_leaf(optax.lamb(0.1), whole)
@@ -156,7 +161,7 @@ def test_it_costs_the_same_for_a_large_model(monkeypatch):
 
 
 def test_train_loop_warns_once(key):
-    ps = fl.ComponentVector.of({"a": jnp.ones((2, 2)), "b": jnp.ones(3)}, float)
+    ps = fl.ComponentVector.of({"a": jnp.ones((2, 2)), "b": jnp.ones(3)}, dtype=float)
 
     def loss(ps, st, _):
         return (ps.data**2).sum(), st

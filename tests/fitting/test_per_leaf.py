@@ -29,7 +29,9 @@ LAYOUT = fl.Layout(
 
 
 def vector(seed=0, dtype=float, layout=LAYOUT):
-    return layout.vector(jnp.asarray(np.random.default_rng(seed).normal(size=layout.length), dtype))
+    return fl.ComponentVector(
+        jnp.asarray(np.random.default_rng(seed).normal(size=layout.length), dtype), layout
+    )
 
 
 def tree_of(v):
@@ -266,7 +268,7 @@ def test_in_a_scan_and_in_vmap():
             updates, state = optimizer.update(gradient, state, ps)
             return (optax.apply_updates(ps, updates), state), None
 
-        gradients = LAYOUT.vector(jnp.stack([vector(seed).data for seed in (1, 2, 3)]))
+        gradients = fl.ComponentVector(jnp.stack([vector(seed).data for seed in (1, 2, 3)]), LAYOUT)
         return jax.lax.scan(step, (ps, optimizer.init(ps)), gradients)[0][0]
 
     @jax.jit
@@ -278,14 +280,14 @@ def test_in_a_scan_and_in_vmap():
         return tree
 
     members = [vector(seed) for seed in (4, 5)]
-    together = jax.jit(jax.vmap(train))(LAYOUT.vector(jnp.stack([ps.data for ps in members])))
+    together = jax.jit(jax.vmap(train))(fl.ComponentVector(jnp.stack([ps.data for ps in members]), LAYOUT))
     for i, ps in enumerate(members):
         assert_tree_close(tree_of(train(ps)), written_out(ps))
-        assert_tree_close(tree_of(LAYOUT.vector(together.data[i])), written_out(ps))
+        assert_tree_close(tree_of(fl.ComponentVector(together.data[i], LAYOUT)), written_out(ps))
 
 
 def test_leading_axes_are_refused_and_the_way_out_works():
-    ensemble = LAYOUT.vector(jnp.stack([vector(seed).data for seed in range(3)]))
+    ensemble = fl.ComponentVector(jnp.stack([vector(seed).data for seed in range(3)]), LAYOUT)
     optimizer = fl.per_leaf(optax.scale_by_trust_ratio())
     with pytest.raises(
         ValueError, match=r"of shape \(87,\), found ComponentVector\(float64\[3,87\].*jax.vmap"

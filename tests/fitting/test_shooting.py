@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
+from tests.equations.test_ode import TIGHT, Scaled
 from tests.helpers import assert_close, central_difference
-from tests.solve.test_ode import TIGHT, Scaled
 
 
 TS = np.linspace(1.0, 3.0, 9)
@@ -32,7 +32,7 @@ def by_hand(starts, wanted, continuity):
 def test_the_loss_is_the_formula(key):
     ps, st = fl.setup(key, node(), float)
     starts = jax.random.normal(key, (4, 2))
-    found = jax.jit(lambda s: fl.multiple_shooting(node(), ps, st, TS, data(TS), s, continuity=7.0))(starts)
+    found = jax.jit(lambda s: fl.multiple_shooting(node(), TS, data(TS), s, ps, st, continuity=7.0))(starts)
     assert_close(found, by_hand(starts, data(TS), 7.0), rtol=1e-8)
 
 
@@ -40,7 +40,7 @@ def test_the_loss_is_the_formula(key):
 def test_the_truth_has_no_loss(key, ts, segments):
     ps, st = fl.setup(key, node(), float)
     starts = data(ts)[: -1 : 8 // segments]
-    loss, predictions = jax.jit(lambda s: fl.multiple_shooting(node(), ps, st, ts, data(ts), s))(starts)
+    loss, predictions = jax.jit(lambda s: fl.multiple_shooting(node(), ts, data(ts), s, ps, st))(starts)
     assert predictions.shape == (segments, 8 // segments + 1, 2)
     assert loss < 1e-14
 
@@ -52,17 +52,17 @@ def test_the_gradient_and_batches(key):
     each = fl.NeuralODE(Scaled(), batching="each", **steps)
     st = fl.initial_states(key, each)
     layout = fl.Layout({"net": each.layout, "starts": (4, 3, 2)})
-    v = layout.vector(jax.random.normal(key, (layout.length,))).replace(net=fl.Record(rate=RATE))
+    v = fl.ComponentVector(jax.random.normal(key, (layout.length,)), layout).replace(net=fl.Record(rate=RATE))
     batch = np.stack([data(TS)] * 3, axis=1)
 
     @jax.jit
     @jax.value_and_grad
     def loss(v):
-        return fl.multiple_shooting(each, v.net, st, TS, batch, v.starts)[0]
+        return fl.multiple_shooting(each, TS, batch, v.starts, v.net, st)[0]
 
     value, gradient = loss(v)
     np.testing.assert_allclose(value, by_hand(np.asarray(v.starts), batch, 100.0)[0], rtol=1e-8)
-    direction = layout.vector(jax.random.normal(jax.random.key(1), v.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(1), v.shape), layout)
     np.testing.assert_allclose(
         gradient @ direction, central_difference(lambda v: loss(v)[0], v, direction), rtol=1e-6
     )
@@ -75,12 +75,12 @@ def test_wrong_arguments(key):
     ps, st = fl.setup(key, node(), float)
     ys = data(TS)
 
-    def shoot(node=NODE, ts=TS, ys=ys, starts=ys[:4]):
-        return fl.multiple_shooting(node, ps, st, ts, ys, starts)
+    def shoot(model=NODE, ts=TS, ys=ys, starts=ys[:4]):
+        return fl.multiple_shooting(model, ts, ys, starts, ps, st)
 
     for wrong in (fl.Dense(2, 2), fl.SecondOrderNeuralODE(Scaled())):
-        with pytest.raises(TypeError, match="node to be a NeuralODE, found"):
-            shoot(node=wrong)
+        with pytest.raises(TypeError, match="model to be a NeuralODE, found"):
+            shoot(model=wrong)
     with pytest.raises(ValueError, match=r"times that 3 segments of equal length share.* found 9"):
         shoot(starts=ys[:3])
     with pytest.raises(ValueError, match=r"starts of shape \(segments, n\), found.*float64\[4,1\]"):
@@ -90,4 +90,4 @@ def test_wrong_arguments(key):
     with pytest.raises(ValueError, match="finite numbers"):
         shoot(starts=np.nan * ys[:4])
     with pytest.raises(ValueError, match="is like y0"):
-        shoot(node=fl.NeuralODE(lambda y: y[:1]))
+        shoot(model=fl.NeuralODE(lambda y: y[:1]))

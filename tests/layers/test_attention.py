@@ -173,7 +173,7 @@ def test_gradient(key, options):
         return jnp.sum(layer(x, ps, st)[0] ** 2)
 
     slope_ps, slope_x = jax.jit(jax.grad(loss, (0, 1)))(ps, x)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     numeric = central_difference(lambda ps: loss(ps, x), ps, direction)
     np.testing.assert_allclose(slope_ps @ direction, numeric, rtol=1e-6)
     direction = jax.random.normal(jax.random.key(3), x.shape)

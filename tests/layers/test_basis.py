@@ -114,7 +114,7 @@ def test_tensor_product_gradient_and_vmap(key):
     layer = fl.TensorProductLayer([fl.Fourier(3), fl.Legendre(4)], 2)
     ps, st = fl.setup(key, layer, float)
     x = jax.random.uniform(key, (5, 2))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(layer(x, ps, st)[0] ** 2)

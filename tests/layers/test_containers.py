@@ -146,7 +146,7 @@ def test_maxout_gradient(key):
     model = fl.Maxout(fl.Dense(3, 2, jnp.sin), fl.Dense(3, 2), third=fl.Dense(3, 2))
     ps, st = fl.setup(key, model, float)
     x = jax.random.normal(key, (4, 3))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(model(x, ps, st)[0] ** 2)
@@ -350,3 +350,24 @@ def test_how_many_layers_maxout_makes(n):
 def test_a_name_is_a_string():
     with pytest.raises(TypeError, match="Chain.name: expected a string or None, found 3"):
         fl.Chain(name=3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        fl.Chain(),
+        fl.Chain(fl.Dense(2, 2), jnp.sin, head=fl.Dense(2, 1), name="net"),
+        fl.Parallel(None, jnp.sin, b=jnp.cos),
+        fl.Parallel(fl.WrappedFunction(jnp.add), jnp.sin, jnp.cos),
+        fl.BranchLayer(jnp.sin, jnp.cos, fusion=jnp.add),
+        fl.PairwiseFusion(jnp.add, jnp.sin, last=fl.Dense(2, 2)),
+        fl.Maxout(fl.Dense(2, 2), fl.Dense(2, 2)),
+        fl.SkipConnection(fl.Dense(2, 2), jnp.add),
+    ],
+    ids=repr,
+)
+def test_the_constructor_arguments_make_an_equal_layer(model):
+    arguments = list(model.constructor_arguments())
+    positional = [value for _, value, is_keyword in arguments if not is_keyword]
+    named = {name: value for name, value, is_keyword in arguments if is_keyword}
+    assert type(model)(*positional, **named) == model

@@ -103,7 +103,7 @@ IDS = [repr(layer) for layer, _ in LAYERS]
 def example(layer, sizes, lead=(), dtype=float):
     """A vector with a bias that is not zero, the empty state, and an input."""
     random = np.random.default_rng(0)
-    ps = layer.layout.vector(jnp.asarray(random.normal(size=layer.layout.length), dtype))
+    ps = fl.ComponentVector(jnp.asarray(random.normal(size=layer.layout.length), dtype), layer.layout)
     x = random.normal(size=(*lead, *sizes, layer.in_channels))
     return ps, fl.Record(), jnp.asarray(x, dtype)
 
@@ -142,7 +142,7 @@ def test_gradient(layer, sizes):
 
     @jax.jit
     def loss(step):
-        moved = ps.layout.vector(ps.data + step * directions[0])
+        moved = fl.ComponentVector(ps.data + step * directions[0], ps.layout)
         return jnp.sum(layer(x + step * directions[1], moved, st)[0] ** 2)
 
     slope = jax.jit(jax.grad(loss))(0.0)
@@ -155,7 +155,7 @@ def test_vmap_over_inputs_and_over_vectors(layer, sizes):
     call = jax.jit(lambda x, ps: layer(x, ps, st)[0])
     y = call(x, ps)
     assert_close(jax.jit(jax.vmap(call, (0, None)))(x, ps), y)
-    ensemble = ps.layout.vector(jnp.stack([ps.data, 2 * ps.data]))
+    ensemble = fl.ComponentVector(jnp.stack([ps.data, 2 * ps.data]), ps.layout)
     both = jax.jit(jax.vmap(call, (None, 0)))(x, ensemble)
     assert_close(both[0], y)
     assert_close(both[1], call(x, 2 * ps))

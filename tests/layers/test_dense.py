@@ -40,7 +40,7 @@ def test_formula(key, layer, features, formula, dtype, lead):
 def test_gradient(key, layer, features, formula):
     ps, st = fl.setup(key, layer, float)
     x = jax.random.normal(key, (4, *features))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(layer(x, ps, st)[0] ** 2)
@@ -95,7 +95,7 @@ def test_a_layer_followed_by_its_inverse_has_no_gradient(key):
 
     layout = fl.Layout({"there": {"angle": ()}, "back": {"angle": ()}}).tie({"back.angle": "there.angle"})
     there, back = Rotate(1.0), Rotate(-1.0)
-    ps = layout.vector(jnp.array([0.7]))
+    ps = fl.ComponentVector(jnp.array([0.7]), layout)
 
     def through(ps):
         y, _ = there(jnp.arange(2.0), ps.there, {})
@@ -127,7 +127,7 @@ def test_bilinear_gradient_and_vmap(key):
     layer = fl.Bilinear(3, 4, 2, jnp.tanh)
     ps, st = fl.setup(key, layer, float)
     x, y = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 4))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(layer((x, y), ps, st)[0] ** 2)

@@ -55,7 +55,7 @@ def test_embedding_gradient_and_vmap(key):
     layer = fl.Embedding(6, 3)
     ps, st = fl.setup(key, layer, float)
     x = jnp.array([[1, 1, 5], [0, 2, 1]])
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(layer(x, ps, st)[0] ** 3)
@@ -213,7 +213,7 @@ def test_patch_embedding_gradient_and_vmap(key):
     layer = fl.PatchEmbedding(2, 3, 4)
     ps, st = fl.setup(key, layer, float)
     x = jax.random.normal(key, (5, 4, 6, 3))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(jnp.sin(layer(x, ps, st)[0]))

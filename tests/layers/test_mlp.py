@@ -59,7 +59,7 @@ def test_gradient_and_vmap(key):
     model = fl.MLP(3, (8, 5), 2)
     ps, st = fl.setup(key, model, float)
     x = jax.random.normal(key, (5, 3))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(model(x, ps, st)[0] ** 2)

@@ -37,7 +37,7 @@ def test_gradient(key, make):
         return jnp.sum(layer(x, ps, st)[0] ** 2)
 
     slope_ps, slope_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(ps, x)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
     numeric = central_difference(lambda ps: loss(ps, x), ps, direction)
     np.testing.assert_allclose(slope_ps @ direction, numeric, rtol=1e-6)
     direction = jax.random.normal(jax.random.key(3), x.shape)
@@ -127,7 +127,7 @@ def test_bidirectional(key):
         assert y.shape == fl.output_shape(layer, x)
     assert_close(run(fl.BidirectionalRNN(cell, merge=None), x, ps, st)[0], (there, back))
     assert_close(run(fl.BidirectionalRNN(cell, merge=jnp.subtract), x, ps, st)[0], there - back)
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     @jax.jit
     def loss(ps):
@@ -202,14 +202,14 @@ def test_under_vmap_and_over_an_ensemble(key):
     y = run(layer, x, ps, st)[0]
     assert_close(y, jax.jit(jax.vmap(lambda x: layer(x, ps, st)[0]))(x))
     members = jnp.stack([2 * ps.data, ps.data])
-    ys = jax.jit(jax.vmap(lambda data: layer(x, ps.layout.vector(data), st)[0]))(members)
+    ys = jax.jit(jax.vmap(lambda data: layer(x, fl.ComponentVector(data, ps.layout), st)[0]))(members)
     assert_close(ys[1], y)
 
 
 def test_promotion_happens_before_the_scan():
     def output(make, x_dtype, ps_dtype):
         layer = fl.Recurrence(make(3, 4, learn_initial_state=True), return_sequence=True)
-        ps, st = layer.layout.zeros(ps_dtype), {}
+        ps, st = fl.ComponentVector.zeros(layer.layout, ps_dtype), {}
         return jax.eval_shape(lambda x: layer(x, ps, st)[0], jnp.ones((5, 3), x_dtype))
 
     with jax.numpy_dtype_promotion("standard"):

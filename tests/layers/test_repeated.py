@@ -94,7 +94,7 @@ def test_equals_a_chain():
     x = jax.random.normal(jax.random.key(1), (5, 3))
     parts = [one_of(ps.layer.unpack(), i) for i in range(4)]
     tree = {f"layer_{i}": part for i, part in enumerate(parts)}
-    ps_chain = chain.layout.pack(tree)
+    ps_chain = fl.ComponentVector.of(tree, chain.layout)
     assert_same(ps_chain.data, ps.data)
     st_chain = fl.initial_states(jax.random.key(0), chain)
     assert_close(model(x, ps, st)[0], chain(x, ps_chain, st_chain)[0])
@@ -118,7 +118,7 @@ def test_four_times_plus_one():
 def test_gradient(key, model):
     ps, st = fl.setup(key, model, float)
     x = jax.random.normal(key, (4, 3))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(model(x, ps, st)[0] ** 2)
@@ -277,7 +277,9 @@ def test_promotion_comes_before_the_scan(key, x_dtype, dtype, expected):
     with jax.numpy_dtype_promotion("standard"):
         y = model(x, ps, st)[0]
         assert y.dtype == expected
-        assert_same(y, model(x.astype(expected), ps.layout.vector(ps.data.astype(expected)), st)[0])
+        assert_same(
+            y, model(x.astype(expected), fl.ComponentVector(ps.data.astype(expected), ps.layout), st)[0]
+        )
     with pytest.raises(Exception, match="promotion"):
         model(x, ps, st)
 

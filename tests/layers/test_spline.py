@@ -67,7 +67,7 @@ def test_gradient_of_the_parameters(key, kind, learn_grid):
     layer = fl.SplineLayer(GRID, 3, kind=kind, learn_grid=learn_grid)
     ps, st = fl.setup(key, layer, float)
     x = jnp.array([-2.0, -0.9, 0.0, 0.3, 1.0, 1.7, 3.0])
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(ps):
         return jnp.sum(layer(x, ps, st)[0] ** 2)

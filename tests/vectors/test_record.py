@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import flatlayers as fl
 from flatlayers import ComponentVector, Record
 
 
@@ -106,3 +107,23 @@ def test_equality_of_what_is_inside():
     assert Record(v=v) == Record(v=v) != Record(v=2 * v)
     assert Record(k=jax.random.key(0)) != Record(k=1.0)
     assert 1 not in Record(a=1)
+
+
+def test_what_the_library_makes_is_a_record_like_any_other():
+    layout = fl.Layout({"w": (2,), "inner": {"b": ()}})
+    unpacked = layout.unpack(jnp.arange(3.0))
+    written = Record(w=jnp.arange(2.0), inner={"b": jnp.array(2.0)})
+    assert unpacked == written
+    assert jax.tree.structure(unpacked) == jax.tree.structure(written)
+    changed = unpacked.replace(w="off", inner={"b": True})
+    assert jax.tree.structure(changed) == jax.tree.structure(Record(w="off", inner={"b": True}))
+    assert isinstance(changed.inner, Record)
+
+
+def test_what_replace_leaves_alone_stays_static_or_a_child():
+    r = jax.tree.map(lambda leaf: leaf > 0, Record(x=1.0, y=2.0, flag=True))
+    new = r.replace(y=3.0)
+    assert jax.tree.leaves(new) == [True, 3.0]
+    assert jax.tree.structure(new) == jax.tree.structure(Record(x=1.0, y=2.0, flag=True))
+    assert jax.tree.structure(new) != jax.tree.structure(new.replace(flag=False))
+    assert list(new.replace(flag=1.0)) == ["x", "y", "flag"]

@@ -86,7 +86,7 @@ def test_it_is_a_layer_like_the_container_written_out(key):
 def test_gradient(key):
     ps, st = fl.setup(key, net, float)
     x = jax.random.normal(key, (5, 1))
-    direction = ps.layout.vector(jax.random.normal(jax.random.key(2), ps.shape))
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
 
     def loss(layer, ps):
         return jnp.sum(layer(x, ps, st)[0] ** 2)

@@ -29,7 +29,7 @@ wrong_rule.defvjp(lambda x: (x, None), lambda _, ct: (jnp.nan * ct,))
 
 
 def blame(f, *args):
-    """What the error says, without the stack that JAX and equinox put around it."""
+    """Return what the error says, without the stack that JAX and equinox put around it."""
     with pytest.raises(RuntimeError, match="flatlayers debug") as info:
         jax.block_until_ready(f(*args))
     return re.findall("flatlayers debug: (.*)", str(info.value))[-1]

@@ -23,7 +23,7 @@ X = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
 @pytest.mark.parametrize("names", ["encoder.*", ("*.bias", "encoder.layer_1"), "head.weight", None])
 def test_freezing_changes_nothing_but_the_vector(key, names):
     ps, st = fl.setup(key, MODEL, float)
-    frozen, trained, state = fl.freeze(MODEL, names, ps, st)
+    frozen, trained, state = fl.freeze_parameters(MODEL, names, ps, st)
     patterns = (names,) if isinstance(names, str) else names or ("*",)
     mask = MODEL.layout.mask(*patterns)
     assert_same(trained.data, ps.data[~mask])
@@ -43,13 +43,13 @@ def test_freezing_changes_nothing_but_the_vector(key, names):
 def test_setup_gives_the_values_of_the_layer(key, model, dtype):
     ps, st = fl.setup(key, model, dtype)
     frozen = fl.freeze(model, "*.weight")
-    expected = fl.freeze(model, "*.weight", ps, st)
+    expected = fl.freeze_parameters(model, "*.weight", ps, st)
     found = fl.setup(key, frozen, dtype)
     assert_same(found, expected[1:])
-    inside = fl.Chain(first=frozen)
+    inside, around = fl.Chain(first=frozen), fl.Chain(first=model)
     assert_same(
         fl.setup(key, inside, dtype),
-        fl.freeze(fl.Chain(first=model), "*.weight", *fl.setup(key, fl.Chain(first=model), dtype))[1:],
+        fl.freeze_parameters(around, "*.weight", *fl.setup(key, around, dtype))[1:],
     )
 
 
@@ -57,7 +57,7 @@ def test_setup_gives_the_values_of_the_layer(key, model, dtype):
 @pytest.mark.parametrize("model", [TIED, fl.Chain(*TIED.layer)])
 def test_unfreeze_is_the_inverse(key, model, names):
     ps, st = fl.setup(key, model, float)
-    layer, ps_again, st_again = fl.unfreeze(*fl.freeze(model, names, ps, st))
+    layer, ps_again, st_again = fl.unfreeze_parameters(*fl.freeze_parameters(model, names, ps, st))
     assert layer == model == fl.unfreeze(fl.freeze(model, names))
     assert ps_again.layout == ps.layout
     assert_same((ps_again, st_again), (ps, st))
@@ -79,7 +79,7 @@ def test_ties_between_trained_parameters_stay():
 
 
 def test_two_steps_of_training_leave_frozen_values_alone(key):
-    model, ps, st = fl.freeze(MODEL, "encoder.*", *fl.setup(key, MODEL, float))
+    model, ps, st = fl.freeze_parameters(MODEL, "encoder.*", *fl.setup(key, MODEL, float))
     before = st.frozen
     optimizer = optax.adam(0.1)
     opt_state = optimizer.init(ps)
@@ -120,11 +120,11 @@ def test_frozen_inside_other_layers(key):
 
 def test_freezing_twice(key):
     ps, st = fl.setup(key, MODEL, float)
-    first = fl.freeze(MODEL, "head", ps, st)
-    second = fl.freeze(first[0], "encoder.layer_0", *first[1:])
+    first = fl.freeze_parameters(MODEL, "head", ps, st)
+    second = fl.freeze_parameters(first[0], "encoder.layer_0", *first[1:])
     assert second[0].layout.names == ("encoder",)
     assert second[0].layout["encoder"].names == ("layer_1",)
-    assert_same(fl.unfreeze(*fl.unfreeze(*second))[1:], (ps, st))
+    assert_same(fl.unfreeze_parameters(*fl.unfreeze_parameters(*second))[1:], (ps, st))
 
 
 def test_a_layer_without_parameters():
@@ -136,17 +136,17 @@ def test_a_layer_without_parameters():
 def test_what_is_left_of_an_ensemble_keeps_its_axes_and_its_dtype(key):
     layer, x = fl.Dense(2, 3), jnp.ones(2, jnp.float32)
     many, st = jax.vmap(lambda key: fl.setup(key, layer))(jax.random.split(key, 4))
-    frozen, nothing, state = fl.freeze(layer, None, many, st)
+    frozen, nothing, state = fl.freeze_parameters(layer, None, many, st)
     assert (nothing.shape, nothing.dtype) == ((4, 0), jnp.float32)
     y, _ = jax.vmap(frozen, (None, 0, 0))(x, nothing, state)
     assert_same(y, jax.vmap(layer, (None, 0, 0))(x, many, st)[0])
-    assert_same(fl.unfreeze(frozen, nothing, state)[1], many)
+    assert_same(fl.unfreeze_parameters(frozen, nothing, state)[1], many)
     assert_same(fl.layer_map(lambda *parts: parts[:3], frozen, nothing, state)[1], nothing)
 
 
 def test_no_pattern_freezes_nothing(key):
     ps, st = fl.setup(key, MODEL, float)
-    frozen, trained, state = fl.freeze(MODEL, (), ps, st)
+    frozen, trained, state = fl.freeze_parameters(MODEL, (), ps, st)
     assert_same(trained, ps)
     assert_same(state, fl.Record(frozen={}, layer=st))
     assert fl.parameter_length(frozen) == ps.size
@@ -155,9 +155,9 @@ def test_no_pattern_freezes_nothing(key):
 def test_bad_input(key):
     ps, st = fl.setup(key, fl.Dense(2, 2))
     with pytest.raises(TypeError, match="the state of the layer with its parameters, found None"):
-        fl.freeze(fl.Dense(2, 2), "bias", ps)
+        fl.freeze_parameters(fl.Dense(2, 2), "bias", ps, None)
     with pytest.raises(TypeError, match="the state of the layer with its parameters, found None"):
-        fl.unfreeze(fl.freeze(fl.Dense(2, 2)), ps)
+        fl.unfreeze_parameters(fl.freeze(fl.Dense(2, 2)), ps, None)
     with pytest.raises(TypeError, match="expected a layer or a function, found 3"):
         fl.freeze(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(KeyError, match="'heads.*' matches nothing: no name 'heads.*'; the nearest: head"):
@@ -165,4 +165,4 @@ def test_bad_input(key):
     with pytest.raises(TypeError, match=r"expected a layer that `fl.freeze` made, found Dense\(1, 2\)"):
         fl.unfreeze(fl.Dense(1, 2))
     with pytest.raises(TypeError, match="expected the same layout for both, found: weight"):
-        fl.freeze(fl.Dense(2, 2), "bias", fl.initial_parameters(key, fl.Dense(2, 3)), st)
+        fl.freeze_parameters(fl.Dense(2, 2), "bias", fl.initial_parameters(key, fl.Dense(2, 3)), st)

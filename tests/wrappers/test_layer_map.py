@@ -134,7 +134,9 @@ def test_what_containers_have_of_their_own_is_kept():
     new, small, new_st = fl.layer_map(without_bias, model, ps, st)
     assert small.body.gain == 2.0
     assert new_st.body.count == 1
-    zero = ps.layout.pack(jax.tree.map_with_path(lambda p, a: 0 * a if "bias" in str(p) else a, ps.unpack()))
+    zero = fl.ComponentVector.of(
+        jax.tree.map_with_path(lambda p, a: 0 * a if "bias" in str(p) else a, ps.unpack()), ps.layout
+    )
     assert_close(new(jnp.ones(2), small, new_st)[0], model(jnp.ones(2), zero, st)[0])
 
 
@@ -164,7 +166,7 @@ def test_parameters_as_a_mapping_and_with_leading_axes():
         _, record, _ = fl.layer_map(widened, model, mapping, st)
         assert isinstance(record, fl.Record)
         assert_same(record, packed.unpack())
-    many = ps.layout.vector(jnp.stack([ps.data, 2 * ps.data]))
+    many = fl.ComponentVector(jnp.stack([ps.data, 2 * ps.data]), ps.layout)
     _, both, _ = fl.layer_map(widened, model, many, st)
     assert_same(both.data, jnp.stack([packed.data, 2 * packed.data]))
 
@@ -264,7 +266,7 @@ def test_wrappers_that_change_parameters_are_leaves():
     assert list(found["layer_0"][1]) == ["weight_g", "weight_v", "bias"]
     assert list(found["layer_1"][2]) == ["frozen", "layer"]
     thawed, ps, st = fl.layer_map(
-        lambda layer, p, s, path: fl.unfreeze(layer, p, s) if path == "layer_1" else (layer, p, s),
+        lambda layer, p, s, path: fl.unfreeze_parameters(layer, p, s) if path == "layer_1" else (layer, p, s),
         model,
         ps,
         st,

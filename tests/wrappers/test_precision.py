@@ -24,7 +24,7 @@ def test_a_vector_keeps_its_layout(cast, dtype):
     assert new.dtype == dtype
     np.testing.assert_array_equal(new.data, np.array([1.0, 4.0, 1.3]).astype(dtype))
     assert_same(new, fl.cast(ps, dtype))
-    assert cast(fl.Layout({"a": (2,)}).stack(3).zeros(float)).a.shape == (3, 2)
+    assert cast(fl.ComponentVector.zeros(fl.Layout({"a": (2,)}).stack(3), float)).a.shape == (3, 2)
 
 
 def test_only_floating_leaves_are_cast(key):
@@ -70,7 +70,7 @@ def test_a_view_in_half_precision_is_one_conversion(key):
 def test_casting_under_transformations():
     ps = fl.ComponentVector.of({"a": [1.0, 2.0]})
     assert jax.jit(fl.f32)(ps).dtype == jnp.float32
-    assert jax.vmap(fl.f16)(fl.Layout({"a": (2,)}).vector(jnp.ones((3, 2)))).a.shape == (3, 2)
+    assert jax.vmap(fl.f16)(fl.ComponentVector(jnp.ones((3, 2)), fl.Layout({"a": (2,)}))).a.shape == (3, 2)
     assert jax.eval_shape(fl.bf16, ps).data.dtype == jnp.bfloat16
     assert fl.cast(ps, float).dtype == jnp.float64
     _, tangent = jax.jvp(fl.f32, (ps,), (ps,))
@@ -150,7 +150,7 @@ def test_gradient_in_a_higher_precision(key):
     layer = fl.AlternatePrecision(fl.Dense(3, 2, lambda y: (1e9 + y) - 1e9), jnp.float64)
     ps, st = fl.setup(key, layer)
     x = jnp.ones(3, jnp.float32)
-    direction = ps.layout.vector(jnp.ones(8, jnp.float32))
+    direction = fl.ComponentVector(jnp.ones(8, jnp.float32), ps.layout)
 
     def loss(ps):
         return layer(x, ps, st)[0].sum()
@@ -217,7 +217,7 @@ def test_the_dtype_of_the_result(key):
     assert most.dtype == jnp.argmax(jnp.ones(2)).dtype
     dense = fl.AlternatePrecision(fl.Dense(2, 2), jnp.float16)
     ps, st = fl.setup(key, dense)
-    v = fl.ComponentVector.of({"a": 1.0, "b": 2.0}, "float32")
+    v = fl.ComponentVector.of({"a": 1.0, "b": 2.0}, dtype="float32")
     assert dense(v, ps, st)[0].dtype == jnp.float32
     assert fl.output_shape(dense, v) == (2,)
 

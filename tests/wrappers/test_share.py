@@ -22,7 +22,7 @@ def loss(model, ps, st):
 
 def untied(ps):
     """The vector of the model without ties, with the same numbers under each name."""
-    return AUTOENCODER.layout.pack(ps.unpack())
+    return fl.ComponentVector.of(ps.unpack(), AUTOENCODER.layout)
 
 
 def test_the_gradient_is_the_sum_over_both_names(key):
@@ -98,7 +98,7 @@ def test_a_norm_of_a_tied_weight_is_refused():
 
 def test_saved_stacked_mapped(key):
     ps, st = fl.setup(key, TIED, float)
-    again = fl.Layout.from_json(ps.layout.to_json()).vector(pickle.loads(pickle.dumps(ps)).data)
+    again = fl.ComponentVector(pickle.loads(pickle.dumps(ps)).data, fl.Layout.from_json(ps.layout.to_json()))
     assert again.layout == ps.layout
     linear = fl.share_parameters(fl.Chain(fl.Dense(2, 2), fl.Dense(2, 2)), {"layer_1": "layer_0"})
     assert pickle.loads(pickle.dumps(linear)) == linear

@@ -1,0 +1,66 @@
+"""The options of a solve, as fields of a layer: values with a hash, checked when they are assigned."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import diffrax
+import numpy as np
+from jax.core import Tracer
+
+from ..adjoints import _diffrax
+from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
+from ..core.fields import Check
+from ..core.values import Hashable, hashable, plain
+
+
+def option(kind: type, expected: str) -> Check:
+    """Return the check of a field that holds an object of diffrax; one with arrays in it becomes hashable."""
+
+    def accept(value: object) -> object:
+        if not isinstance(plain(value), kind):
+            raise TypeError
+        return hashable(value)
+
+    return Check(expected, accept)
+
+
+def _end(value: float) -> float:
+    if isinstance(value, bool | np.bool_ | str | Tracer) or np.ndim(value):
+        raise TypeError
+    if math.isnan(value):
+        raise ValueError
+    return float(value)
+
+
+# The end of a solve, which is infinite if an event ends it.
+End = Annotated[float, Check("a finite number, or an infinite one with an event", _end)]
+Solver = Annotated[
+    diffrax.AbstractSolver | Hashable,
+    option(diffrax.AbstractSolver, "a solver of diffrax, such as diffrax.Tsit5()"),
+]
+Controller = Annotated[
+    diffrax.AbstractStepSizeController | Hashable,
+    option(
+        diffrax.AbstractStepSizeController,
+        "a step size controller of diffrax, such as diffrax.PIDController(rtol=1e-4, atol=1e-6)",
+    ),
+]
+Adjoint = Annotated[
+    diffrax.AbstractAdjoint | Hashable,
+    option(diffrax.AbstractAdjoint, "an adjoint of diffrax, such as fl.AdaptiveCheckpointAdjoint()"),
+]
+Event = Annotated[
+    diffrax.Event | Hashable, option(diffrax.Event, "an event of diffrax, such as diffrax.Event(function)")
+]
+SaveAt = diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable
+
+
+def default_adjoint(event: diffrax.Event | None, max_steps: int | None) -> diffrax.AbstractAdjoint:
+    """Return the adjoint of a solve whose layer names none.
+
+    It is `AdaptiveCheckpointAdjoint`, and diffrax's own default where that does not apply.
+    """
+    if event is not None or max_steps is None or not _diffrax.is_tested():
+        return diffrax.RecursiveCheckpointAdjoint()
+    return AdaptiveCheckpointAdjoint()

@@ -1,0 +1,95 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import flatlayers as fl
+from tests.helpers import assert_same
+from tests.vectors.layouts import NESTED, layouts, tree_of
+
+
+def test_places():
+    layout = fl.Layout(NESTED)
+    assert layout.length == 19
+    assert layout.names == ("weight", "bias", "inner")
+    assert layout["inner.w"] == fl.Slot(12, (2, 3), 6)
+    assert layout["inner", "gain"].offset == 18
+    assert layout["inner"] == fl.Layout({"w": (2, 3), "gain": ()})
+    assert [path for path, _ in layout.slots()] == ["weight", "bias", "inner.w", "inner.gain"]
+    assert layout.labels()[-3:] == ["inner.w[1,1]", "inner.w[1,2]", "inner.gain"]
+    assert "inner.w" in layout
+    assert "inner.x" not in layout
+
+
+@settings(deadline=None, max_examples=30)
+@given(layouts)
+def test_views_labels_indices_and_masks_agree(layout):
+    vector = fl.ComponentVector.of(tree_of(layout), layout, float)
+    labels = layout.labels()
+    assert len(labels) == len(set(labels)) == layout.length
+    covered = np.zeros(layout.length, int)
+    for path, slot in layout.slots():
+        view = np.asarray(vector[path])
+        indices = layout.indices(path)
+        np.testing.assert_array_equal(view.ravel(), np.asarray(vector)[indices])
+        np.testing.assert_array_equal(np.flatnonzero(layout.mask(path)), np.sort(indices))
+        assert slot.size == np.prod(slot.shape, dtype=int)
+        covered[indices] += 1
+        if not slot.copies and slot.shape:
+            assert [labels[i] for i in indices] == [
+                f"{path}[{','.join(map(str, index))}]" for index in np.ndindex(slot.shape)
+            ]
+    assert (covered == 1).all()
+    for path in layout.groups:
+        if path:
+            assert_same(vector[path].data, np.asarray(vector)[layout.indices(path)])
+            assert vector[path].layout == layout[path]
+
+
+def test_stack_keeps_each_copy_together():
+    base = fl.Layout({"w": (2, 3), "b": (2,)})
+    stack = base.stack(4)
+    data = jnp.arange(32.0)
+    vector = fl.ComponentVector(data, stack)
+    np.testing.assert_array_equal(vector.w, data.reshape(4, 8)[:, 0:6].reshape(4, 2, 3))
+    np.testing.assert_array_equal(vector.b, data.reshape(4, 8)[:, 6:8])
+    assert_same(vector.unpack().b, vector.b)
+    slot = stack["b"]
+    assert (slot.offset, slot.shape, slot.size, slot.stride) == (6, (2,), 2, 8)
+    assert stack.labels()[8] == "[1].w[0,0]"
+    assert fl.Layout({"blocks": stack}).labels()[8] == "blocks[1].w[0,0]"
+
+
+def test_stacks_nest():
+    layout = fl.Layout({"blocks": fl.Layout({"cells": fl.Layout({"w": (2,)}).stack(3), "b": ()}).stack(2)})
+    assert layout.length == 2 * (3 * 2 + 1)
+    slot = layout["blocks.cells.w"]
+    assert (slot.copies, slot.strides) == ((2, 3), (7, 2))
+    vector = fl.ComponentVector(jnp.arange(14.0), layout)
+    np.testing.assert_array_equal(
+        vector.blocks.cells.w, jnp.arange(14.0).reshape(2, 7)[:, :6].reshape(2, 3, 2)
+    )
+    assert layout.labels()[9] == "blocks[1].cells[1].w[0]"
+    assert layout["blocks.cells"].length == 12
+
+
+def test_masks():
+    layout = fl.Layout({"encoder": {"weight": (2,), "bias": ()}, "decoder": {"bias": (2,)}})
+    assert layout.mask("*.bias").tolist() == [False, False, True, True, True]
+    assert layout.mask("encoder").tolist() == [True, True, True, False, False]
+    assert layout.mask("encoder.*", "decoder.bias").all()
+    assert not layout.mask().any()
+    with pytest.raises(KeyError, match="'encodr' matches nothing.*nearest: encoder"):
+        layout.mask("encodr")
+
+
+def test_unknown_paths_come_with_the_nearest():
+    layout = fl.Layout(NESTED)
+    with pytest.raises(KeyError, match="nearest: weight"):
+        layout["wieght"]
+    with pytest.raises(KeyError, match="'inner.gian'.*nearest: gain"):
+        layout["inner.gian"]
+    with pytest.raises(KeyError):
+        layout["weight.x"]
+    with pytest.raises(TypeError, match="a path is"):
+        layout[3]

@@ -1,0 +1,22 @@
+import jax
+import jax.numpy as jnp
+
+import flatlayers as fl
+from tests.vectors.test_vector import LAYOUT
+
+
+def test_text_is_short_and_names_everything():
+    v = fl.ComponentVector(jnp.arange(10.0), LAYOUT)
+    assert repr(v) == "ComponentVector(float64[10], a=(2, 3), b=(c=(3,), d=()))"
+    assert str(v).splitlines() == [
+        "ComponentVector(float64[10])",
+        "  a    [[0., 1., 2.], [3., 4., 5.]]",
+        "  b.c  [6., 7., 8.]",
+        "  b.d  9.",
+    ]
+    big = fl.ComponentVector.zeros(fl.Layout({f"layer_{i}": {"weight": (10, 10)} for i in range(1000)}))
+    assert len(repr(big)) < 500
+    assert len(str(big).splitlines()) < 30
+    assert "a=(2, 3)" in jax.jit(lambda v: (str(v), v)[1])(v).__repr__()
+    tied = fl.ComponentVector.zeros(fl.Layout({"x": (2,), "y": (2,)}).tie({"y": "x"}))
+    assert "the same as x" in str(tied)
