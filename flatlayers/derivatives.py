@@ -120,7 +120,7 @@ def hessian_vector_product(f: Callable[..., Any]) -> Callable[..., Any]:
     Array(6., dtype=float32)
     """
 
-    def product(ps: Any, v: Any, *args: object) -> Any:
+    def product(ps: Params, v: Params, *args: object) -> Any:
         if isinstance(ps, ComponentVector) and hasattr(v, "shape") and not isinstance(v, ComponentVector):
             return product(ps, ComponentVector(v, ps.layout), *args).data
         ps = _differentiable(ps)
@@ -275,7 +275,7 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"expected the mode 'rev' or 'fwd', found {mode!r}")
 
 
-def _check_scalar(value: Any) -> Any:
+def _check_scalar(value: object) -> Any:
     if getattr(value, "shape", None) != ():
         raise ValueError(f"expected a function that returns a scalar, found {describe(value)}")
     return value
@@ -311,7 +311,7 @@ def _function_of_data(
     return lambda data: f(ComponentVector(data, v.layout), *args)
 
 
-def _data(value: Any) -> Any:
+def _data(value: object) -> Any:
     return value.data if isinstance(value, ComponentVector) else value
 
 
