@@ -120,7 +120,7 @@ def hessian_vector_product(f: Callable[..., Any]) -> Callable[..., Any]:
     Array(6., dtype=float32)
     """
 
-    def product(ps: Any, v: Any, *args: object) -> Any:
+    def product(ps: Params, v: Params, *args: object) -> Any:
         if isinstance(ps, ComponentVector) and hasattr(v, "shape") and not isinstance(v, ComponentVector):
             return product(ps, ComponentVector(v, ps.layout), *args).data
         ps = _differentiable(ps)
@@ -311,7 +311,7 @@ def _function_of_data(
     return lambda data: f(ComponentVector(data, v.layout), *args)
 
 
-def _data(value: PyTree) -> Any:
+def _data(value: object) -> Any:
     return value.data if isinstance(value, ComponentVector) else value
 
 

@@ -95,13 +95,13 @@ def split(segments: tuple[Segment, ...], data: Numbers, xp: ModuleType) -> dict[
         return {}
     lead, length = tuple(data.shape[:-1]), data.shape[-1]
     row = xp.reshape(data, (*lead, *_row_axis(segments), length))
-    stops = np.cumsum([segment.size for segment in segments[:-1]], dtype=int)
+    stops = [segment.start for segment in segments[1:]]
     leaves: dict[str, Any] = {}
     for segment, piece in zip(segments, xp.split(row, stops, axis=-1), strict=True):
         if isinstance(segment, Leaf):
-            leaves[segment.path] = xp.reshape(piece, lead + segment.shape)
+            leaves[segment.path] = piece.reshape(lead + segment.shape)
         else:
-            inner = xp.reshape(piece, (*lead, *segment.copies, segment.length))
+            inner = piece.reshape(*lead, *segment.copies, segment.length)
             leaves |= split(segment.segments, inner, xp)
     return leaves
 
