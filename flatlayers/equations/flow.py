@@ -17,6 +17,7 @@ from ..core.values import Hashable, plain
 from ..dtypes import as_floating, common_real_dtype
 from ..types import Args, Array, DType, Input, Key, Output, Params, PyTree, Shape, State, Time
 from ..vectors.names import describe
+from ..vectors.record import Record
 from .options import option
 from .solving import SolverLayer, Start, batch_axes, check_field
 from .times import Times
@@ -132,7 +133,7 @@ class FFJORD(SolverLayer, Wrapper):
     def states(self, key: Key) -> dict[str, State]:
         states = super().states(key)
         if self.regularize:
-            states["stats"] = states["stats"].replace(kinetic=0.0, jacobian=0.0)
+            states["stats"] = Record(states["stats"], kinetic=0.0, jacobian=0.0)
         keys = {"key": fold_in_name(key, "probes")} if self.divergence == "hutchinson" else {}
         return states | keys
 

@@ -43,7 +43,8 @@ class SteadyState(optx.AbstractFixedPointSolver):
     - `dt0`: the first step; `None` lets the controller choose it.
     - `max_steps`: the most steps of the differential equation. (Those of optimistix count the solve as one.)
 
-    A half precision is solved in float32.
+    A half precision is solved in float32, by an `fn` that sees its own; tolerances below its rounding are not
+    reached.
 
     **Raises:** `ValueError` for an option out of range or not finite, `TypeError` for one of another kind. A
     solve raises nothing: the result is `nonlinear_max_steps_reached` if the event did not come in time,

@@ -49,9 +49,9 @@ def test_a_half_precision_is_solved_in_float32(dtype):
         return {"a": shift - 5 * y["a"]}
 
     y0, shift = {"a": jnp.ones(2, dtype)}, jnp.array([1.0, 1.5], dtype)
-    solution = optx.fixed_point(fn, fl.SteadyState(1e-3, 1e-3), y0, shift)
+    solution = optx.fixed_point(fn, fl.SteadyState(1e-2, 1e-2), y0, shift)
     assert solution.result == optx.RESULTS.successful
     assert solution.value["a"].dtype == dtype
     assert set(seen) == {jnp.dtype(dtype)}
     expected = np.array([1.0, 1.5]) / 6
-    np.testing.assert_allclose(solution.value["a"].astype(float), expected, rtol=0.02)
+    np.testing.assert_allclose(solution.value["a"].astype(float), expected, rtol=0.03)
