@@ -73,7 +73,7 @@ class Wrapper(Layer):
     def _complete(self) -> None:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         # In the order of the constructor's arguments.
-        names = [field.name for field in sorted(fields, key=lambda field: field.kw_only)]
+        names = [field.name for field in sorted(fields, key=lambda field: bool(field.kw_only))]
         if names and not any(isinstance(getattr(self, name), Layer) for name in names):
             setattr(self, names[0], as_layer(getattr(self, names[0])))
         super()._complete()
