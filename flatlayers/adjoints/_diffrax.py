@@ -150,6 +150,7 @@ class Recorder(Protocol):
 
     def write(self, state: LoopState) -> Self:
         """Record the start of an attempt; one after a rejected attempt replaces it."""
+        ...
 
     def buffers(self) -> PyTree:
         """Return the arrays that `write` writes into one place of, so that the loop need not copy them."""
@@ -157,9 +158,13 @@ class Recorder(Protocol):
 
 
 def run(
-    solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: PyTree = None
+    solver: PyTree,
+    saveat: diffrax.SaveAt,
+    state: State,
+    options: LoopOptions,
+    recorder: Recorder | None = None,
 ) -> tuple[State, PyTree, PyTree]:
-    """Run diffrax's own loop from `state`; return its final state, the statistics and the `Recorder`, if any."""
+    """Run diffrax's own loop from `state`; return its final state, the statistics and the recorder."""
     recorded = []
 
     # The recorder travels beside diffrax's own carry, which knows nothing of it.
