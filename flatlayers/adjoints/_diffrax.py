@@ -158,25 +158,17 @@ class Recorder(Protocol):
 
 
 def run(
-    solver: PyTree, saveat: diffrax.SaveAt, state: State, options: LoopOptions, recorder: PyTree = None
+    solver: PyTree,
+    saveat: diffrax.SaveAt,
+    state: State,
+    options: LoopOptions,
+    recorder: Recorder | None = None,
 ) -> tuple[State, PyTree, PyTree]:
-    """Run diffrax's own loop from `state`: its final state, the statistics and the `Recorder`, if any."""
+    """Run diffrax's own loop from `state`; return its final state, the statistics and the recorder."""
     recorded = []
 
-    # The recorder travels beside diffrax's own carry, which knows nothing of it.
     def outer(cond, body, init, *, max_steps, buffers):
-        def write(carry: PyTree) -> PyTree:
-            state, recorder = carry
-            return body(state), recorder and recorder.write(LoopState.of(state))
-
-        final, last = eqxi.while_loop(
-            lambda carry: cond(carry[0]),
-            write,
-            (init, recorder),
-            max_steps=max_steps,
-            buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
-            kind="lax",
-        )
+        final, last = _loop_beside(recorder, cond, body, init, max_steps, buffers)
         recorded.append(last)
         return final
 
@@ -201,6 +193,23 @@ def run(
         progress_meter=options.progress_meter,
     )
     return final, statistics, recorded[0]
+
+
+def _loop_beside(recorder, cond, body, init, max_steps, buffers):
+    """Run a loop of diffrax with a recorder beside its own carry, which knows nothing of it."""
+
+    def write(carry: PyTree) -> PyTree:
+        state, recorder = carry
+        return body(state), recorder and recorder.write(LoopState.of(state))
+
+    return eqxi.while_loop(
+        lambda carry: cond(carry[0]),
+        write,
+        (init, recorder),
+        max_steps=max_steps,
+        buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
+        kind="lax",
+    )
 
 
 # Solvers and functions that close over nothing

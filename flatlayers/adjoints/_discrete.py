@@ -105,6 +105,7 @@ def _solve_bwd(
 ) -> DiscreteProblem:
     walk = BackwardWalk(problem, constants, perturbed, residuals, LoopState.of(cotangents[0]))
     ct = walk.all_steps()
+    # The gradient of a step goes to the parts that it was made from: the traced solver, or the stages.
     nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
     solver, stages = walk.stepper.cotangents(ct.params)
     out = DiscreteProblem(
@@ -137,6 +138,7 @@ class BackwardWalk:
         final: LoopState,
     ):
         self.problem, self.constants, self.residuals, self.final = problem, constants, residuals, final
+        # Both are read only: the numbers that change on the way are in the carry of the loop.
         self.stepper = _stepper(problem, perturbed, residuals.record)
         self.saveat = eqx.partition(problem.saveat, perturbed.saveat)
         self.outputs = self._outputs()
@@ -165,6 +167,7 @@ class BackwardWalk:
         reader = CheckpointReader(residuals.record.starts, residuals.steps, self.stepper.advance)
 
         def body(carry: PyTree) -> PyTree:
+            # The start comes first: to compute it again may take more steps than one, but no cotangents.
             (i, ct, unread), refilled = carry
             i = i - 1
             start, refilled = reader.read(i, refilled)

@@ -103,6 +103,7 @@ class SavedOutput:
         if not self.sub.steps:
             return ct, unread
         is_saved = (i + 1) % self.sub.steps == 0
+        # Where nothing was saved, place `values` is of a later value, and `_add` adds zeros of it.
         values = unread.values - jnp.where(is_saved, 1, 0)
         return self._add(ct, values, self.solve.record.t1[i], y1, is_saved), Unread(values, unread.ts)
 
@@ -127,6 +128,7 @@ class SavedOutput:
                 path = self.solve.interpolation_cls(t0=record.t0[i], t1=record.t1[i], **dense)
                 return self._save(saveat, self.times[k], path.evaluate(self.times[k]))
 
+            # A vjp of the interpolation alone; that of the step waits for the sum of all `ct_dense`.
             _, pull = jax.vjp(save, self.saveat, dense)
             more_saveat, more_dense = pull(jax.tree.map(lambda ct: ct[k], self.cotangents))
             return Unread(k, unread.ts - 1), add_to(ct_saveat, more_saveat), add(ct_dense, more_dense)

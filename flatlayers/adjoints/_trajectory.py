@@ -55,6 +55,7 @@ class SampledSolver(eqx.Module):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, _ = solver_state
+        # The values before the step are of no use to it: they only pass through the loop to its recorder.
         y1, error, dense, inner, result = self.solver.step(terms, t0, t1, y0, args, inner, made_jump)
         path = self.interpolation_cls(t0=t0, t1=t1, **dense)
         times = t0 + (t1 - t0) * jnp.asarray(self.points, t0.dtype)
@@ -170,6 +171,7 @@ class SegmentPath(eqx.Module):
         # this is the later one, where `step_before` is the earlier one.
         i = jnp.maximum(jnp.sum(self.t0 <= t) - 1, 0)
         t0, t1 = self.t0[i], self.t1[i]
+        # Relative to the step, so that the points of all steps are the same numbers.
         weights = self._weights((t - t0) / (t1 - t0))
         return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x[i], axes=1), self.values)
 
