@@ -63,8 +63,9 @@ class Arithmetic(Immutable):
 
     def _binary(self, op: Operation, other: object) -> Any:
         if isinstance(other, type(self)):
-            for mine, theirs in zip(self._layouts(), other._layouts(), strict=True):
-                check_same_layout(mine, theirs)
+            if (mine := self._layouts()) != (theirs := other._layouts()):
+                for expected, found in zip(mine, theirs, strict=True):
+                    check_same_layout(expected, found)
             return self._with(op(self.data, other.data))
         if not isinstance(other, int | float | complex | np.generic | np.ndarray | jax.Array):
             return NotImplemented

@@ -3,6 +3,9 @@
 from typing import Any, Self
 
 
+_set = object.__setattr__
+
+
 class Immutable:
     """A value: its attributes are set once, when it is made, by `_fill` or by `_new`."""
 
@@ -11,11 +14,14 @@ class Immutable:
     @classmethod
     def _new(cls, **attributes: object) -> Self:
         """Make a value without the checks of its constructor, from what the library has checked."""
-        return object.__new__(cls)._fill(**attributes)
+        new = object.__new__(cls)
+        for name, value in attributes.items():
+            _set(new, name, value)
+        return new
 
     def _fill(self, **attributes: object) -> Self:
         for name, value in attributes.items():
-            object.__setattr__(self, name, value)
+            _set(self, name, value)
         return self
 
     def __setattr__(self, name: str, value: object) -> None:

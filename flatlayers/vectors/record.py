@@ -123,7 +123,8 @@ class Record(Immutable, Mapping[str, Any]):
             static = {name for name, value in values.items() if _is_static(value)}
             structure = _structure(values, static)
             self._fill(_structure=structure)
-        return [values[name] for name in structure[1]], structure
+        _, children, static = structure
+        return [values[name] for name in children] if static else list(values.values()), structure
 
     @staticmethod
     def _unflat(structure: Structure, children: Iterable[Any]) -> "Record":
