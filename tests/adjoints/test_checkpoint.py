@@ -231,15 +231,15 @@ def test_equal_adjoints_are_equal():
     assert hash(nodes[0]) == hash(nodes[1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
-    ("solver", "adjoint"),
+    ("solver", "adjoint", "dtype"),
     [
-        (diffrax.Euler(), ADJOINT),
-        (diffrax.ReversibleHeun(), ADJOINT),
-        (diffrax.Euler(), fl.GaussAdjoint()),
+        (diffrax.Euler(), ADJOINT, jnp.bfloat16),
+        (diffrax.Euler(), ADJOINT, jnp.float16),
+        (diffrax.ReversibleHeun(), ADJOINT, jnp.bfloat16),
+        (diffrax.Euler(), fl.GaussAdjoint(), jnp.bfloat16),
     ],
-    ids=["explicit", "traced", "gauss"],
+    ids=["explicit", "float16", "traced", "gauss"],
 )
 def test_a_gradient_in_half_precision_is_added_up_in_float32(solver, adjoint, dtype):
     """500 steps, against the same parameters in float32. A sum in bfloat16 is 22 % off."""
@@ -253,7 +253,7 @@ def test_a_gradient_in_half_precision_is_added_up_in_float32(solver, adjoint, dt
     )
     ps, st = fl.setup(jax.random.key(0), node, dtype)
     gradient = jax.jit(jax.grad(lambda ps, y0: jnp.sum(node(y0, ps, st)[0] ** 2)))
-    for y0 in ([1.0, 0.5], [-0.3, 2.0], [[0.1, -0.4], [3.0, 0.2]]):
+    for y0 in ([1.0, 0.5], [-0.3, 2.0], [0.1, -3.0]):
         y0 = jnp.array(y0, dtype)
         found = gradient(ps, y0).data
         expected = gradient(ps.map(lambda x: x.astype(jnp.float32)), y0.astype(jnp.float32)).data
