@@ -18,7 +18,7 @@ from .names import (
     listing,
     unknown_name,
 )
-from .places import Numbers, Places, Shape, join, split
+from .places import ByNamespace, Numbers, Places, Shape, Splitting, join, split
 from .record import Record
 
 
@@ -225,8 +225,12 @@ class Layout(Places):
             return self.unpack(data.data)
         self.check_length(data)
         # The array itself says whose functions take it apart, so that this file needs no JAX.
-        xp = np if isinstance(data, np.ndarray) else data.__array_namespace__()
-        leaves = split(self._segments, data, xp)
+        return self._unpack(
+            data, ByNamespace(np if isinstance(data, np.ndarray) else data.__array_namespace__())
+        )
+
+    def _unpack(self, data: Numbers, by: Splitting) -> Record:
+        leaves = split(self._segments, data, by)
         for path, place in self.ties.items():
             leaves[path] = leaves[place]
         return self.nest(leaves)

@@ -3,8 +3,9 @@
 import dataclasses
 import fnmatch
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -86,23 +87,40 @@ class Block:
 Segment: TypeAlias = Leaf | Block
 
 
-def split(segments: tuple[Segment, ...], data: Numbers, xp: ModuleType) -> dict[str, Any]:
-    """Return the leaves of `data`, of shape `(..., length)`, by path, in one split per level of stacks.
+class Splitting(Protocol):
+    """The functions that take an array apart: `jax.lax` has them, and `ByNamespace`."""
 
-    `xp` is the namespace that has the functions of the array: `numpy` or `jax.numpy`.
-    """
+    def reshape(self, operand: Any, new_sizes: Shape) -> Any: ...
+    def split(self, operand: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ByNamespace:
+    """The functions of the namespace of an array, such as `numpy`."""
+
+    xp: ModuleType
+
+    def reshape(self, operand: Any, new_sizes: Shape) -> Any:
+        return self.xp.reshape(operand, new_sizes)
+
+    def split(self, operand: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]:
+        return self.xp.split(operand, list(itertools.accumulate(sizes))[:-1], axis=axis)
+
+
+def split(segments: tuple[Segment, ...], data: Numbers, by: Splitting) -> dict[str, Any]:
+    """Return the leaves of `data`, of shape `(..., length)`, by path, in one split per level of stacks."""
     if not segments:
         return {}
-    lead, length = tuple(data.shape[:-1]), data.shape[-1]
-    row = xp.reshape(data, (*lead, *_row_axis(segments), length))
-    stops = [segment.start for segment in segments[1:]]
+    lead = tuple(data.shape[:-1])
+    row = by.reshape(data, (*lead, *_row_axis(segments), data.shape[-1]))
     leaves: dict[str, Any] = {}
-    for segment, piece in zip(segments, xp.split(row, stops, axis=-1), strict=True):
+    pieces = by.split(row, [segment.size for segment in segments], axis=len(row.shape) - 1)
+    for segment, piece in zip(segments, pieces, strict=True):
         if isinstance(segment, Leaf):
-            leaves[segment.path] = piece.reshape(lead + segment.shape)
+            leaves[segment.path] = by.reshape(piece, lead + segment.shape)
         else:
-            inner = piece.reshape(*lead, *segment.copies, segment.length)
-            leaves |= split(segment.segments, inner, xp)
+            inner = by.reshape(piece, (*lead, *segment.copies, segment.length))
+            leaves |= split(segment.segments, inner, by)
     return leaves
 
 

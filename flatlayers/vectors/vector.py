@@ -218,7 +218,8 @@ class ComponentVector(Arithmetic, NamedArray):
         """Return all leaves as a nested `Record`, in one split. Hot code uses it."""
         # Such as the numbers of NumPy that `jax.device_get` leaves: the parts are arrays of JAX all the same.
         data = jnp.asarray(self.data) if isinstance(self.data, np.ndarray) else self.data
-        return self.layout.unpack(data)
+        self.layout.check_length(data)
+        return self.layout._unpack(data, jax.lax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all leaves as nested dictionaries."""
