@@ -218,7 +218,7 @@ class _Leaves:
 
     def split(self, data: Array) -> Any:
         """Return the tree of the leaves of `data`, of shape `(..., length)`."""
-        leaves = split(self.segments, data, jnp)
+        leaves = split(self.segments, data, jax.lax)
         return jax.tree.map(leaves.__getitem__, self.names)
 
     def join(self, tree: PyTree) -> ComponentVector:
