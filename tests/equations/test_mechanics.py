@@ -264,7 +264,7 @@ def test_bad_input(key, kind):
         layer(jnp.ones((2, 4), int), ps, st)
     for model in (fl.Dense(4, 2), jnp.sum, lambda x: (x[..., 0],), lambda x: x[..., None, :1]):
         bad = kind(model)
-        with pytest.raises(ValueError, match=r"scalar per sample, of shape \(2,\) or \(2, 1\), found") as info:
+        with pytest.raises(ValueError, match=r"scalar per sample, of shape \(2,\) or \(2, 1\)") as info:
             bad(jnp.ones((2, 4)), *fl.setup(key, bad, float))
     assert any(f"in the layer {kind.__name__}" in note for note in info.value.__notes__)
     with pytest.raises(TypeError, match="expected a layer or a function"):
