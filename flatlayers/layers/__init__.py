@@ -1,1 +1,1 @@
-"""The layers, a family a file."""
+"""The layers, a family per file."""

@@ -162,7 +162,7 @@ class Parallel(NamedLayers):
         or `None`, which returns the tuple.
     - `*layers`, `**named`: the layers, as in `Chain`.
 
-    **Inputs:** a tuple is distributed, an input a layer; anything else goes to all.
+    **Inputs:** a tuple is distributed, one input per layer; anything else goes to all.
     **Returns:** `(y, st)`.
 
     **Parameters and states:** those of each layer under its name, and under `connection` if that is
@@ -239,7 +239,7 @@ class BranchLayer(NamedLayers):
 
 
 class PairwiseFusion(NamedLayers):
-    """A chain that takes in an input a step: `y = x_0`, then `y = connection(layer_i(y), x_{i+1})`.
+    """A chain that takes one input per step: `y = x_0`, then `y = connection(layer_i(y), x_{i+1})`.
 
     **Arguments:**
 
