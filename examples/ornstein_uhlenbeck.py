@@ -141,7 +141,7 @@ def main() -> None:
         )
     ]
     learned = {
-        name: lambda x, name=name: getattr(sde, name)(x[:, None], ps[name], st[name])[0]
+        name: lambda x, name=name: fl.stateless_apply(getattr(sde, name), x[:, None], ps[name])
         for name in ("drift", "diffusion")
     }
     plot(ts, paths, learned, result.losses, options.out)
