@@ -64,7 +64,10 @@ def _linear(
     primitive = Primitive(name)
     primitive.def_impl(evaluate)
     primitive.def_abstract_eval(_identity)
-    lower: PyTree = lambda _, x, *__, **params: [evaluate(x, **params)]  # noqa: E731
+
+    def lower(_: PyTree, x: PyTree, *__: PyTree, **params: PyTree) -> PyTree:
+        return [evaluate(x, **params)]
+
     mlir.register_lowering(primitive, lower)
     batching.defvectorized(primitive)
     ad.deflinear(primitive, transpose)

@@ -191,12 +191,16 @@ class Layer(Value, Declared):
         return self
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        """Yield what makes an equal layer: `(name, value, whether by name)`; defaults are left out."""
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        """Yield what makes an equal layer, but defaults, as in a call: `(name, value, whether by name)`."""
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        # A base that declares options by keyword comes before the class, and so do its fields.
+        by_place = {
+            field.name for field in fields if not field.kw_only and field.default is dataclasses.MISSING
+        }
+        for field in sorted(fields, key=lambda field: field.name not in by_place):
             value = getattr(self, field.name)
-            positional = field.default is dataclasses.MISSING and not field.kw_only
-            if positional or value != field.default:
-                yield field.name, value, not positional
+            if field.name in by_place or value != field.default:
+                yield field.name, value, field.name not in by_place
 
     def __repr__(self) -> str:
         inside = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
@@ -310,10 +310,6 @@ class SolverLayer(Layer):
         t = jnp.asarray(t0, common_real_dtype(start.y0))
         new = self.state_after(t, y0, *start.data, *each, ps, self._frozen(st))
         return model_states.replaced(st, new if self._only is None else Record({self._only: new}))
-
-    def constructor_arguments(self) -> Iterator[tuple[str, object, bool]]:
-        """Give the arguments that make an equal layer; those by position come first, as in a call."""
-        yield from sorted(super().constructor_arguments(), key=lambda argument: argument[2])
 
 
 @dataclass(frozen=True)

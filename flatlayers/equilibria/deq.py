@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Annotated
 
@@ -47,10 +47,6 @@ class Equilibrium(Container):
         if isinstance(self.jacobian_regularization, bool):
             self.jacobian_regularization = 1 if self.jacobian_regularization else None
         super().check_fields()
-
-    def constructor_arguments(self) -> Iterator[tuple[str, object, bool]]:
-        """Give the arguments that make an equal layer; those by position come first, as in a call."""
-        yield from sorted(super().constructor_arguments(), key=lambda argument: argument[2])
 
     def once(self, z: Z, x: Input, ps: Params, st: State) -> tuple[Z, State]:
         """Return one application, and the states of the models."""

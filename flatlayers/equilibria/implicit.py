@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..adjoints._guards import stop_gradient
 from ..core.fields import Size, check_module_fields, number
 from ..dtypes import at_least_float32, common_real_dtype
 from ..types import Args, Array, PyTree, Y
@@ -80,7 +81,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
 
     def apply(self, primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, tags: Tags) -> tuple[Y, PyTree]:
         """Return the root and the rest; called by optimistix."""
-        root, rest = jax.tree.map(_constant, primal_fn((*_constants(inputs), _while_loop)))
+        root, rest = stop_gradient(primal_fn((*stop_gradient(inputs), _while_loop)))
 
         def step(y: Y, _: None) -> tuple[Y, None]:
             residual = rewrite_fn(y, rest, inputs)
@@ -88,7 +89,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
 
         last, _ = jax.lax.scan(step, root, length=self.k)
         # The derivative of the last step at the value of the solver.
-        return jax.tree.map(lambda y, z: y + (z - _constant(z)), root, last), rest
+        return jax.tree.map(lambda y, z: y + (z - stop_gradient(z)), root, last), rest
 
 
 class ImplicitAdjoint(optx.AbstractAdjoint):
@@ -237,11 +238,3 @@ def as_adjoint(
 
 def _while_loop(*args: Any, **kwargs: Any) -> Any:
     return eqxi.while_loop(*args, kind="lax", **kwargs)
-
-
-def _constant(x: T) -> T:
-    return jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
-
-
-def _constants(tree: T) -> T:
-    return jax.tree.map(_constant, tree)
