@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..types import Array, ArrayLike, PyTree
 from ._diffrax import while_loop
+from ._places import get_at, quotient, remainder, rounded_up, set_at
 from ._trees import rows_of
 
 
@@ -47,11 +48,11 @@ class Slots(eqx.Module):
         return cls(rows_of(slots, leaves), structure)
 
     def __getitem__(self, slot: ArrayLike) -> PyTree:
-        return jax.tree.unflatten(self.structure, [buffer[slot] for buffer in self.buffers])
+        return jax.tree.unflatten(self.structure, [get_at(buffer, slot) for buffer in self.buffers])
 
     def set(self, slot: ArrayLike, state: PyTree) -> "Slots":
         leaves = jax.tree.leaves(state)
-        return Slots([b.at[slot].set(x) for b, x in zip(self.buffers, leaves, strict=True)], self.structure)
+        return Slots([set_at(b, x, slot) for b, x in zip(self.buffers, leaves, strict=True)], self.structure)
 
 
 class Checkpoints(eqx.Module):
@@ -79,7 +80,7 @@ class Checkpoints(eqx.Module):
     def write(self, n: Array, state: PyTree) -> "Checkpoints":
         """Keep the state of step `n`: of the step last written, or of the one after it."""
         thinned = self._thinned(n) if self.thins else self
-        return thinned.replace(thinned.slots.set(ceil(n, thinned.stride), state))
+        return thinned.replace(thinned.slots.set(rounded_up(n, thinned.stride), state))
 
     def _thinned(self, n: Array) -> "Checkpoints":
         """Every second state if the slots are used up; if they are not, the loop makes no step.
@@ -87,7 +88,7 @@ class Checkpoints(eqx.Module):
         A stride needs one slot for each of its states in the walk back, which come after the last.
         """
         # The slot of the next multiple, and those that its stride needs, have to lie in the buffer.
-        full = ceil(n, self.stride) + self.stride // self.every > self.capacity
+        full = rounded_up(n, self.stride) + quotient(self.stride, self.every) > self.capacity
         stop = jnp.where(full, (self.capacity + 1) // 2, 0)
         # Slot `j` is written after slot `2 j` is read and never read again, so this is done in place. A loop
         # and not a condition: under `vmap` that would run both branches, and copy the buffer each time.
@@ -137,8 +138,9 @@ class CheckpointReader:
         """Return the state of step `i`, which is the step before that of the last call."""
         strides, between = refilled.strides, refilled.between
         stride, every = self.checkpoints.stride, self.checkpoints.every
-        group, first = i // stride, i // stride * stride
-        unit = (i - first) // every
+        group = quotient(i, stride)
+        first = group * stride
+        unit = quotient(i - first, every)
         # Where the states are there already this is a loop of no steps, for the same reason as in `_thinned`.
         if strides is not None:
             count = jnp.where(self._enters(i, stride), unit * every, 0)
@@ -146,15 +148,15 @@ class CheckpointReader:
             strides = self._recompute(strides, group, strides[group], first, count, every)
         state = (self.checkpoints.slots if strides is None else strides)[group + unit]
         if between is not None:
-            count = jnp.where(self._enters(i, every), i % every, 0)
+            count = jnp.where(self._enters(i, every), remainder(i, every), 0)
             # `state` is that of the last multiple of `every` before step `i`, or of step `i` itself.
-            between = self._recompute(between.set(0, state), 0, state, i - i % every, count, 1)
-            state = between[i % every]
+            between = self._recompute(between.set(0, state), 0, state, i - remainder(i, every), count, 1)
+            state = between[remainder(i, every)]
         return state, Refilled(strides, between)
 
     def _enters(self, i: Array, stride: ArrayLike) -> Array:
         """Tell whether step `i` is the first to be read of a stride, which is its last."""
-        return (i == self.steps - 1) | ((i + 1) % stride == 0)
+        return (i == self.steps - 1) | (remainder(i + 1, stride) == 0)
 
     def _recompute(
         self, slots: Slots, slot: ArrayLike, state: PyTree, first: Array, count: Array, stride: int
@@ -165,7 +167,7 @@ class CheckpointReader:
         def body(carry: tuple[Array, PyTree, Slots]) -> tuple[Array, PyTree, Slots]:
             done, state, slots = carry
             state, done = self.advance(first + done, state), done + 1
-            return done, state, slots.set(slot + ceil(done, stride), state)
+            return done, state, slots.set(slot + rounded_up(done, stride), state)
 
         _, _, slots = while_loop(
             lambda carry: carry[0] < count,
@@ -176,6 +178,6 @@ class CheckpointReader:
         return slots
 
 
-def ceil(a: PyTree, b: PyTree) -> PyTree:
-    """Return `a / b` rounded up, of integers."""
+def ceil(a: int, b: int) -> int:
+    """Return `a / b`, rounded up."""
     return -(-a // b)

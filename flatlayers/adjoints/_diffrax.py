@@ -157,18 +157,36 @@ class Recorder(Protocol):
         ...
 
 
+def _attempt(
+    body: Callable[[State], State], state: State, recorder: Recorder | None
+) -> tuple[State, Recorder | None]:
+    """Run the body of diffrax's loop, which is one attempt of a step, and record its start."""
+    return body(state), recorder and recorder.write(LoopState.of(state))
+
+
 def run(
     solver: PyTree,
     saveat: diffrax.SaveAt,
     state: State,
     options: LoopOptions,
     recorder: Recorder | None = None,
+    attempt: Callable[..., PyTree] = _attempt,
 ) -> tuple[State, PyTree, PyTree]:
-    """Run diffrax's own loop from `state`; return its final state, the statistics and the recorder."""
+    """Run diffrax's own loop from `state`; return its final state, the statistics and the recorder.
+
+    The recorder is carried beside diffrax's state, which knows nothing of it, and is updated by `attempt`.
+    """
     recorded = []
 
     def outer(cond, body, init, *, max_steps, buffers):
-        final, last = _loop_beside(recorder, cond, body, init, max_steps, buffers)
+        final, last = eqxi.while_loop(
+            lambda carry: cond(carry[0]),
+            lambda carry: attempt(body, *carry),
+            (init, recorder),
+            max_steps=max_steps,
+            buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
+            kind="lax",
+        )
         recorded.append(last)
         return final
 
@@ -193,23 +211,6 @@ def run(
         progress_meter=options.progress_meter,
     )
     return final, statistics, recorded[0]
-
-
-def _loop_beside(recorder, cond, body, init, max_steps, buffers):
-    """Run a loop of diffrax with a recorder beside its own carry, which knows nothing of it."""
-
-    def write(carry: PyTree) -> PyTree:
-        state, recorder = carry
-        return body(state), recorder and recorder.write(LoopState.of(state))
-
-    return eqxi.while_loop(
-        lambda carry: cond(carry[0]),
-        write,
-        (init, recorder),
-        max_steps=max_steps,
-        buffers=lambda carry: [*buffers(carry[0]), *(carry[1].buffers() if carry[1] else ())],
-        kind="lax",
-    )
 
 
 # Solvers and functions that close over nothing

@@ -5,7 +5,7 @@ attempt starts; a rejected one is written over by the next. The backward pass ma
 there, and pulls back the cotangents of its end and of what was saved inside it.
 """
 
-from typing import TypeAlias
+from functools import partial
 
 import diffrax
 import equinox as eqx
@@ -13,11 +13,12 @@ import jax
 
 from ..types import Array, PyTree, Y
 from . import _diffrax, _modes
-from ._checkpoints import CheckpointReader
-from ._diffrax import LoopOptions, LoopState, SavedValues, SolverState, State, TracedSolver
-from ._explicit import ExplicitSteps, StageFunctions
-from ._outputs import BackwardCotangents, FinishedSolve, SavedOutput, Unread
-from ._steps import Start, Stepper, StepRecord, TracedSteps
+from ._diffrax import DenseInfo, LoopOptions, LoopState, SavedValues, SolverState, State, TracedSolver
+from ._explicit import ExplicitMethod, StageFunctions
+from ._kept import KeepingSolver, KeptSteps
+from ._outputs import BackwardCotangents, FinishedSolve, Position, SavedOutput
+from ._plan import Keep, Plan
+from ._steps import ExplicitSteps, Pull, RemadeSteps, StepRecord, TracedSteps
 from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
 
 
@@ -45,15 +46,29 @@ class DiscreteConstants(eqx.Module):
     state: State
     options: LoopOptions
     every: int = eqx.field(static=True)
+    keep: Keep = eqx.field(static=True)
     carries: bool = eqx.field(static=True)
     reverse_only: str | None = eqx.field(static=True)
 
     @classmethod
     def of(
-        cls, state: State, options: LoopOptions, every: int, carries: bool, reverse_only: str | None
+        cls,
+        state: State,
+        options: LoopOptions,
+        every: int,
+        keep: Keep,
+        carries: bool,
+        reverse_only: str | None,
     ) -> "DiscreteConstants":
         state = _diffrax.replace_state(state, y=None, solver_state=None)
-        return cls(state, options, every, carries, reverse_only)
+        return cls(state, options, every, keep, carries, reverse_only)
+
+    def plan(self, problem: DiscreteProblem, method: ExplicitMethod | None) -> Plan | None:
+        """Return how residuals are kept, `None` if none are."""
+        if method is None or self.every > 1:
+            return None
+        options = self.options
+        return Plan.of(method, problem.saveat, options.stepsize_controller, options.max_steps, self.keep)
 
     def initial_state(self, problem: DiscreteProblem) -> State:
         return _diffrax.replace_state(self.state, y=problem.y0, solver_state=problem.solver_state)
@@ -77,8 +92,7 @@ def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tu
 
 
 @solve_by_steps.def_fwd
-def _solve_fwd(perturbed: PyTree, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
-    del perturbed
+def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
         cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
@@ -86,8 +100,18 @@ def _solve_fwd(perturbed: PyTree, problem: DiscreteProblem, constants: DiscreteC
         # All of the solve depends on its start, so a tangent of the problem cannot go around this.
         t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
         state = _diffrax.replace_state(state, t0=t0)
-    record = StepRecord.empty(LoopState.of(state), options.max_steps, constants.every, constants.carries)
-    final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
+    method = _explicit_method(problem, perturbed, LoopState.of(state).t0)
+    plan = constants.plan(problem, method)
+    every, carries = constants.every, constants.carries
+    if method is None or plan is None:
+        record = StepRecord.empty(LoopState.of(state), options.max_steps, every, carries)
+        final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
+    else:
+        solver = KeepingSolver(method, problem.solver, plan)
+        state, ring = solver.start(state)
+        record = StepRecord.empty(LoopState.of(state), options.max_steps, plan.block, carries, ring)
+        run = partial(_diffrax.run, attempt=solver.attempt)
+        final, statistics, record = run(solver, problem.saveat, state, options, record)
     end = LoopState.of(final)
     # Of the values only their number is needed, and buffers like them are in the initial state.
     saved = [SavedValues(saved.times, None, saved.ts_count) for saved in end.saved]
@@ -107,7 +131,7 @@ def _solve_bwd(
     ct = walk.all_steps()
     # The gradient of a step goes to the parts that it was made from: the traced solver, or the stages.
     nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
-    solver, stages = walk.stepper.cotangents(ct.params)
+    solver, stages = walk.steps.cotangents(ct.params)
     out = DiscreteProblem(
         ct.y,
         ct.solver_state if constants.carries else nothing[0],
@@ -116,10 +140,6 @@ def _solve_bwd(
         cast_like(ct.saveat, walk.saveat[0]),
     )
     return _modes.reversed_once(out, NAME)
-
-
-# How many steps are yet to be walked over, the cotangents so far, and how much of each output is unread.
-Position: TypeAlias = tuple[Array, BackwardCotangents, list[Unread]]
 
 
 class BackwardWalk:
@@ -139,9 +159,26 @@ class BackwardWalk:
     ):
         self.problem, self.constants, self.residuals, self.final = problem, constants, residuals, final
         # Both are read only: the numbers that change on the way are in the carry of the loop.
-        self.stepper = _stepper(problem, perturbed, residuals.record)
         self.saveat = eqx.partition(problem.saveat, perturbed.saveat)
         self.outputs = self._outputs()
+        self.steps = self._steps(perturbed)
+
+    def _steps(self, perturbed: DiscreteProblem) -> RemadeSteps | KeptSteps:
+        problem, record, number = self.problem, self.residuals.record, self.residuals.steps
+        method = _explicit_method(problem, perturbed, record.t0[0])
+        needs_dense = self._is_dense or any(output.interpolates for output in self.outputs)
+        if method is None:
+            traced = TracedSteps(problem.solver, perturbed.solver, record, problem.solver_state)
+            return RemadeSteps(traced, record, number, needs_dense)
+        plan, steps = self.constants.plan(problem, method), ExplicitSteps(method, record)
+        if plan is None or record.ring is None:
+            return RemadeSteps(steps, record, number, needs_dense)
+        return KeptSteps(steps, record.ring, plan, number)
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether the dense output has cotangents."""
+        return jax.tree.leaves(self.final.dense_infos) != []
 
     def _outputs(self) -> list[SavedOutput]:
         """Return what was saved, as far as it has cotangents."""
@@ -163,22 +200,7 @@ class BackwardWalk:
 
     def all_steps(self) -> BackwardCotangents:
         """Return the cotangents of the start of the solve."""
-        residuals = self.residuals
-        reader = CheckpointReader(residuals.record.starts, residuals.steps, self.stepper.advance)
-
-        def body(carry: PyTree) -> PyTree:
-            # The start comes first: to compute it again may take more steps than one, but no cotangents.
-            (i, ct, unread), refilled = carry
-            i = i - 1
-            start, refilled = reader.read(i, refilled)
-            return self._step_back(i, start, ct, unread), refilled
-
-        (_, ct, unread), _ = _diffrax.while_loop(
-            lambda carry: carry[0][0] > 0,
-            body,
-            (self._end(), reader.start()),
-            buffers=lambda carry: carry[1].buffers(),
-        )
+        _, ct, unread = self.steps.walk(self._end(), self._step_back)
         for output, left in zip(self.outputs, unread, strict=True):
             ct = output.at_start(ct, left)
         return ct
@@ -190,34 +212,42 @@ class BackwardWalk:
             solver_state = jax.tree.map(zero_if_none, inexact, self.final.solver_state)
         # That of `y` is not added up but handed on from step to step, and has the dtype of the solve.
         saveat = wide_zeros(self.saveat[0])
-        ct = BackwardCotangents(zeros(y1), solver_state, self.stepper.zero_cotangents(), saveat)
+        ct = BackwardCotangents(zeros(y1), solver_state, self.steps.zero_params(), saveat)
         unread = []
         for output in self.outputs:
             ct, left = output.at_end(ct, y1)
             unread.append(left)
         return self.residuals.steps, ct, unread
 
-    def _step_back(self, i: Array, start: Start, ct: BackwardCotangents, unread: list[Unread]) -> Position:
-        """Pull the cotangents of the end of step `i`, and of what was saved in it, back to its start."""
-        ct_dense = jax.tree.map(lambda ct: ct[i], self.final.dense_infos)
-        is_dense = jax.tree.leaves(ct_dense) != []
-        needs_dense = is_dense or any(output.interpolates for output in self.outputs)
-        y1, dense, pull = self.stepper.step_with_vjp(i, start, needs_dense)
+    def _step_back(
+        self, i: Array, y1: Y, dense: DenseInfo, pull: Pull, position: Position
+    ) -> tuple[Position, PyTree]:
+        """Pull the cotangents of the end of step `i`, and of what was saved in it, back to its start.
+
+        Return also what `pull` gives besides.
+        """
+        _, ct, unread = position
         # All that was interpolated is a function of the dense output: their cotangents are added up on it,
         # so that one vjp of the step does for any number of saved values.
-        ct_dense = jax.tree.map(zero_if_none, dense, ct_dense) if is_dense else zeros(dense)
+        ct_dense = zeros(dense)
+        if self._is_dense:
+            ct_dense = jax.tree.map(lambda ct: ct[i], self.final.dense_infos)
+            ct_dense = jax.tree.map(zero_if_none, dense, ct_dense)
         still_unread = []
         # Diffrax saves the times inside a step before its end; backwards, the end comes first.
         for output, left in zip(self.outputs, unread, strict=True):
             ct, left = output.at_step(i, ct, left, y1)
             ct, ct_dense, left = output.inside(i, ct, ct_dense, left, dense)
             still_unread.append(left)
-        (ct_y, ct_solver_state), ct_params = pull(ct.y, ct_dense, ct.solver_state)
+        (ct_y, ct_solver_state), ct_params, besides = pull(ct.y, ct_dense, ct.solver_state)
         params = add_to(ct.params, ct_params)
-        return i, BackwardCotangents(ct_y, ct_solver_state, params, ct.saveat), still_unread
+        ct = BackwardCotangents(ct_y, ct_solver_state, params, ct.saveat)
+        return (i, ct, still_unread), besides
 
 
-def _stepper(problem: DiscreteProblem, perturbed: DiscreteProblem, record: StepRecord) -> Stepper:
+def _explicit_method(
+    problem: DiscreteProblem, perturbed: DiscreteProblem, t0: Array
+) -> ExplicitMethod | None:
     if problem.stages is None or perturbed.stages is None:
-        return TracedSteps(problem.solver, perturbed.solver, record, problem.solver_state)
-    return ExplicitSteps(problem.stages, perturbed.stages, record, problem.y0)
+        return None
+    return ExplicitMethod(problem.stages, perturbed.stages, t0, problem.y0)

@@ -1,152 +1,279 @@
-"""Steps of an explicit Runge-Kutta method, made again so that their vjps are cheap."""
+"""Explicit Runge-Kutta methods: a step from the tableau, and its vjp from what its stages leave."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.extend.core import Primitive
 
 from ..types import Args, Array, Cotangent, PyTree, Y
+from . import _diffrax
 from ._diffrax import DenseInfo
-from ._jaxpr import SplitField
-from ._steps import Pull, Start, StepRecord
-from ._trees import cast_like, wide_zeros
+from ._jaxpr import Prepared, SplitField, Values
+from ._places import get_at
+from ._stage import StageVjp
+from ._trees import add, cast_like, rows_of, set_row, wide_zeros, zeros
 
 
-# Computed again rather than kept: no more work than to read it.
-CHEAP = {
-    *("abs", "add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy", "div", "eq", "ge"),
-    *("gt", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "reduce_sum", "reshape", "select_n"),
-    *("sign", "squeeze", "sub", "transpose"),
-}
-
-
-# One zero for each product whose gradient is put off, as `SplitField` explains.
-Taps: TypeAlias = list[Array]
+# Buffers in a loop, and what puts the arrays of stage `i` into them.
+Kept: TypeAlias = list[Array]
+Keep: TypeAlias = Callable[[Kept, Array, list[Array]], Kept]
 
 
 class StageFunctions(eqx.Module):
-    """The functions of a step of an explicit method: `field(t, y, control)` and `control(t0, t1)`, traced."""
+    """The functions that a step of an explicit method is made of, traced.
+
+    `field(t, y)` and `product(field, control)` of a method whose last stage can be the next step's first one,
+    `field(t, y, control)` of others, which is that product. Of both `control(t0, t1)`.
+    """
 
     field: PyTree
+    product: PyTree
     control: PyTree
     method: type = eqx.field(static=True)
 
     @classmethod
     def of(cls, method: type, terms: diffrax.AbstractTerm, args: Args, t0: Array, y0: Y) -> "StageFunctions":
-        def product(t: Array, y: Y, control: PyTree) -> Y:
+        control: PyTree = eqx.filter_closure_convert(terms.contr, t0, t0)
+        if method.tableau.fsal and not terms.is_vf_expensive(t0, t0, y0, args):
+            field: PyTree = eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t0, y0)
+            product = eqx.filter_closure_convert(terms.prod, field.out_struct, control.out_struct)
+            return cls(field, product, control, method)
+
+        def vf_prod(t: Array, y: Y, control: PyTree) -> Y:
             return terms.vf_prod(t, y, args, control)
 
-        control: PyTree = eqx.filter_closure_convert(terms.contr, t0, t0)
-        field = eqx.filter_closure_convert(product, t0, y0, control.out_struct)
-        return cls(field, control, method)
+        field = eqx.filter_closure_convert(vf_prod, t0, y0, control.out_struct)
+        return cls(field, None, control, method)
 
 
-class ExplicitSteps:
-    """Steps `k_i = f(t + c_i h, y + sum_j a_ij k_j) h`, `y1 = y + sum_i b_i k_i`, from the method's tableau.
+class Step(NamedTuple):
+    """The outcome of a step: its end, the field at its last stage, and its stages `k`."""
+
+    y1: Y
+    f1: PyTree
+    ks: PyTree
+
+    def dense(self, y0: Y) -> DenseInfo:
+        return {"y0": y0, "y1": self.y1, "k": self.ks}
+
+
+class ExplicitMethod:
+    """Steps `k_i = f(t + c_i h, y + sum_j a_ij k_j) h`, `y1 = y + sum_i b_i k_i`, and their vjps.
 
     Diffrax's own step can stop its loop over the stages anywhere, and so keeps no more than the stages for
-    the way back: a vjp evaluates the field a second time. Here the number of stages is known, and the loop
-    is a `lax.scan`. A last stage that only error estimate and interpolation use is left out if it can be.
+    the way back: a vjp evaluates the field a second time. Here the number of stages is known. The vjp is
+    that of the field, stage by stage from the last, and of the sums, which are linear.
+
+    **Arguments:**
+
+    - `stages`, `perturbed`: the functions, and which of their leaves have a gradient.
+    - `t0`, `y0`: an example of a time and a state.
     """
 
-    def __init__(self, stages: StageFunctions, perturbed: StageFunctions, record: StepRecord, y0: Y):
-        self.stages, self.record, self.tableau = stages, record, stages.method.tableau
-        t0 = record.t0[0]
-        self.control, self.rest = eqx.partition(stages.control, perturbed.control)
-        inputs = _arrays(t0, y0, stages.control(t0, t0))
+    def __init__(self, stages: StageFunctions, perturbed: StageFunctions, t0: Array, y0: Y):
+        self.stages, self.tableau, self.y0 = stages, stages.method.tableau, zeros(y0)
+        controls = (stages.control, stages.product)
+        self.control, self.rest = eqx.partition(controls, (perturbed.control, perturbed.product))
+        self.control_moves = jax.tree.leaves(self.control) != []
+        inputs = _arrays(t0, y0, () if self.last_is_first else stages.control(t0, t0))
         self.field = SplitField(stages.field.jaxpr, stages.field.consts, inputs, perturbed.field.consts)
         moving, fixed = eqx.partition(stages.field.consts, perturbed.field.consts)
 
-        def prepare(moving: list[Array]) -> tuple[tuple[list[Array], list[Array]], list[Array]]:
+        def prepare(moving: list[Array]) -> tuple[tuple[Values, Values], Values]:
             return self.field.prepare(eqx.combine(moving, fixed))
 
         # The views of a flat vector are taken here, once, and their transpose once at the end.
-        (self.plain, self.weights), self.pull, self.fixed = jax.vjp(prepare, moving, has_aux=True)
+        (self.plain, self.weights), self.pull_prepared, constants = jax.vjp(prepare, moving, has_aux=True)
+        self.prepared: Prepared = ((self.plain, self.weights), constants)
+        self.size = len(jax.tree.leaves(y0))
+        moves = [0 < i <= self.size or (i > self.size and self.control_moves) for i in range(len(inputs))]
+        self.stage = StageVjp(self.field, self.prepared, inputs, moves)
 
-    def zero_cotangents(self) -> Cotangent:
-        return wide_zeros((self.plain, self.weights, self.control))
+    @property
+    def last_is_first(self) -> bool:
+        """Whether the last stage of a step can be the first one of the next."""
+        return self.stages.product is not None
 
-    def cotangents(self, total: Cotangent) -> tuple[Cotangent, Cotangent]:
-        plain, weights, control = cast_like(total, (self.plain, self.weights, self.control))
-        (constants,) = self.pull((plain, weights))
-        nothing = jax.tree.map(lambda _: None, self.stages.field)
-        field = eqx.tree_at(lambda field: field.consts, nothing, constants)
-        return None, StageFunctions(field, control, self.stages.method)
+    @property
+    def keeps_field(self) -> bool:
+        """Whether the vjp of the product needs the field, as it does where the control has a gradient."""
+        return self.last_is_first and self.control_moves
 
-    def advance(self, i: Array, start: Start) -> Start:
-        count = self._count(last=False)
-        y1, *_ = self._step(i, start[0], self.plain, self.control, self._taps(count), count)
-        return y1, None
+    @property
+    def residuals(self) -> list[jax.ShapeDtypeStruct]:
+        """The arrays that a stage leaves for its vjp."""
+        return [*self.stage.residuals, *(self._field_leaves if self.keeps_field else [])]
 
-    def step_with_vjp(self, i: Array, start: Start, needs_dense: bool) -> tuple[Y, DenseInfo, Pull]:
-        count = self._count(needs_dense)
+    def count(self, is_dense: bool) -> int:
+        """Return how many stages a step needs: a last one that `y1` is made without only for dense output."""
+        return self.tableau.num_stages - (self.tableau.fsal and not is_dense)
 
-        def step(y0: Y, plain: list[Array], control: PyTree, taps: Taps) -> tuple[PyTree, list[Array]]:
-            y1, dense, factors = self._step(i, y0, plain, control, taps, count)
-            return (y1, dense if needs_dense else None), factors
+    # Steps
 
-        inputs = (start[0], self.plain, self.control, self._taps(count))
-        (y1, dense), pull, factors = jax.vjp(step, *inputs, has_aux=True)
+    def start(self, t0: Array, y0: Y) -> tuple[PyTree, list[Array]]:
+        """Return the field at the start of the solve, and the residuals."""
+        return self._evaluate(t0, y0, None)
 
-        def pull_all(
-            ct_y1: Cotangent, ct_dense: Cotangent, _: None
-        ) -> tuple[tuple[Cotangent, Cotangent], Cotangent]:
-            ct_y0, plain, control, deltas = pull((ct_y1, ct_dense))
-            weights = self.field.gradients(self.weights, factors, deltas)
-            return (ct_y0, None), (plain, weights, control)
+    def step(
+        self, t0: Array, t1: Array, y0: Y, f0: PyTree, count: int, keep: Keep, kept: Kept
+    ) -> tuple[Step, Kept]:
+        """Make a step of `count` stages, the first of them known if `f0` is not `None`.
 
-        return y1, dense, pull_all
-
-    def _count(self, last: bool) -> int:
-        return self.tableau.num_stages - (self.tableau.fsal and not last)
-
-    def _taps(self, count: int) -> Taps:
-        return [jnp.zeros((count, *tap.shape), tap.dtype) for tap in self.field.taps]
-
-    def _field(self) -> Callable[..., PyTree]:
-        """Return the field, with what is `CHEAP` computed again for its vjp.
-
-        With complex numbers all is kept: JAX rounds what a policy keeps by `reduce_precision`, which takes
-        none.
+        `keep(kept, i, residuals)` puts what stage `i` leaves to `kept`.
         """
-        if self.field.is_complex:
-            return self.field
-        return jax.checkpoint(self.field.__call__, policy=_is_dear, prevent_cse=False)
-
-    def _step(
-        self, i: Array, y0: Y, plain: list[Array], control: PyTree, taps: Taps, count: int
-    ) -> tuple[Y, DenseInfo, list[Array]]:
-        t0, t1 = self.record.t0[i], self.record.t1[i]
-        control = eqx.combine(control, self.rest)(t0, t1)
-        prepared = ((plain, self.weights), self.fixed)
-        field = self._field()
+        a, b, c = _square(self.tableau, count)
+        a, c = self._weights(a), jnp.asarray(c, t0.dtype)
+        control, first, ks = self._control(self.control, t0, t1), int(f0 is not None), rows_of(count, y0)
+        f: PyTree = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.stages.field.out_struct)
+        if f0 is not None:
+            ks = set_row(ks, 0, self._product(f0, control))
 
         # `ks` has a row for each stage, zero where there is none yet, as `a` has a zero for it.
-        def stage(ks: Y, row: tuple[Array, Array, Array, Taps]) -> tuple[Y, list[Array]]:
-            k, a, c, taps = row
-            y = jax.tree.map(lambda y, ks: y + _combine(a, ks), y0, ks)
-            t = jnp.where(c == 1, t1, t0 + c * (t1 - t0))  # the very end, as diffrax has it
-            out, factors = field(prepared, _arrays(t, y, control), taps)
-            out = jax.tree.unflatten(jax.tree.structure(y0), out)
-            return jax.tree.map(lambda ks, out: ks.at[k].set(out), ks, out), factors
+        def stage(carry: PyTree) -> PyTree:
+            i, _, ks, kept = carry
+            t = _time(get_at(c, i), t0, t1)
+            f, residuals = self._evaluate(t, _plus(y0, get_at(a, i), ks), control)
+            return i + 1, f, set_row(ks, i, self._product(f, control)), keep(kept, i, residuals)
 
-        a, b, c = _square(self.tableau, count)
-        dtype = jnp.result_type(*(jax.tree.leaves(y0) or [t0]))
-        rows: PyTree = (np.arange(count), jnp.asarray(a, dtype), jnp.asarray(c, t0.dtype), taps)
-        ks = jax.tree.map(lambda y: jnp.zeros((count, *y.shape), y.dtype), y0)
-        ks, factors = lax.scan(stage, ks, rows)
-        y1 = jax.tree.map(lambda y, ks: y + _combine(jnp.asarray(b, dtype), ks), y0, ks)
-        return y1, {"y0": y0, "y1": y1, "k": ks}, factors
+        _, f1, ks, kept = _diffrax.while_loop(
+            lambda carry: carry[0] < count, stage, (first, f, ks, kept), buffers=lambda carry: carry[3]
+        )
+        return Step(_plus(y0, self._weights(b), ks), f1, ks), kept
 
+    def error(self, ks: PyTree) -> Y:
+        """Return the estimate of a step's error."""
+        return _plus(self.y0, self._weights(self.tableau.b_error), ks)
 
-def _is_dear(primitive: Primitive, *_: object, **__: object) -> bool:
-    return primitive.name not in CHEAP
+    def _evaluate(self, t: Array, y: Y, control: PyTree) -> tuple[PyTree, list[Array]]:
+        out, kept = self.stage.forward(self.prepared, self._inputs(t, y, control))
+        structure = jax.tree.structure(self.stages.field.out_struct)
+        return structure.unflatten(out), [*kept, *out] if self.keeps_field else kept
+
+    @property
+    def _field_leaves(self) -> list[jax.ShapeDtypeStruct]:
+        return jax.tree.leaves(self.stages.field.out_struct)
+
+    def _inputs(self, t: Array, y: Y, control: PyTree) -> list[Array]:
+        return _arrays(t, y, () if self.last_is_first else control)
+
+    def _control(self, control: PyTree, t0: Array, t1: Array) -> PyTree:
+        return eqx.combine(control, self.rest)[0](t0, t1)
+
+    def _product(self, f: PyTree, control: PyTree) -> Y:
+        return eqx.combine(self.control, self.rest)[1](f, control) if self.last_is_first else f
+
+    def _weights(self, a: np.ndarray) -> Array:
+        dtypes = [jnp.finfo(y.dtype).dtype for y in jax.tree.leaves(self.y0)]
+        return jnp.asarray(a, jnp.result_type(*dtypes) if dtypes else None)
+
+    # Their vjps
+
+    def pull(
+        self,
+        t0: Array,
+        t1: Array,
+        read: Callable[[Array], list[Array]],
+        cotangents: tuple[Cotangent, Cotangent],
+        deltas: Kept,
+        keep: Keep,
+    ) -> tuple[Cotangent, tuple[list[Array], Cotangent], Kept]:
+        """Pull the cotangents of a step's end and of its dense output, or `None`, back to its start.
+
+        `read` gives what a stage has left. Return the cotangents of `y0`, those of plain constants and of the
+        control, and `deltas`, to which `keep` has put the cotangents of each stage's products.
+        """
+        control, pull_control = jax.vjp(lambda control: self._control(control, t0, t1), self.control)
+        ct_y1, ct_dense = cotangents
+        count = self.count(ct_dense is not None)
+        a, b, _ = _square(self.tableau, count)
+        a, ct_ks = self._weights(a.T), rows_of(count, ct_y1)
+        if ct_dense is not None:
+            ct_y1, ct_ks = add(ct_y1, ct_dense["y1"]), ct_dense["k"]
+        # A stage is part of `y1` and of the stages after it, whose cotangents are in the rows of `ct_ys`.
+        ct_ks = jax.tree.map(
+            lambda ks, y1: ks + jnp.multiply.outer(self._weights(b).astype(y1.dtype), y1), ct_ks, ct_y1
+        )
+
+        def stage(carry: PyTree) -> PyTree:
+            i, ct_ys, total, deltas = carry
+            i = i - 1
+            ct_k = _plus(jax.tree.map(lambda ct: get_at(ct, i), ct_ks), get_at(a, i), ct_ys)
+            ct_y, params, delta = self._pull_stage(read(i), control, ct_k)
+            return i, set_row(ct_ys, i, ct_y), add(total, params), keep(deltas, i, delta)
+
+        init = count, rows_of(count, ct_y1), self._no_params(control), deltas
+        _, ct_ys, (plain, *moved), deltas = _diffrax.while_loop(
+            lambda carry: carry[0] > 0, stage, init, buffers=lambda carry: carry[3]
+        )
+        ct_y0 = jax.tree.map(lambda y, ys: y + ys.sum(0), ct_y1, ct_ys)
+        ct_y0 = ct_y0 if ct_dense is None else add(ct_y0, ct_dense["y0"])
+        params = self.control
+        if self.control_moves:
+            of_control, of_product = pull_control(moved[0])[0]
+            params = of_control, add(of_product, moved[1])
+        return ct_y0, (plain, params), deltas
+
+    def _pull_stage(
+        self, residuals: Values, control: PyTree, ct_k: Cotangent
+    ) -> tuple[Cotangent, PyTree, list[Array]]:
+        """Return the cotangents of a stage's `y`; of constants, control and product; and of its products."""
+        residuals, field = residuals[: len(self.stage.residuals)], residuals[len(self.stage.residuals) :]
+        ct_f, ct_control, ct_product = self._pull_product(field, control, ct_k)
+        inputs, plain, deltas = self.stage.pull(self.prepared, residuals, jax.tree.leaves(ct_f))
+        if self.control_moves and not self.last_is_first:
+            ct_control = jax.tree.structure(control).unflatten(inputs[self.size :])
+        ct_y = jax.tree.structure(self.y0).unflatten(inputs[: self.size])
+        return ct_y, (plain, ct_control, ct_product), deltas
+
+    def _pull_product(
+        self, field: Values, control: PyTree, ct_k: Cotangent
+    ) -> tuple[Cotangent, Cotangent, Cotangent]:
+        """Return the cotangents of the field, and of the control and the product where these have some."""
+        if not self.last_is_first:
+            return ct_k, None, None
+
+        def product(f: PyTree, control: PyTree, params: PyTree) -> Y:
+            return eqx.combine(params, self.rest[1])(f, control)
+
+        # It is linear in the field, which may be any where the control has no gradient.
+        field = field or [jnp.zeros(x.shape, x.dtype) for x in self._field_leaves]
+        f = jax.tree.structure(self.stages.field.out_struct).unflatten(field)
+        if self.control_moves:
+            return jax.vjp(product, f, control, self.control[1])[1](ct_k)
+        return (*jax.vjp(lambda f: product(f, control, self.control[1]), f)[1](ct_k), None, None)
+
+    def _no_params(self, control: PyTree) -> PyTree:
+        nothing = (zeros(control), zeros(self.control[1]) if self.last_is_first else None)
+        return (zeros(list(self.plain)), *(nothing if self.control_moves else (None, None)))
+
+    def empty_deltas(self, size: int, count: int) -> Kept:
+        """Return buffers for the cotangents of the products of so many steps and stages."""
+        return [jnp.zeros((size, count, *tap.shape), tap.dtype) for tap in self.field.taps]
+
+    def weight_gradients(self, residuals: Values, deltas: Values) -> list[Array]:
+        """Return the gradients of the weights from residuals and cotangents of products, calls leading."""
+        factors = jax.vmap(lambda kept: self.stage.factors(self.prepared, kept))(list(residuals))
+        return self.field.gradients(self.weights, factors, deltas)
+
+    # Sums over steps
+
+    def zero_cotangents(self) -> Cotangent:
+        """Return zeros for the sums of `(plain, weights, control)`."""
+        return wide_zeros((list(self.plain), list(self.weights), self.control))
+
+    def cotangents(self, total: Cotangent) -> StageFunctions:
+        """Return the cotangents of the stage functions for such sums."""
+        plain, weights, (control, product) = cast_like(
+            total, (list(self.plain), list(self.weights), self.control)
+        )
+        (constants,) = self.pull_prepared((plain, weights))
+        nothing = jax.tree.map(lambda _: None, self.stages.field)
+        field = eqx.tree_at(lambda field: field.consts, nothing, constants)
+        return StageFunctions(field, product, control, self.stages.method)
 
 
 def _square(tableau: diffrax.ButcherTableau, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,8 +284,13 @@ def _square(tableau: diffrax.ButcherTableau, count: int) -> tuple[np.ndarray, np
     return a, tableau.b_sol[:count], np.concatenate([[tableau.c1], tableau.c])[:count]
 
 
-def _combine(weights: Array, ks: Array) -> Array:
-    return jnp.tensordot(weights, ks, axes=1)
+def _time(c: Array, t0: Array, t1: Array) -> Array:
+    return jnp.where(c == 1, t1, t0 + c * (t1 - t0))  # the very end, as diffrax has it
+
+
+def _plus(y: Y, weights: Array, rows: PyTree) -> Y:
+    """Return `y` and the weighted sum of rows."""
+    return jax.tree.map(lambda y, x: y + jnp.tensordot(weights.astype(y.dtype), x, axes=1), y, rows)
 
 
 def _arrays(*tree: PyTree) -> list[Array]:

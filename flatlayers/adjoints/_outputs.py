@@ -1,8 +1,9 @@
 """The saved values of a solve, seen from the way back: which cotangents belong to which step."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -24,12 +25,19 @@ class BackwardCotangents(eqx.Module):
     params: Cotangent
     saveat: Cotangent
 
+    def replace(self, **parts: Cotangent) -> "BackwardCotangents":
+        return dataclasses.replace(self, **parts)
+
 
 class Unread(NamedTuple):
     """The numbers of values that the walk back has yet to come to: of all, and of those at `ts`."""
 
     values: Array
     ts: Array
+
+
+# How many steps are yet to be walked over, the cotangents so far, and how much of each output is unread.
+Position: TypeAlias = tuple[Array, BackwardCotangents, list[Unread]]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ..dtypes import at_least_float32
 from ..types import Array, ArrayLike, Cotangent, PyTree
+from ._places import set_at
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
@@ -46,4 +47,4 @@ def set_row(buffers: PyTree, i: ArrayLike, values: PyTree) -> PyTree:
     """Return `buffers` with `values` at row `i`: arrays, or inside of a loop what stands for them."""
     leaves, structure = jax.tree.flatten(values)
     rows = structure.flatten_up_to(buffers)
-    return structure.unflatten([row.at[i].set(x) for row, x in zip(rows, leaves, strict=True)])
+    return structure.unflatten([set_at(row, x, i) for row, x in zip(rows, leaves, strict=True)])

@@ -1,5 +1,6 @@
 """`AdaptiveCheckpointAdjoint`: the gradient of the numerical solution, step by step."""
 
+import dataclasses
 from dataclasses import KW_ONLY
 
 import diffrax
@@ -13,30 +14,38 @@ from ._diffrax import LoopState, TracedSolver
 from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps
 from ._explicit import StageFunctions
 from ._guards import Guard, stop_gradient
+from ._plan import BUDGET, Keep
 
 
 class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     """The exact gradient of the numerical solution, by one walk back over the accepted steps.
 
     The forward solve keeps the times and the state at the start of each accepted step; the backward pass
-    redoes a step from there and takes its vjp (Zhuang et al., 2020). As in diffrax's default,
-    `RecursiveCheckpointAdjoint`, the sizes of the steps count as constants, and the gradients are equal
-    to rounding. Values that are saved inside a step cost no second pass through it, rejected steps nothing.
+    redoes a step from there and takes its vjp (Zhuang et al., 2020). With an explicit Runge-Kutta method it
+    also keeps what the vjps of the last steps need, as far as memory is allowed, and does not redo these.
+    As in diffrax's default, `RecursiveCheckpointAdjoint`, the sizes of the steps count as constants, and the
+    gradients are equal to rounding. Values that are saved inside a step cost no second pass through it,
+    rejected steps nothing.
 
     For any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
     Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
     For a Hessian take `fl.hessian` or `jax.jacfwd(jax.jacrev(...))`, with an explicit Runge-Kutta method.
 
-    Memory: one state per accepted step (with what the solver carries, if it is not an explicit
-    Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
+    Memory: what `keep` allows, and one state per accepted step (with what the solver carries, if it is not an
+    explicit Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
     computed again, so that `max_steps` costs about `2 sqrt(max_steps)` states: 128 at the default 4096.
 
     **Arguments:**
 
+    - `keep`: bytes for what the vjps of the last steps need, 0 for none. `"auto"` takes up to 16 MiB for
+      up to 48 steps, and none where fewer than 8 fit in. In a solve of more steps those before them are made
+      again. The bytes are those of one solve: under `jax.vmap` each sample has as many, but a layer with
+      `batching="each"` divides them among its samples.
     - `every`: keep the state of each `every`-th step only. This divides the memory by `every` up to 128
-      steps, and by about its root above, and makes each step once more.
+        steps, and by about its root above, and makes each step once more.
 
-    **Raises:** `ValueError` for events, for `max_steps=None` and for `every` below 1. `TypeError` for forward
+    **Raises:** `ValueError` for events, for `max_steps=None` for `every` below 1 and for
+    `keep` that is neither a number of bytes nor `"auto"`. `TypeError` for forward
     mode and for reverse mode over reverse mode: for these use `diffrax.ForwardMode` or
     `diffrax.DirectAdjoint`. `RuntimeError` for a gradient with respect to times, to step sizes and their
     bounds, as `PIDController(dtmax=...)`, and of what is not a saved value: for these use
@@ -60,11 +69,22 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     _: KW_ONLY
     every: int = eqx.field(default=1, static=True)
+    keep: Keep = eqx.field(default="auto", static=True)
 
     def __check_init__(self) -> None:
         _diffrax.check_version()
         if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"expected `every` to be an integer of at least 1, found {self.every!r}")
+        is_bytes = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 0
+        if self.keep != "auto" and not is_bytes:
+            raise ValueError(f"expected `keep` to be 'auto' or a number of bytes, found {self.keep!r}")
+
+    def shared_by(self, samples: int) -> "AdaptiveCheckpointAdjoint":
+        """Return the adjoint for one of some solves side by side, which divide what `keep` allows."""
+        if samples <= 1:
+            return self
+        keep = BUDGET if self.keep == "auto" else self.keep
+        return dataclasses.replace(self, keep=keep // samples)
 
     def loop(
         self,
@@ -103,7 +123,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             None if carries else StageFunctions.of(type(solver), terms, args, start.t0, start.y),
             _diffrax.trace_saveat(saveat, args, state),
         )
-        constants = DiscreteConstants.of(state, options, self.every, carries, reverse_only)
+        constants = DiscreteConstants.of(state, options, self.every, self.keep, carries, reverse_only)
         final, statistics = solve_by_steps(_modes.reverse_only(problem, NAME), constants)
         return _diffrax.only_outputs(final, saveat, _GUARD.only_saved_values), statistics
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
 from ..core.fields import Finite, Flag, Size
 from ..core.layer import Layer, as_layer, call
 from ..core.values import plain
@@ -261,10 +262,13 @@ class SolverLayer(Layer):
         args = (ps, self._frozen(st), *start.data)
         times = start.times or self.times
 
-        def solve(y0: Y, each: tuple[PyTree, ...]) -> diffrax.Solution:
-            return diffeqsolve(self, times, y0, (*args, *each))
+        axes = self._batch_axes(start)
+        samples = math.prod(jax.tree.leaves(y0)[0].shape[:axes]) if axes else 1
 
-        for _ in range(self._batch_axes(start)):
+        def solve(y0: Y, each: tuple[PyTree, ...]) -> diffrax.Solution:
+            return diffeqsolve(self, times, y0, (*args, *each), samples)
+
+        for _ in range(axes):
             solve = jax.vmap(solve)
         return solve(y0, start.each)
 
@@ -354,8 +358,11 @@ def batch_axes(y0: Y) -> int:
 # The solve itself
 
 
-def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.Solution:
-    """Solve with the options of a layer, all in one dtype; what is saved has that of the state."""
+def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: int = 1) -> diffrax.Solution:
+    """Solve with the options of a layer, all in one dtype; what is saved has that of the state.
+
+    `samples`: how many such solves there are side by side, under `jax.vmap`.
+    """
     outputs = layer.check(y0, args)
     controller, event = plain(layer.stepsize_controller), plain(layer.event)
     state = common_real_dtype(y0, [leaf for leaf in jax.tree.leaves(outputs) if not leaf.weak_type])
@@ -363,7 +370,9 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.
     least = state if getattr(event, "root_finder", None) is None else promoted(state, promoted())
     solver_dtype = times.dtype(least, isinstance(controller, diffrax.ConstantStepSize))
     dtypes = Dtypes.of(y0, outputs, state, solver_dtype)
-    adjoint = plain(layer.adjoint)
+    adjoint = plain(layer.adjoint) or default_adjoint(event, layer.max_steps)
+    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
+        adjoint = adjoint.shared_by(samples)
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
@@ -377,11 +386,11 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args) -> diffrax.
         args=args,
         saveat=saveat,
         stepsize_controller=fitted(controller, dtypes, layer.max_steps),
-        adjoint=adjoint or default_adjoint(event, layer.max_steps),
+        adjoint=adjoint,
         event=_in_dtype(event, dtypes),
         max_steps=layer.max_steps,
         # The default ones have no solve on the way back that could fail: `check_solution` raises for all.
-        throw=layer.throw and adjoint is not None,
+        throw=layer.throw and plain(layer.adjoint) is not None,
     )
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))

@@ -1,0 +1,73 @@
+"""How many steps to keep the residuals of, and in what form."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import diffrax
+import jax
+import numpy as np
+
+from ..types import PyTree
+from ._diffrax import sub_saveats
+from ._explicit import ExplicitMethod
+
+
+# Bytes for residuals, or the choice by the rule below.
+Keep: TypeAlias = int | Literal["auto"]
+
+# Bytes that "auto" allows: half of a usual third cache. The ring is cleared at the start, all of it, so it
+# has no more steps than most solves take. With fewer than `LEAST` the writes of all others are not worth it.
+BUDGET = 16 * 2**20
+MOST = 48
+LEAST = 8
+# A block is long enough for its products to be fast, and what it reads and writes stays near the processor.
+BLOCK_BYTES = 5 * 2**19
+BLOCKS = (4, 24)
+
+# Controllers that never jump, after which a step could not begin with the field at the end of the last.
+_SMOOTH = (diffrax.ConstantStepSize, diffrax.PIDController, diffrax.StepTo)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps to keep, and how.
+
+    `size`: steps in the ring, a multiple of `block`: so many at a time the gradients of their weights are
+    taken of. `count`: stages that the vjp of a step goes through. `is_chained`: a step begins with the field
+    that the one before it ended with, and their stage is one. `is_dense`: the dense output is kept too.
+    """
+
+    size: int
+    block: int
+    count: int
+    is_chained: bool
+    is_dense: bool
+
+    @classmethod
+    def of(
+        cls,
+        method: ExplicitMethod,
+        saveat: diffrax.SaveAt,
+        controller: diffrax.AbstractStepSizeController,
+        max_steps: int,
+        keep: Keep,
+    ) -> "Plan | None":
+        """Return the plan for a solve, `None` if nothing is to be kept."""
+        is_dense = bool(saveat.dense or any(sub.ts is not None or sub.steps for sub in sub_saveats(saveat)))
+        count = method.count(is_dense)
+        each = count * _bytes(method.residuals) + is_dense * (method.tableau.num_stages + 2) * _bytes(
+            method.y0
+        )
+        block = max(BLOCKS[0], min(BLOCKS[1], BLOCK_BYTES // max(each, 1)))
+        # Besides the ring a copy of a block, and the cotangents of its products, are counted in.
+        steps = (BUDGET if keep == "auto" else keep) // max(each, 1) - 2 * block
+        if steps < (LEAST if keep == "auto" else 1) and steps < max_steps:
+            return None
+        steps = min(steps, max_steps, MOST)
+        block = min(block, steps)
+        is_chained = method.last_is_first and not method.control_moves and type(controller) in _SMOOTH
+        return cls(steps // block * block, block, count, is_chained, is_dense)
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
