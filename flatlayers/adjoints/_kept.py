@@ -5,13 +5,13 @@ from collections.abc import Callable
 import diffrax
 import jax.numpy as jnp
 
-from ..types import Array, Cotangent, PyTree, Y
+from ..types import Array, ArrayLike, Cotangent, PyTree, Y
 from . import _diffrax
 from ._checkpoints import Slots
-from ._diffrax import LoopState, State, TracedSolver
+from ._diffrax import LoopState, State, TracedSolver, set_at
 from ._explicit import ExplicitMethod, Keep, Kept
 from ._outputs import Position
-from ._places import quotient, remainder, rounded_up, set_at
+from ._places import quotient, remainder, rounded_up
 from ._plan import Plan
 from ._ring import Ring, merged
 from ._steps import ExplicitSteps, Pull, StepBack, StepRecord
@@ -47,7 +47,7 @@ class KeepingSolver:
         if not plan.is_chained:
             return state, ring
         field, residuals = method.start(start.t0, start.y)
-        rows = [row.at[0, 0].set(x) for row, x in zip(ring.residuals, residuals, strict=True)]
+        rows = [set_at(row, x, 0, 0) for row, x in zip(ring.residuals, residuals, strict=True)]
         return _diffrax.replace_state(state, solver_state=(jnp.asarray(False), field)), ring.replace(rows)
 
     def attempt(
@@ -80,15 +80,15 @@ class KeepingSolver:
         last, plan = self.method.tableau.num_stages - 1, self.plan
         here, after = remainder(n, size), remainder(n + 1, size)
 
+        def write(kept: Kept, residuals: list[Array], *place: ArrayLike) -> Kept:
+            return [set_at(row, x, *place) for row, x in zip(kept, residuals, strict=True)]
+
         def keep(kept: Kept, i: Array, residuals: list[Array]) -> Kept:
-            if plan.is_chained and not plan.is_dense:
-                place = jnp.where(i == last, after, here), jnp.where(i == last, 0, i)
-                return [set_at(row, x, *place) for row, x in zip(kept, residuals, strict=True)]
-            # A last stage that there is no row for is left out.
-            kept = [row.at[here, i].set(x, mode="drop") for row, x in zip(kept, residuals, strict=True)]
-            if plan.is_chained:  # the last one to come there is the last stage
-                kept = [set_at(row, x, after, 0) for row, x in zip(kept, residuals, strict=True)]
-            return kept
+            if plan.count <= last:  # a step that does not begin with it writes over the last stage's
+                return write(kept, residuals, jnp.where(i == last, after, here), jnp.where(i == last, 0, i))
+            kept = write(kept, residuals, here, i)
+            # The last one to come there is the last stage.
+            return write(kept, residuals, after, 0) if plan.is_chained else kept
 
         return keep
 

@@ -6,16 +6,9 @@ from jax import lax
 from ..types import Array, ArrayLike
 
 
-_INSIDE = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
-
-
 def get_at(buffer: Array, *place: ArrayLike) -> Array:
     """Return what is at a place of an array, or inside of a loop of what stands for one."""
-    return buffer[...].at[place].get(**_INSIDE)
-
-
-def set_at(buffer: Array, x: Array, *place: ArrayLike) -> Array:
-    return buffer.at[place].set(x, **_INSIDE)
+    return buffer[...].at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def quotient(a: Array, b: ArrayLike) -> Array:

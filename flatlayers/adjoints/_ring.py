@@ -9,8 +9,8 @@ from jax import lax
 
 from ..types import Array, ArrayLike
 from ._checkpoints import Slots
-from ._diffrax import DenseInfo
-from ._places import remainder, set_at
+from ._diffrax import DenseInfo, set_at
+from ._places import remainder
 
 
 class Ring(eqx.Module):

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from ..types import Array, ArrayLike, Cotangent, PyTree, Y
 from . import _diffrax
 from ._checkpoints import CheckpointReader, Checkpoints
-from ._diffrax import DenseInfo, LoopState, SolverState, TracedSolver
+from ._diffrax import DenseInfo, LoopState, SolverState, TracedSolver, set_at
 from ._explicit import ExplicitMethod, Kept
-from ._places import get_at, remainder, set_at
+from ._places import get_at, remainder
 from ._ring import Ring, merged
 from ._trees import cast_like, rows_of, wide_zeros
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ..dtypes import at_least_float32
 from ..types import Array, ArrayLike, Cotangent, PyTree
-from ._places import set_at
+from ._diffrax import set_at
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
