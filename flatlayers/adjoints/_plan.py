@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..types import PyTree
+from ._checkpoints import ceil
 from ._diffrax import sub_saveats
 from ._explicit import ExplicitMethod
 
@@ -23,6 +24,8 @@ LEAST = 8
 # A block is long enough for its products to be fast, and what it reads and writes stays near the processor.
 BLOCK_BYTES = 5 * 2**19
 BLOCKS = (4, 24)
+# Slots that a rejected attempt after the last step may have written to.
+SPARE = 2
 
 # Controllers that never jump, after which a step could not begin with the field at the end of the last.
 _SMOOTH = (diffrax.ConstantStepSize, diffrax.PIDController, diffrax.StepTo)
@@ -58,15 +61,18 @@ class Plan:
         each = count * _bytes(method.residuals) + is_dense * (method.tableau.num_stages + 2) * _bytes(
             method.y0
         )
+        total = (BUDGET if keep == "auto" else keep) // max(each, 1)
+        needed = max_steps + SPARE
         block = max(BLOCKS[0], min(BLOCKS[1], BLOCK_BYTES // max(each, 1)))
+        block = max(1, min(block, total // 4, needed))
         # Besides the ring a copy of a block, and the cotangents of its products, are counted in.
-        steps = (BUDGET if keep == "auto" else keep) // max(each, 1) - 2 * block
-        if steps < (LEAST if keep == "auto" else 1) and steps < max_steps:
+        room = total - 2 * block
+        if room < (min(LEAST, needed) if keep == "auto" else block + SPARE):
             return None
-        steps = min(steps, max_steps, MOST)
-        block = min(block, steps)
+        room = min(room, MOST) if keep == "auto" else room
+        size = block * min(room // block, ceil(needed, block))
         is_chained = method.last_is_first and not method.control_moves and type(controller) in _SMOOTH
-        return cls(steps // block * block, block, count, is_chained, is_dense)
+        return cls(size, block, count, is_chained, is_dense)
 
 
 def _bytes(tree: PyTree) -> int:
