@@ -256,6 +256,8 @@ class ExplicitMethod:
 
     def weight_gradients(self, residuals: Values, deltas: Values) -> list[Array]:
         """Return the gradients of the weights from residuals and cotangents of products, calls leading."""
+        if not self.weights:
+            return []
         factors = jax.vmap(lambda kept: self.stage.factors(self.prepared, kept))(list(residuals))
         return self.field.gradients(self.weights, factors, deltas)
 
