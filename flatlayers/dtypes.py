@@ -16,25 +16,23 @@ def floating(x: ArrayLike) -> jax.Array:
 
 def as_floating(x: ArrayLike) -> jax.Array:
     """Return `x` as an array. **Raises:** `TypeError` if its numbers are not floating."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
+    return _of_kinds(x, "floating x", jnp.floating)
 
 
 def as_inexact(x: ArrayLike) -> jax.Array:
     """Return `x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
+    return _of_kinds(x, "floating x", jnp.inexact)
 
 
 def as_real(x: ArrayLike) -> jax.Array:
     """Return `x` as an array of ordered numbers. **Raises:** `TypeError` for bools and complex numbers."""
+    return _of_kinds(x, "floating x or integers", jnp.floating, jnp.integer)
+
+
+def _of_kinds(x: ArrayLike, expected: str, *kinds: type) -> jax.Array:
     x = jnp.asarray(x)
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise TypeError(f"expected floating x or integers, found {x.dtype}{list(x.shape)}")
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+        raise TypeError(f"expected {expected}, found {x.dtype}{list(x.shape)}")
     return x
 
 
