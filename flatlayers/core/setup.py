@@ -103,13 +103,7 @@ def state_length(layer: Model) -> int:
 
 
 def frozen_length(layer: Model) -> int:
-    """Return the number of parameters that are not trained: those among the states.
-
-    >>> import flatlayers as fl
-    >>> from flatlayers.core.setup import frozen_length
-    >>> frozen_length(fl.Dense(3, 2))
-    0
-    """
+    """Return the number of parameters that are not trained: those among the states."""
     frozen: list[int] = []
 
     def states(key: Key) -> None:
@@ -145,14 +139,19 @@ def output_shape(layer: Layer, x: Input) -> Any:
     >>> fl.output_shape(fl.Dense(3, 2), jnp.ones((5, 3)))
     (5, 2)
     """
-    floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    dtype = jnp.result_type(floats[0]) if floats else jnp.float32
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), traced_output(layer, x))
+
+
+def traced_output(layer: Layer, x: Input) -> Any:
+    """Return the output of a layer as `jax.ShapeDtypeStruct`s, with parameters in the dtype of its input."""
+    dtypes = map(jnp.result_type, jax.tree.leaves(x))
+    dtype = next((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), jnp.float32)
 
     def output(key: Key, x: Input) -> Output:
         ps, st = setup(key, layer, dtype)
         return apply(layer, x, ps, st)[0]
 
-    return jax.tree.map(lambda leaf: tuple(leaf.shape), jax.eval_shape(output, jax.random.key(0), x))
+    return jax.eval_shape(output, jax.random.key(0), x)
 
 
 def stateless_apply(layer: Layer, x: Input, ps: Params) -> Output:

@@ -39,7 +39,8 @@ def tree(ps: PyTree) -> "Tree":
     net.weight  (1, 2)  float32   -1    3     1    2
     net.bias    (1,)    float32    0    0     0    0
     """
-    return Tree(_title(ps), tuple(_leaves(ps, "")))
+    title = describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
+    return Tree(title, tuple(_leaves(ps, "")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,6 @@ def notes_of(row: LeafRow) -> str:
     """Tell how many numbers are not finite, and the note."""
     bad = [f"{n:_} {name}" for n, name in ((row.nan, "nan"), (row.inf, "inf")) if n]
     return ", ".join([*bad, *([row.note] if row.note else [])])
-
-
-def _title(ps: PyTree) -> str:
-    return describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
 
 
 def _leaves(part: PyTree, path: str) -> Iterator[LeafRow]:
