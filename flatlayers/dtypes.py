@@ -52,6 +52,12 @@ def real_dtype(dtype: DType) -> np.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def float_dtype(tree: PyTree, default: DType) -> DType:
+    """Return the dtype of the first floating array in a pytree."""
+    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
+    return next((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), default)
+
+
 def common_real_dtype(*trees: PyTree) -> np.dtype:
     """Return the real dtype that the inexact numbers of pytrees promote to; JAX's own if there are none."""
     inexact = dict.fromkeys(leaf.dtype for leaf in jax.tree.leaves(trees) if is_inexact(leaf))

@@ -1,5 +1,7 @@
 """Compare parameters and a state with what a layer declares: its names, with their shapes."""
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -66,18 +68,12 @@ def _shapes_in(st: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Shape
 def _differences(declared: Shapes, st: State) -> Iterator[str]:
     for path, shapes in declared.items():
         try:
-            value = _at(st, path)
+            value = functools.reduce(operator.getitem, path.split("."), st)
         except (KeyError, TypeError):
             yield f"{path}: {_text(shapes)} is gone"
             continue
         if shapes is not None and (found := _shapes(value)) != shapes:
             yield f"{path}: {_text(shapes)} became {_text(found)}"
-
-
-def _at(st: Any, path: str) -> object:
-    for name in path.split("."):
-        st = st[name]
-    return st
 
 
 def _shapes(value: object) -> tuple[Shape, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..dtypes import float_dtype
 from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import UnknownNameError, describe, unknown_name
@@ -144,11 +145,9 @@ def output_shape(layer: Layer, x: Input) -> Any:
 
 def traced_output(layer: Layer, x: Input) -> Any:
     """Return the output of a layer as `jax.ShapeDtypeStruct`s, with parameters in the dtype of its input."""
-    dtypes = map(jnp.result_type, jax.tree.leaves(x))
-    dtype = next((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), jnp.float32)
 
     def output(key: Key, x: Input) -> Output:
-        ps, st = setup(key, layer, dtype)
+        ps, st = setup(key, layer, float_dtype(x, jnp.float32))
         return apply(layer, x, ps, st)[0]
 
     return jax.eval_shape(output, jax.random.key(0), x)
