@@ -12,7 +12,7 @@ import numpy as np
 from ..types import Key, Shape, State
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
-from ..vectors.record import Record
+from ..vectors.record import Record, is_static
 from .declaration import Param
 
 
@@ -61,7 +61,7 @@ def _shapes_in(st: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Shape
         if isinstance(value, Record):
             shapes |= _shapes_in(value, path)
         else:
-            shapes[path] = None if value is None or isinstance(value, bool | str) else _shapes(value)
+            shapes[path] = None if is_static(value) else _shapes(value)
     return shapes
 
 

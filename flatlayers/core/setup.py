@@ -12,7 +12,7 @@ from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.packing import pack
-from ..vectors.record import Record, as_record
+from ..vectors.record import Record, as_record, is_static
 from ..vectors.vector import ComponentVector
 from .declaration import Declared, Param, as_declared, fold_in_name
 from .layer import Layer, apply, display_name, keeps_state_type
@@ -119,8 +119,7 @@ def count_states(st: State) -> int:
     """Count the numbers in a state: array entries, keys and static flags."""
     if isinstance(st, Record):
         children, _ = jax.tree.flatten(st, is_leaf=lambda part: part is not st)
-        flags = sum(1 for value in st.values() if value is None or isinstance(value, bool | str))
-        return flags + sum(map(count_states, children))
+        return sum(map(is_static, st.values())) + sum(map(count_states, children))
     return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(st))
 
 

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from ..types import DType, PyTree
 from ..vectors.names import describe, join_path
+from ..vectors.record import is_static
 from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
 from .table import table
@@ -135,7 +136,7 @@ def _inside(part: PyTree) -> Mapping[str, Any] | None:
 
 
 def _statistics(leaf: PyTree, path: str) -> LeafRow:
-    if leaf is None or isinstance(leaf, bool | str):
+    if is_static(leaf):
         return LeafRow(path, note=repr(leaf))
     if not hasattr(leaf, "shape") and isinstance(leaf, int | float | complex):
         leaf = np.asarray(leaf)
