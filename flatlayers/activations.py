@@ -27,9 +27,9 @@ from jax.nn import (
 )
 from jax.numpy import cos as cos, sin as sin
 
-from .types import PyTree
+from .types import PyTree as _PyTree
 
 
-def identity(x: PyTree) -> PyTree:
+def identity(x: _PyTree) -> _PyTree:
     """Return `x` itself."""
     return x
