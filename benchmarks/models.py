@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import flatlayers as fl
 
@@ -44,3 +45,10 @@ def sliced(layout: fl.Layout, data: jax.Array) -> fl.Record:
         return leaves
 
     return fl.Record(part(layout.names))
+
+
+def numbers(gradient: Any, layers: int) -> list[np.ndarray]:
+    """The weight and the bias of each layer, of a vector of `flat_mlp` or of the arrays of `equinox_mlp`."""
+    flat = isinstance(gradient, fl.ComponentVector)
+    parts = [gradient[f"layer_{i}"] if flat else gradient.layers[i] for i in range(layers)]
+    return [np.asarray(array) for part in parts for array in (part.weight, part.bias)]

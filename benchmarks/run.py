@@ -8,46 +8,26 @@ python benchmarks/run.py --quick          # a fraction of the time, for a look; 
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 from adjoints import ADJOINTS, adjoints, errors, memory, slope
 from applications import deep_equilibrium, simple_chains
 from gradients import adam, mlp, neural_ode
 from layers import attention, batch_norm, conv, lstm, repeated
+from peers import gradient_peers, peers
 from plot import plot_grid
+from tables import Table, versions
 from timing import Program, Result, program
-from training import Problem, flat_loss, gradient, gradient_peers, grid_row, peers, tree_loss
-
-import flatlayers as fl
+from training import Problem, flat_loss, gradient, grid_row, tree_loss
 
 
 HERE = Path(__file__).parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """One table: what heads its columns, its rows of text, and the numbers behind them."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    data: Any
-    note: str = ""
-
-    def markdown(self) -> str:
-        head, line = " | ".join(self.columns), "|---" * len(self.columns) + "|"
-        rows = [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join(
-            [f"### {self.title}", "", *([self.note, ""] if self.note else []), f"| {head} |", line, *rows]
-        )
 
 
 def ratios(title: str, head: str, results: dict[str, Result], unit: str = "tree", note: str = "") -> Table:
@@ -308,10 +288,9 @@ GROUPS: dict[str, Callable[[dict], list[Table]]] = {
 def machine() -> str:
     """What the figures were measured with."""
     packages = ("jax", "jaxlib", "diffrax", "equinox", "optax", "flax", "torch", "torchdiffeq")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     device = jax.devices()[0]
     where = f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores"
-    return f"{where}, Python {platform.python_version()}, {versions}, flatlayers {fl.__version__}"
+    return f"{where}, Python {platform.python_version()}, {versions(*packages)}"
 
 
 def write(name: str, tables: list[Table]) -> None:

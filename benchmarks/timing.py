@@ -63,15 +63,15 @@ def race(
         for name in list(contestants)[:: 1 if i % 2 == 0 else -1]:
             made = contestants[name]()
             calls[name] = made if callable(made) else compiled(*made, carry=carry)
-            compiling[name].append(_time(calls[name]))
+            compiling[name].append(time_of(calls[name]))
         for name in same:
             losses[name] = float(jax.tree.leaves(calls[name]())[0])
         np.testing.assert_allclose(list(losses.values()), [*losses.values()][:1] * len(losses), rtol=1e-3)
-        slowest = max(_time(call) for call in calls.values())
+        slowest = max(time_of(call) for call in calls.values())
         rounds = max(3, min(400, int(seconds / slowest)))
         for _ in range(rounds):
             for name, call in calls.items():
-                times[name].append(_time(call))
+                times[name].append(time_of(call))
     steps = dict.fromkeys(contestants, 1) | dict(per_call or {})
     return Result(
         {name: statistics.median(t) / steps[name] for name, t in times.items()},
@@ -105,7 +105,8 @@ def program(make: Contestant) -> Program:
     return Program(memory.temp_size_in_bytes, text.count(" = "))
 
 
-def _time(call: Call) -> float:
+def time_of(call: Call) -> float:
+    """Seconds that a call takes."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Training a neural ODE: flatlayers against scripts with Equinox, Flax NNX, `ravel_pytree` and PyTorch.
+"""Training a neural ODE: flatlayers against scripts with Equinox, and with `ravel_pytree`.
 
 All fit the same thing from the same weights: the mean square of the state at the end of a solve, by Adam
 with a learning rate so small that every step of the training does the same work.
@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from models import equinox_mlp, flat_mlp
-from timing import Call, Contestant, Result, race
+from timing import Contestant, Result, race
 
 import flatlayers as fl
 
@@ -97,6 +96,21 @@ class Problem:
         return int(stats.num_accepted_steps), int(stats.num_steps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trajectories(Problem):
+    """The same, but each state of the batch is a solve of its own, with its own steps."""
+
+    def loss(self, field: Any, args: Any, y0: jax.Array, **options: Any) -> jax.Array:
+        alone = super().loss
+        return jnp.mean(jax.vmap(lambda y: alone(field, args, y, **options))(y0))
+
+    def call(self, model: Callable[[Any], Any], y: Any) -> Any:
+        return model(y)
+
+    def layer(self, **options: Any) -> tuple[fl.NeuralODE, fl.ComponentVector, fl.Record]:
+        return super().layer(batching="each", **options)
+
+
 # Losses: a function of trainable arrays and `y0`, and these arrays
 
 
@@ -127,32 +141,6 @@ def flat_loss(problem: Problem, **options: Any) -> tuple[Callable[..., Any], Any
     return lambda ps, y0: jnp.mean(node(y0, ps, st)[0] ** 2), ps
 
 
-class Perceptron(nnx.Module):
-    """The perceptron of Flax, with the weights of Equinox."""
-
-    def __init__(self, problem: Problem):
-        arrays, _ = equinox_mlp(problem.size, problem.width, problem.depth)
-        self.layers = nnx.List([self._linear(layer) for layer in arrays.layers])
-
-    @staticmethod
-    def _linear(layer: Any) -> nnx.Linear:
-        linear = nnx.Linear(*layer.weight.shape[::-1], rngs=nnx.Rngs(0))
-        linear.kernel[...] = layer.weight.T
-        if linear.bias is not None:
-            linear.bias[...] = layer.bias
-        return linear
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self.layers[:-1]:
-            x = jnp.tanh(layer(x))
-        return self.layers[-1](x)
-
-
-def nnx_loss(problem: Problem) -> tuple[Callable[..., Any], Any]:
-    definition, arrays = nnx.split(Perceptron(problem))
-    return lambda arrays, y0: problem.loss(lambda t, y, p: nnx.merge(definition, p)(y), arrays, y0), arrays
-
-
 # Gradients
 
 
@@ -167,10 +155,25 @@ def gradient(problem: Problem, make: Callable[..., Any], **options: Any) -> Cont
 # Whole training steps, as they are written with each library
 
 
-def equinox_step(problem: Problem) -> Call:
+@dataclasses.dataclass
+class Steps:
+    """A call that goes on with the training by one step or several, and gives the last loss."""
+
+    run: Any  # compiled, from `(params, state, y0)` to `(params, state, loss)`
+    params: Any
+    state: Any
+    y0: jax.Array
+
+    def __call__(self) -> Any:
+        self.params, self.state, value = self.run(self.params, self.state, self.y0)
+        return value
+
+    def lower(self) -> Any:
+        return self.run.lower(self.params, self.state, self.y0)
+
+
+def equinox_step(problem: Problem) -> Steps:
     loss, model = equinox_loss(problem)
-    y0 = problem.start()
-    carry = model, OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
     def step(model: Any, state: Any, y0: Any) -> Any:
@@ -178,33 +181,11 @@ def equinox_step(problem: Problem) -> Call:
         updates, state = OPTIMIZER.update(gradient, state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state, value
 
-    def call() -> Any:
-        nonlocal carry
-        *carry, value = step(*carry, y0)
-        return value
-
-    return call
+    state = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
+    return Steps(step, model, state, problem.start())
 
 
-def nnx_step(problem: Problem) -> Call:
-    model = Perceptron(problem)
-    optimizer: Any = nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
-    y0 = problem.start()
-
-    def loss(model: Any, y0: Any) -> Any:
-        definition, arrays = nnx.split(model)
-        return problem.loss(lambda t, y, p: nnx.merge(definition, p)(y), arrays, y0)
-
-    @nnx.jit
-    def step(model: Any, optimizer: Any, y0: Any) -> Any:
-        value, gradient = nnx.value_and_grad(loss)(model, y0)
-        optimizer.update(model, gradient)
-        return value
-
-    return lambda: step(model, optimizer, y0)
-
-
-def jitted_step(problem: Problem, make: Callable[..., Any] = flat_loss, scanned: int = 0) -> Call:
+def jitted_step(problem: Problem, make: Callable[..., Any] = flat_loss, scanned: int = 0) -> Steps:
     """One `jit` with donated parameters and optimiser state; `scanned` such steps in one, as `train_loop`."""
     loss, params = make(problem)
     params = jax.tree.map(jnp.copy, params)
@@ -223,52 +204,7 @@ def jitted_step(problem: Problem, make: Callable[..., Any] = flat_loss, scanned:
         return params, state, values[-1]
 
     run = jax.jit(steps if scanned else step, donate_argnums=(0, 1))
-    carry, y0 = (params, OPTIMIZER.init(params)), problem.start()
-
-    def call() -> Any:
-        nonlocal carry
-        *carry, value = run(*carry, y0)
-        return value
-
-    return call
-
-
-def torch_step(problem: Problem) -> Call:
-    """PyTorch with torchdiffeq's `dopri5`, differentiated through its steps, its fastest way."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import torchdiffeq  # pyright: ignore[reportMissingImports]
-
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    arrays, _ = equinox_mlp(problem.size, problem.width, problem.depth)
-    layers = []
-    for layer in arrays.layers:
-        linear = torch.nn.Linear(*layer.weight.shape[::-1])
-        linear.weight.data = torch.from_numpy(np.array(layer.weight))
-        linear.bias.data = torch.from_numpy(np.array(layer.bias))
-        layers += [linear, torch.nn.Tanh()]
-    net = torch.nn.Sequential(*layers[:-1]).to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-9)
-    y0 = torch.from_numpy(np.array(problem.start())).to(device)
-    times = torch.tensor([0.0, problem.t1], device=device)
-    options = {"max_step": problem.t1 / problem.steps}
-
-    def call() -> float:
-        optimizer.zero_grad()
-        ys: Any = torchdiffeq.odeint(
-            lambda t, y: net(y),
-            y0,
-            times,
-            rtol=problem.tolerance,
-            atol=problem.tolerance,
-            method="dopri5",
-            options=options,
-        )
-        loss = ys[-1].square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return call
+    return Steps(run, params, OPTIMIZER.init(params), problem.start())
 
 
 # The limit
@@ -337,28 +273,3 @@ def grid_row(problem: Problem, **options: Any) -> Result:
         per_call={"flat steps in a scan": problem.scanned},
         **options,
     )
-
-
-def peers(problem: Problem, **options: Any) -> Result:
-    """All of them, with the method of Dormand and Prince, which torchdiffeq has too."""
-    problem = dataclasses.replace(problem, solver=diffrax.Dopri5())
-    contestants = {
-        "Equinox": lambda: equinox_step(problem),
-        "Flax NNX": lambda: nnx_step(problem),
-        "ravel_pytree": lambda: jitted_step(problem, ravel_loss),
-        "PyTorch": lambda: torch_step(problem),
-        "flat": lambda: jitted_step(problem),
-        "flat, scan": lambda: jitted_step(problem, scanned=problem.scanned),
-    }
-    return race(contestants, same=tuple(contestants), per_call={"flat, scan": problem.scanned}, **options)
-
-
-def gradient_peers(problem: Problem, **options: Any) -> Result:
-    """The gradient alone."""
-    contestants = {
-        "Equinox": gradient(problem, tree_loss),
-        "Flax NNX": gradient(problem, nnx_loss),
-        "ravel_pytree": gradient(problem, ravel_loss),
-        "flat": gradient(problem, flat_loss),
-    }
-    return race(contestants, same=tuple(contestants), **options)

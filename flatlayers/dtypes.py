@@ -16,25 +16,23 @@ def floating(x: ArrayLike) -> jax.Array:
 
 def as_floating(x: ArrayLike) -> jax.Array:
     """Return `x` as an array. **Raises:** `TypeError` if its numbers are not floating."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
+    return _of_kinds(x, "floating x", jnp.floating)
 
 
 def as_inexact(x: ArrayLike) -> jax.Array:
     """Return `x` as an array. **Raises:** `TypeError` if its numbers are neither floating nor complex."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(f"expected floating x, found {x.dtype}{list(x.shape)}")
-    return x
+    return _of_kinds(x, "floating x", jnp.inexact)
 
 
 def as_real(x: ArrayLike) -> jax.Array:
     """Return `x` as an array of ordered numbers. **Raises:** `TypeError` for bools and complex numbers."""
+    return _of_kinds(x, "floating x or integers", jnp.floating, jnp.integer)
+
+
+def _of_kinds(x: ArrayLike, expected: str, *kinds: type) -> jax.Array:
     x = jnp.asarray(x)
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise TypeError(f"expected floating x or integers, found {x.dtype}{list(x.shape)}")
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+        raise TypeError(f"expected {expected}, found {x.dtype}{list(x.shape)}")
     return x
 
 
@@ -52,6 +50,12 @@ def at_least_float32(dtype: DType) -> DType:
 def real_dtype(dtype: DType) -> np.dtype:
     """Return the dtype of the real part: of a real dtype the dtype itself."""
     return jnp.finfo(dtype).dtype
+
+
+def float_dtype(tree: PyTree, default: DType) -> DType:
+    """Return the dtype of the first floating array in a pytree."""
+    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
+    return next((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), default)
 
 
 def common_real_dtype(*trees: PyTree) -> np.dtype:

@@ -13,6 +13,7 @@ Called with options, by name, an initializer gives another one: `glorot_uniform(
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -202,35 +203,25 @@ def truncated_normal(
 
 
 @Initializer
-def glorot_uniform(
-    key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: tuple[int, int]
-) -> Array:
+def glorot_uniform(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: Fans) -> Array:
     """Uniform in `±gain * sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
-    bound = gain * math.sqrt(6 / max(sum(fans), 1))
-    return _drawn_uniform(key, shape, dtype, bound)
+    return _drawn_uniform(key, shape, dtype, gain * math.sqrt(6 / max(sum(fans), 1)))
 
 
 @Initializer
-def glorot_normal(
-    key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: tuple[int, int]
-) -> Array:
+def glorot_normal(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: Fans) -> Array:
     """Normal with standard deviation `gain * sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     return gain * math.sqrt(2 / max(sum(fans), 1)) * jax.random.normal(key, shape, dtype)
 
 
 @Initializer
-def kaiming_uniform(
-    key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: tuple[int, int]
-) -> Array:
+def kaiming_uniform(key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: Fans) -> Array:
     """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
-    bound = gain * math.sqrt(3 / max(fans[0], 1))
-    return _drawn_uniform(key, shape, dtype, bound)
+    return _drawn_uniform(key, shape, dtype, gain * math.sqrt(3 / max(fans[0], 1)))
 
 
 @Initializer
-def kaiming_normal(
-    key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: tuple[int, int]
-) -> Array:
+def kaiming_normal(key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: Fans) -> Array:
     """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
     return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)
 
@@ -271,10 +262,7 @@ def sparse(
 
 
 def _drawn_uniform(key: Key, shape: Shape, dtype: DType, bound: float) -> Array:
-    def draw(key: Key, shape: Shape, dtype: DType) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return _drawn(draw, key, shape, dtype)
+    return _drawn(functools.partial(jax.random.uniform, minval=-bound, maxval=bound), key, shape, dtype)
 
 
 def _drawn(draw: Callable[[Key, Shape, DType], Array], key: Key, shape: Shape, dtype: DType) -> Array:

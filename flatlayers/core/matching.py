@@ -1,5 +1,7 @@
 """Compare parameters and a state with what a layer declares: its names, with their shapes."""
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 from ..types import Key, Shape, State
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
-from ..vectors.record import Record
+from ..vectors.record import Record, is_static
 from .declaration import Param
 
 
@@ -59,25 +61,19 @@ def _shapes_in(st: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Shape
         if isinstance(value, Record):
             shapes |= _shapes_in(value, path)
         else:
-            shapes[path] = None if value is None or isinstance(value, bool | str) else _shapes(value)
+            shapes[path] = None if is_static(value) else _shapes(value)
     return shapes
 
 
 def _differences(declared: Shapes, st: State) -> Iterator[str]:
     for path, shapes in declared.items():
         try:
-            value = _at(st, path)
+            value = functools.reduce(operator.getitem, path.split("."), st)
         except (KeyError, TypeError):
             yield f"{path}: {_text(shapes)} is gone"
             continue
         if shapes is not None and (found := _shapes(value)) != shapes:
             yield f"{path}: {_text(shapes)} became {_text(found)}"
-
-
-def _at(st: Any, path: str) -> object:
-    for name in path.split("."):
-        st = st[name]
-    return st
 
 
 def _shapes(value: object) -> tuple[Shape, ...]:

@@ -21,12 +21,7 @@ def replaceable(layer: Layer) -> dict[str, Layer]:
 
 
 def with_children(layer: Layer, new: Mapping[str, Layer]) -> Layer:
-    """Make the same layer with some of its children replaced.
-
-    **Arguments:**
-
-    - `layer`: the layer.
-    - `new`: the children that change, by the paths that `replaceable` gives.
+    """Make the same layer with some of its children replaced, by the paths that `replaceable` gives.
 
     **Raises:** `ValueError` if two names of one field would get different layers.
     """

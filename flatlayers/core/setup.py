@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..dtypes import float_dtype
 from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.packing import pack
-from ..vectors.record import Record, as_record
+from ..vectors.record import Record, as_record, is_static
 from ..vectors.vector import ComponentVector
 from .declaration import Declared, Param, as_declared, fold_in_name
 from .layer import Layer, apply, display_name, keeps_state_type
@@ -103,13 +104,7 @@ def state_length(layer: Model) -> int:
 
 
 def frozen_length(layer: Model) -> int:
-    """Return the number of parameters that are not trained: those among the states.
-
-    >>> import flatlayers as fl
-    >>> from flatlayers.core.setup import frozen_length
-    >>> frozen_length(fl.Dense(3, 2))
-    0
-    """
+    """Return the number of parameters that are not trained: those among the states."""
     frozen: list[int] = []
 
     def states(key: Key) -> None:
@@ -124,8 +119,7 @@ def count_states(st: State) -> int:
     """Count the numbers in a state: array entries, keys and static flags."""
     if isinstance(st, Record):
         children, _ = jax.tree.flatten(st, is_leaf=lambda part: part is not st)
-        flags = sum(1 for value in st.values() if value is None or isinstance(value, bool | str))
-        return flags + sum(map(count_states, children))
+        return sum(map(is_static, st.values())) + sum(map(count_states, children))
     return sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(st))
 
 
@@ -145,14 +139,17 @@ def output_shape(layer: Layer, x: Input) -> Any:
     >>> fl.output_shape(fl.Dense(3, 2), jnp.ones((5, 3)))
     (5, 2)
     """
-    floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    dtype = jnp.result_type(floats[0]) if floats else jnp.float32
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), traced_output(layer, x))
+
+
+def traced_output(layer: Layer, x: Input) -> Any:
+    """Return the output of a layer as `jax.ShapeDtypeStruct`s, with parameters in the dtype of its input."""
 
     def output(key: Key, x: Input) -> Output:
-        ps, st = setup(key, layer, dtype)
+        ps, st = setup(key, layer, float_dtype(x, jnp.float32))
         return apply(layer, x, ps, st)[0]
 
-    return jax.tree.map(lambda leaf: tuple(leaf.shape), jax.eval_shape(output, jax.random.key(0), x))
+    return jax.eval_shape(output, jax.random.key(0), x)
 
 
 def stateless_apply(layer: Layer, x: Input, ps: Params) -> Output:

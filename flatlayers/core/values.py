@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..types import PyTree
+from ..vectors.immutable import Immutable
 
 
 # Comparing
@@ -81,14 +82,14 @@ class Value:
 # Giving a hash to what has none
 
 
-class FrozenDict(Mapping[Any, Any]):
+class FrozenDict(Immutable, Mapping[Any, Any]):
     """An immutable, hashable mapping. Order counts: layers in another order are another model."""
 
     __slots__ = ("_values",)
     _values: dict[Any, Any]
 
     def __init__(self, values: Mapping[Any, Any] = {}, /):
-        object.__setattr__(self, "_values", dict(values))
+        self._fill(_values=dict(values))
 
     def __getitem__(self, key: object) -> Any:
         return self._values[key]
@@ -107,15 +108,6 @@ class FrozenDict(Mapping[Any, Any]):
 
     def _identity(self) -> HasHash:
         return comparison_key(tuple(self.items()))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("frozen dicts are immutable")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError("frozen dicts are immutable")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return FrozenDict, (self._values,)
 
     def __repr__(self) -> str:
         return repr(self._values)

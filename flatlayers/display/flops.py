@@ -8,12 +8,9 @@ import jax.extend.core as jex
 
 
 def flops(f: Callable[..., Any], *types: Any) -> float | None:
-    """Count the floating-point operations of a call; `None` where XLA does not tell.
+    """Count the floating-point operations of a call of `f`; `None` where XLA does not tell.
 
-    **Arguments:**
-
-    - `f`: the function.
-    - `*types`: its arguments, or `jax.ShapeDtypeStruct`s in the place of arrays.
+    `types` are its arguments, or `jax.ShapeDtypeStruct`s in the place of arrays.
     """
     traced = jax.jit(f).trace(*types)
     once, rest = _counted(traced.lower()), _of_later_passes(traced.jaxpr.jaxpr)

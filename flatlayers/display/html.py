@@ -14,9 +14,9 @@ from ..core.layer import Layer, constructor_name
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.vector import ComponentVector
-from .model import one_line, totals, written
+from .model import totals, written
 from .places import Run, alike, leaves_in_order, span_text
-from .summary import Row, Summary, flops_text
+from .summary import Row, Summary, texts_of
 from .table import bytes_text
 from .tree import LeafRow, Tree, notes_of, number_text, numbers_of
 
@@ -71,9 +71,12 @@ def tree_html(tree: Tree) -> str:
     """Show a tree: each leaf's range as a line, mean and spread as a box, all to one scale."""
     known = [abs(x) for row in tree.rows for x in (row.min, row.max) if x is not None]
     largest = max(known, default=0.0) or 1.0
-    colors = _colors_of_names([row.path.split(".")[0] for row in tree.rows])
+    first_names = [row.path.split(".")[0] for row in tree.rows]
+    colors = dict(zip(dict.fromkeys(first_names), itertools.cycle(_PALETTE), strict=False))
     heads = ("name", "shape", "dtype", "min", "max", "mean", "std", f"\u00b1{largest:.3g}", "")
-    rows = [_tree_row(row, largest, colors[row.path.split(".")[0]][0]) for row in tree.rows]
+    rows = [
+        _tree_row(row, largest, colors[name][0]) for row, name in zip(tree.rows, first_names, strict=True)
+    ]
     return _box(_head(tree.title, ""), _table(heads, _shortened(rows), numbers=(3, 4, 5, 6)))
 
 
@@ -91,10 +94,8 @@ class Colors:
         while len(level.entries) == 1 and isinstance(inner := next(iter(level.entries.values())), Layout):
             self.prefix, level = join_path(self.prefix, level.names[0]), inner
         self.depth = self.prefix.count(".") + 1 if self.prefix else 0
-        self.groups = {
-            span_text(names): (names, _PALETTE[i % len(_PALETTE)])
-            for i, names in enumerate(alike(level.entries))
-        }
+        pairs = zip(alike(level.entries), itertools.cycle(_PALETTE), strict=False)
+        self.groups = {span_text(names): (names, color) for names, color in pairs}
         self._by_name = {name: color for names, color in self.groups.values() for name in names}
 
     def __getitem__(self, path: str) -> Color:
@@ -102,10 +103,6 @@ class Colors:
         if ".".join(names[: self.depth]) != self.prefix or len(names) <= self.depth:
             return _GRAY
         return self._by_name.get(names[self.depth], _GRAY)
-
-
-def _colors_of_names(names: Iterable[str]) -> dict[str, Color]:
-    return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 # The bar
@@ -227,25 +224,21 @@ def _summary_rows(around: Row, colors: Colors, depth: int) -> Iterator[tuple[str
 
 
 def _summary_row(row: Row, name: str, colors: Colors, depth: int, style: str) -> tuple[str, list[str]]:
+    layer, shape, parameters, place, share, operations = texts_of(row)
+    layer = layer if len(layer) <= 60 else layer[:59] + "\u2026"
     color = colors[row.path][0] if row.parameters else "transparent"
     bar = f'<div style="width:{0.7 * row.share:.1f}px;min-width:1px;height:9px;background:{color}"></div>'
-    shape = "not called" if row.output_shape is None else str(row.output_shape)
     return style, [
         f'<span style="margin-left:{14 * depth}px" title="{html.escape(row.path)}">'
         f"{_swatch(color)}{html.escape(name)}</span>",
-        html.escape(constructor_name(row.layer) if row.children else _short(row.layer)),
+        html.escape(layer),
         html.escape(shape),
-        f"{row.parameters:_}" if row.parameters else "",
-        row.place,
-        f"{row.share:.1f}%" if row.parameters else "",
+        parameters,
+        place,
+        share,
         f'<div style="width:70px">{bar}</div>',
-        flops_text(row.flops),
+        operations,
     ]
-
-
-def _short(layer: Layer) -> str:
-    text = one_line(layer)
-    return text if len(text) <= 60 else text[:59] + "\u2026"
 
 
 def _tree_row(row: LeafRow, largest: float, color: str) -> tuple[str, list[str]]:

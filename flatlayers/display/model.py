@@ -10,7 +10,7 @@ import wadler_lindig as wl
 from ..core.composite import Wrapper
 from ..core.declaration import Param, as_declared
 from ..core.layer import Layer, constructor_name, contains_layer
-from ..core.setup import frozen_length, state_length
+from ..core.setup import frozen_length, parameter_length, state_length
 from ..core.values import FrozenDict, Hashable, value_text
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
@@ -57,16 +57,10 @@ def pformat(model: Model, ps: ComponentVector | None = None) -> str:
 
 def totals(model: Model, ps: ComponentVector | None = None) -> str:
     """Tell the numbers of parameters, of bytes and of states."""
-    length, frozen, states = length_of(model), frozen_length(model), state_length(model)
+    length, frozen, states = parameter_length(model), frozen_length(model), state_length(model)
     size = 4 * length if ps is None else ps.size * ps.dtype.itemsize
     rest = [bytes_text(size)] * bool(length) + [counted(states - frozen, "state")] * (states > frozen)
     return ", ".join([_numbers(length, frozen) or "no parameters", *rest])
-
-
-def length_of(part: Shown) -> int:
-    """Count the parameters of a layer, of a mapping or of one `Param`."""
-    layout = as_declared(part).layout
-    return layout.length if isinstance(layout, Layout) else math.prod(layout)
 
 
 def value_doc(value: object) -> wl.AbstractDoc:
@@ -177,7 +171,7 @@ class _Pieces:
 
     def comment(self, part: Shown, path: str, left_out: frozenset[str], copies: int) -> str:
         """Tell the numbers of parameters of a part, or of equal neighbours, without those left out."""
-        length, frozen = length_of(part), 0
+        length, frozen = parameter_length(part), 0
         if self.has_frozen:
             layout = as_declared(part).layout
             leaves = layout.view_shapes if isinstance(layout, Layout) else {"": layout}

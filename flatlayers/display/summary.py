@@ -7,13 +7,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..core.composite import Wrapper
 from ..core.layer import Layer, constructor_name
 from ..core.rebuild import replaceable, shared_names, with_children
-from ..core.setup import setup
-from ..types import ArrayLike, Input, Key, Output, Params, PyTree, State
+from ..core.setup import traced_output
+from ..types import ArrayLike, Input, Output, Params, PyTree, State
 from ..vectors.names import join_path
 from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
@@ -61,15 +60,7 @@ def summary(model: Layer, x: Input) -> "Summary":
     65 parameters, 260 bytes
     """
     root = _Seen(model, "")
-    floats = [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    dtype = jnp.result_type(floats[0]) if floats else jnp.float32
-    watched = root.watch()
-
-    def call(key: Key, x: Input) -> None:
-        ps, st = setup(key, watched, dtype)
-        watched(x, ps, st)
-
-    jax.eval_shape(call, jax.random.key(0), x)
+    traced_output(root.watch(), x)
     return Summary(_Rows(model).row(root))
 
 
@@ -224,9 +215,13 @@ _NUMBERS = ("parameters", "place", "share", "FLOPs")
 
 
 def _cells(row: Row, path: str) -> list[Any]:
+    # A path may break after a dot, but not within `layer_1..layer_3`.
+    return [filled(re.split(r"(?<=[^.]\.)(?=[^.])", path), ""), *texts_of(row)]
+
+
+def texts_of(row: Row) -> list[str]:
+    """Write a row: the layer, the shape of its output, its parameters, place, share and operations."""
     return [
-        # A path may break after a dot, but not within `layer_1..layer_3`.
-        filled(re.split(r"(?<=[^.]\.)(?=[^.])", path), ""),
         constructor_name(row.layer) if row.children else one_line(row.layer),
         "not called" if row.output_shape is None else str(row.output_shape),
         f"{row.parameters:_}" if row.parameters else "",

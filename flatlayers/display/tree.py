@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from ..types import DType, PyTree
 from ..vectors.names import describe, join_path
+from ..vectors.record import is_static
 from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
 from .table import table
@@ -39,7 +40,8 @@ def tree(ps: PyTree) -> "Tree":
     net.weight  (1, 2)  float32   -1    3     1    2
     net.bias    (1,)    float32    0    0     0    0
     """
-    return Tree(_title(ps), tuple(_leaves(ps, "")))
+    title = describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
+    return Tree(title, tuple(_leaves(ps, "")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +102,6 @@ def notes_of(row: LeafRow) -> str:
     return ", ".join([*bad, *([row.note] if row.note else [])])
 
 
-def _title(ps: PyTree) -> str:
-    return describe(ps) if isinstance(ps, ComponentVector) else type(ps).__name__
-
-
 def _leaves(part: PyTree, path: str) -> Iterator[LeafRow]:
     if isinstance(part, ComponentVector) and hasattr(part.data, "shape"):
         yield from _leaves_of_vector(part, path)
@@ -138,7 +136,7 @@ def _inside(part: PyTree) -> Mapping[str, Any] | None:
 
 
 def _statistics(leaf: PyTree, path: str) -> LeafRow:
-    if leaf is None or isinstance(leaf, bool | str):
+    if is_static(leaf):
         return LeafRow(path, note=repr(leaf))
     if not hasattr(leaf, "shape") and isinstance(leaf, int | float | complex):
         leaf = np.asarray(leaf)

@@ -330,12 +330,9 @@ class VectorField:
 
 def like_state(dy: Y, y: Y) -> Y:
     """Return a derivative as a `ComponentVector` if the state is one."""
-    return ComponentVector(dy, y.layout) if isinstance(y, ComponentVector) and is_array(dy) else dy
-
-
-def is_array(x: object) -> bool:
-    """Tell whether it is an array of JAX."""
-    return isinstance(x, jax.Array)
+    return (
+        ComponentVector(dy, y.layout) if isinstance(y, ComponentVector) and isinstance(dy, jax.Array) else dy
+    )
 
 
 def time_leading(solution: diffrax.Solution) -> PyTree:

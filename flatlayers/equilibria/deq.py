@@ -16,9 +16,9 @@ from ..core.fields import Flag, Size, checked, integer
 from ..core.layer import Layer, as_layer, call
 from ..core.setup import count_states
 from ..core.values import Hashable, hashable, plain
-from ..dtypes import at_least_float32
+from ..dtypes import at_least_float32, float_dtype
 from ..equations import model_states
-from ..types import Args, Array, DType, Input, Key, Output, Params, PyTree, State
+from ..types import Args, Array, Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .accelerated import Anderson
@@ -205,7 +205,7 @@ class DeepEquilibriumNetwork(Equilibrium):
             z, init = self.init(x, ps.init, st.init)
             return z, st.replace(init=init)
         first = jnp.shape(next(iter(jax.tree.leaves(x)), 0.0))
-        z = jax.ShapeDtypeStruct(first, float_dtype(*jax.tree.leaves(x), *jax.tree.leaves(ps)))
+        z = jax.ShapeDtypeStruct(first, float_dtype((x, ps), jnp.result_type(float)))
         try:
             found = jax.eval_shape(_Application(self), z, (x, ps, st))
         except Exception as error:
@@ -322,12 +322,6 @@ def check_like(z: Z, found: Z, dtypes: bool = False) -> None:
             f"expected a model whose output is like z, {describe(z)}, found {describe(found)}; "
             "`init=...` gives a start of another shape"
         )
-
-
-def float_dtype(*leaves: Array) -> DType:
-    """Return the dtype of the first floating array; JAX's default if there is none."""
-    dtypes = [jnp.result_type(leaf) for leaf in leaves]
-    return next((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), jnp.result_type(float))
 
 
 def _residual(fn: _Application, z: Z, args: Args) -> Array:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from ..core.fields import Size
 from ..core.layer import Layer, as_layer
 from ..core.values import Hashable
+from ..dtypes import float_dtype
 from ..layers.shapes import as_dims, check_count
 from ..types import Array, Input, Params, State
-from .deq import Equilibrium, float_dtype
+from .deq import Equilibrium
 from .implicit import Solver
 
 
@@ -86,7 +87,8 @@ class MultiScaleDeepEquilibriumNetwork(Equilibrium):
         scales = tuple(map(as_dims, self.scales))
         first = jnp.asarray(next(iter(jax.tree.leaves(x))))
         batch = first.shape[: max(0, first.ndim - len(scales[0]))]
-        return tuple(jnp.zeros((*batch, *scale), float_dtype(first)) for scale in scales), st
+        dtype = float_dtype(first, jnp.result_type(float))
+        return tuple(jnp.zeros((*batch, *scale), dtype) for scale in scales), st
 
     def once(self, z: Scales, x: Input, ps: Params, st: State) -> tuple[Scales, State]:
         inputs = x if type(x) is tuple else (x, *(None,) * (len(z) - 1))

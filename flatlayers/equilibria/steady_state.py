@@ -98,6 +98,8 @@ class SteadyState(optx.AbstractFixedPointSolver):
         dtype = common_real_dtype(y)
         dtypes = Dtypes.of(y, (), dtype, jnp.dtype(at_least_float32(dtype)))
         event = self.event or diffrax.steady_state_event(self.rtol, self.atol, self.norm)
+        # Where plain iteration converges, so do steps of 1.
+        controller = diffrax.PIDController(self.rtol / 10, self.atol / 10, dtmax=1.0)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(dtypes.field(field)),
             self.solver,
@@ -106,17 +108,13 @@ class SteadyState(optx.AbstractFixedPointSolver):
             dt0=None if self.dt0 is None else jnp.asarray(self.dt0, dtypes.solver),
             y0=dtypes.inside(y),
             args=args,
-            stepsize_controller=self.stepsize_controller or self._controller(),
+            stepsize_controller=self.stepsize_controller or controller,
             event=event if isinstance(event, diffrax.Event) else diffrax.Event(event),
             max_steps=self.max_steps,
             throw=False,
         )
         y = jax.tree.map(lambda ys, y: ys[-1].astype(y.dtype), solution.ys, y)
         return y, _Progress(solution.stats["num_steps"], _result(solution), jnp.array(True)), fn(y, args)[1]
-
-    def _controller(self) -> diffrax.PIDController:
-        # Where plain iteration converges, so do steps of 1.
-        return diffrax.PIDController(self.rtol / 10, self.atol / 10, dtmax=1.0)
 
     def terminate(
         self, fn: Fn, y: Y, args: Args, options: Options, state: _Progress, tags: Tags

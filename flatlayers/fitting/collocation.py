@@ -17,19 +17,9 @@ from ..vectors.names import describe
 
 
 Function = Callable[[Array], Array]
-Kernel = Literal[
-    "epanechnikov",
-    "uniform",
-    "triangular",
-    "quartic",
-    "triweight",
-    "tricube",
-    "gaussian",
-    "cosine",
-    "logistic",
-    "sigmoid",
-    "silverman",
-]
+# The kernels that are zero beyond the bandwidth, and all.
+Bounded = Literal["epanechnikov", "uniform", "triangular", "quartic", "triweight", "tricube", "cosine"]
+Kernel = Literal[Bounded, "gaussian", "logistic", "sigmoid", "silverman"]
 
 
 def collocate(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from ..core.composite import Container
 from ..core.fields import Flag, Size
-from ..core.layer import Layer
 from ..dtypes import as_floating, at_least_float32, in_common_dtype
 from ..types import Array, ArrayLike, Input, Output, Params, Shape, State
 from .dense import Dense
@@ -112,7 +111,9 @@ class MultiHeadAttention(Container):
         q, k, v = map(as_floating, in_common_dtype(q, k, v))
         keep = _kept(mask, self.causal, (*q.shape[:-3], self.heads, q.shape[-3], k.shape[-3]))
         if _is_written_out(q, v, self.dropout > 0 and st.dropout.training):
-            y, dropout = _attend(q, k, v, keep, layers["dropout"], ps.dropout, st.dropout)
+            weights = _weights(q, k, keep).astype(v.dtype)
+            weights, dropout = layers["dropout"](weights, ps.dropout, st.dropout)
+            y = _weighted(weights, v)
         else:
             y, dropout = _attend_without_dropout(q, k, v, keep, mask is not None), st.dropout
         y = project("out_proj", y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
@@ -177,14 +178,6 @@ def _is_written_out(q: jax.Array, v: jax.Array, drops: bool) -> bool:
     # `jax.nn.dot_product_attention` takes its softmax in float32, drops no weights, and has one
     # number of features for keys and values.
     return drops or q.dtype == jnp.float64 or v.dtype == jnp.float64 or q.shape[-1] != v.shape[-1]
-
-
-def _attend(
-    q: Array, k: Array, v: Array, keep: Array | None, dropout: Layer, ps: Params, st: State
-) -> tuple[Any, Any]:
-    """`dropout(softmax(q k' / sqrt(d))) v` for each head, as it is written."""
-    weights, st = dropout(_weights(q, k, keep).astype(v.dtype), ps, st)
-    return _weighted(weights, v), st
 
 
 def _attend_without_dropout(

@@ -128,12 +128,7 @@ class LSTMCell(RecurrentCell):
     With `i, f, g, o` the four parts of `weight_ih @ x + bias_ih + weight_hh @ h + bias_hh`:
     `c' = sigmoid(f) * c + sigmoid(i) * tanh(g)`, `h' = sigmoid(o) * tanh(c')`, and `y = h'`.
 
-    **Arguments:**
-
-    - `in_dims`, `hidden_dims`: the numbers of input and hidden features.
-    - `use_bias`: whether there are biases.
-    - `learn_initial_state`: whether the initial state is a parameter; else it is zero.
-    - `init_weight`, `init_bias`: their initializers; `None` is uniform in `±1 / sqrt(hidden_dims)`.
+    **Arguments:** those of `RNNCell`, without `activation`.
 
     **Inputs:** `x` of shape `(..., in_dims)`, to start from the initial state, or `(x, carry)`, to
     continue, with `carry = (h, c)`, each of shape `(..., hidden_dims)`. **Returns:**
@@ -144,8 +139,7 @@ class LSTMCell(RecurrentCell):
     `bias_hh (4 * hidden_dims,)`; if it is learned, `initial_hidden (hidden_dims,)` and
     `initial_cell (hidden_dims,)`, zero at first. **States:** none.
 
-    **Raises:** `ValueError` for another number of features or a carry of other shapes, `TypeError`
-    for a carry that is no tuple.
+    **Raises:** as `RNNCell`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -174,12 +168,7 @@ class GRUCell(RecurrentCell):
     `r = sigmoid(r_x + r_h)`, `z = sigmoid(z_x + z_h)`, `n = tanh(n_x + r * n_h)`,
     `h' = (1 - z) * n + z * h`, and `y = h'`.
 
-    **Arguments:**
-
-    - `in_dims`, `hidden_dims`: the numbers of input and hidden features.
-    - `use_bias`: whether there are biases.
-    - `learn_initial_state`: whether the initial state is a parameter; else it is zero.
-    - `init_weight`, `init_bias`: their initializers; `None` is uniform in `±1 / sqrt(hidden_dims)`.
+    **Arguments:** those of `RNNCell`, without `activation`.
 
     **Inputs:** `x` of shape `(..., in_dims)`, to start from the initial state, or `(x, carry)`, to
     continue, with `carry = (h,)` of shape `(..., hidden_dims)`. **Returns:** `((y, carry), st)`
@@ -190,8 +179,7 @@ class GRUCell(RecurrentCell):
     `bias_hh (3 * hidden_dims,)`; if it is learned, `initial_hidden (hidden_dims,)`, zero at first.
     **States:** none.
 
-    **Raises:** `ValueError` for another number of features or a carry of other shapes, `TypeError`
-    for a carry that is no tuple.
+    **Raises:** as `RNNCell`.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -34,6 +34,19 @@ def child_named(layer: Container, layers: Mapping[str, Layer], name: str) -> Lay
     return layers[name]
 
 
+def connected(
+    layer: Container, field: str, inputs: tuple[Any, ...], ps: Params, st: State
+) -> tuple[Any, Any]:
+    """Join `inputs` by what a field has: a function of them, a layer of one tuple; `None` returns it."""
+    connection = getattr(layer, field)
+    if connection is None:
+        return inputs, st
+    if not isinstance(connection, Layer):
+        return connection(*inputs), st
+    y, new = connection(inputs, getattr(ps, field), st[field])
+    return y, st.replace(**{field: new})
+
+
 class NamedLayers(Container):
     """The base of containers whose children are arguments: `layer_0`, `layer_1`, ... or keywords.
 
@@ -60,26 +73,20 @@ class NamedLayers(Container):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.layers]
 
-    def connections(self) -> Mapping[str, Connection | None]:
-        """Return the functions or layers that join outputs, by the names of their fields."""
-        return {}
-
     def children(self) -> Mapping[str, Any]:
-        return {**self.layers, **{k: c for k, c in self.connections().items() if isinstance(c, Layer)}}
+        return {**self.layers, **{k: c for k, c in super().children().items() if k != "layers"}}
 
     def call_layer(self, name: str, x: Input, ps: Params, st: State) -> tuple[Any, Any]:
         y, new = self.layers[name](x, getattr(ps, name), st[name])
         return y, st.replace(**{name: new})
 
-    def connect(self, name: str, inputs: tuple[Any, ...], ps: Params, st: State) -> tuple[Any, Any]:
-        """Join `inputs`: a function takes them as arguments, a layer as one tuple; `None` returns it."""
-        connection = self.connections()[name]
-        if connection is None:
-            return inputs, st
-        if not isinstance(connection, Layer):
-            return connection(*inputs), st
-        y, new = connection(inputs, getattr(ps, name), st[name])
-        return y, st.replace(**{name: new})
+    def call_layers(self, xs: tuple[Input, ...], ps: Params, st: State) -> tuple[tuple[Any, ...], Any]:
+        """Call each layer with its own input."""
+        ys = []
+        for name, x in zip(self.layers, xs, strict=True):
+            y, st = self.call_layer(name, x, ps, st)
+            ys.append(y)
+        return tuple(ys), st
 
     def constructor_arguments(self) -> Iterator[tuple[str, Any, bool]]:
         own = [argument for argument in super().constructor_arguments() if argument[0] != "layers"]
@@ -185,17 +192,11 @@ class Parallel(NamedLayers):
         super().__init__(*layers, **named)
         self.connection = connection
 
-    def connections(self) -> Mapping[str, Connection | None]:
-        return {"connection": self.connection}
-
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * len(self.layers)
         check_count(len(xs), len(self.layers), "layer")
-        ys = []
-        for name, part in zip(self.layers, xs, strict=True):
-            y, st = self.call_layer(name, part, ps, st)
-            ys.append(y)
-        return self.connect("connection", tuple(ys), ps, st)
+        ys, st = self.call_layers(xs, ps, st)
+        return connected(self, "connection", ys, ps, st)
 
 
 class BranchLayer(NamedLayers):
@@ -227,15 +228,9 @@ class BranchLayer(NamedLayers):
         super().__init__(*layers, **named)
         self.fusion = fusion
 
-    def connections(self) -> Mapping[str, Connection | None]:
-        return {"fusion": self.fusion}
-
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        ys = []
-        for name in self.layers:
-            y, st = self.call_layer(name, x, ps, st)
-            ys.append(y)
-        return self.connect("fusion", tuple(ys), ps, st)
+        ys, st = self.call_layers((x,) * len(self.layers), ps, st)
+        return connected(self, "fusion", ys, ps, st)
 
 
 class PairwiseFusion(NamedLayers):
@@ -269,16 +264,13 @@ class PairwiseFusion(NamedLayers):
         super().__init__(*layers, **named)
         self.connection = connection
 
-    def connections(self) -> Mapping[str, Connection | None]:
-        return {"connection": self.connection}
-
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         xs = x if type(x) is tuple else (x,) * (len(self.layers) + 1)
         check_count(len(xs), len(self.layers) + 1, "layer and one to start with")
         y = xs[0]
         for name, part in zip(self.layers, xs[1:], strict=True):
             y, st = self.call_layer(name, y, ps, st)
-            y, st = self.connect("connection", (y, part), ps, st)
+            y, st = connected(self, "connection", (y, part), ps, st)
         return y, st
 
 
@@ -321,10 +313,8 @@ class Maxout(NamedLayers):
             raise ValueError("Maxout: expected one layer or more, found none")
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        ys = []
-        for name in self.layers:
-            y, st = self.call_layer(name, x, ps, st)
-            ys.append(as_real(y))
+        ys, st = self.call_layers((x,) * len(self.layers), ps, st)
+        ys = [as_real(y) for y in ys]
         if len({y.shape for y in ys}) > 1:
             raise ValueError(f"expected outputs of one shape, found {[y.shape for y in ys]}")
         return functools.reduce(jnp.maximum, ys), st
@@ -361,8 +351,4 @@ class SkipConnection(Container):
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, ps.layer, st.layer)
-        st = st.replace(layer=new)
-        if not isinstance(self.connection, Layer):
-            return self.connection(y, x), st
-        y, new = self.connection((y, x), ps.connection, st.connection)
-        return y, st.replace(connection=new)
+        return connected(self, "connection", (y, x), ps, st.replace(layer=new))

@@ -45,20 +45,18 @@ class AbstractConv(Layer):
         return windows_of(self, "kernel")
 
     def declare(self, weight_shape: Shape, groups: int, output_axis: int | None = None) -> dict[str, Param]:
-        size = math.prod(self.kernel)
-        fan_in, fan_out = size * self.in_channels // groups, size * self.out_channels // groups
-        weight = Param(weight_shape, self.init_weight, fan_in, fan_out, output_axis)
-        return weight_and_bias(self, weight, (self.out_channels,))
-
-    def check_groups(self, groups: int) -> None:
+        """Declare weight and bias. **Raises:** `ValueError` for groups that do not divide the channels."""
         if self.in_channels % groups or self.out_channels % groups:
             raise ValueError(
                 f"{type(self).__name__}: expected groups that divide the {self.in_channels} input and "
                 f"{self.out_channels} output channels, found {groups}"
             )
+        size = math.prod(self.kernel)
+        fan_in, fan_out = size * self.in_channels // groups, size * self.out_channels // groups
+        weight = Param(weight_shape, self.init_weight, fan_in, fan_out, output_axis)
+        return weight_and_bias(self, weight, (self.out_channels,))
 
     def conv_parameters(self, groups: int) -> dict[str, Param]:
-        self.check_groups(groups)
         return self.declare((*self.kernel, self.in_channels // groups, self.out_channels), groups)
 
     def convolve(self, x: Input, ps: Params, groups: int, *, flip: bool) -> jax.Array:
@@ -260,7 +258,6 @@ class ConvTranspose(AbstractConv):
         return per_axis(self.output_pad, rank, "ConvTranspose.output_pad")
 
     def parameters(self) -> dict[str, Param]:
-        self.check_groups(self.groups)
         shape = (*self.kernel, self.out_channels // self.groups, self.in_channels)
         return self.declare(shape, self.groups, output_axis=-2)
 

@@ -61,14 +61,11 @@ class Embedding(Layer):
         if not isinstance(self.vocab, tuple):
             x = jnp.asarray(x)
             if jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == bool:
-                return self._rows(x, ps.weight), st
+                check_trailing(x, (self.vocab,))
+                return (x.astype(ps.weight.dtype) if x.dtype == bool else x) @ ps.weight, st
         indices = self._indices(x)
         # NaN for an index outside: no row is right there.
         return ps.weight.at[indices].get(mode="fill", wrap_negative_indices=False), st
-
-    def _rows(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        check_trailing(x, as_dims(self.vocab))
-        return (x.astype(weight.dtype) if x.dtype == bool else x) @ weight
 
     def _indices(self, x: Input) -> tuple[jax.Array, ...]:
         sizes = as_dims(self.vocab)

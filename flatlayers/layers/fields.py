@@ -45,8 +45,3 @@ def sequence_of(kind: object) -> Check:
         return check.accept(tuple(value) if is_sequence else value)
 
     return Check(check.expected, accept)
-
-
-def as_tuple_of(kind: object, where: str, values: object) -> tuple[Any, ...]:
-    """Return a sequence as a tuple, as the annotation `sequence_of(kind)` does for a field."""
-    return sequence_of(kind)(where, values)

@@ -20,7 +20,28 @@ from .fields import Activation, Probability, Sizes, Text
 from .shapes import along_last, as_dims, check_trailing
 
 
-class BatchNorm(Layer):
+class AbstractTrackedNorm(Layer):
+    """The base of the layers that may follow the statistics of their input by running values."""
+
+    channels: Size
+    activation: Activation | None = None
+    _: KW_ONLY
+    affine: Flag = True
+    track_stats: Flag = True
+    epsilon: NonNegative = 1e-5
+    momentum: Probability = 0.1
+
+    def parameters(self) -> dict[str, Param]:
+        return scale_and_bias((self.channels,), self.affine)
+
+    def states(self, key: Key) -> dict[str, Any]:
+        if not self.track_stats:
+            return {}
+        n = self.channels
+        return {"running_mean": jnp.zeros(n), "running_var": jnp.ones(n), "training": True}
+
+
+class BatchNorm(AbstractTrackedNorm):
     """Normalise each channel over the batch: `y = activation(scale * z + bias)`.
 
     Here `z = (x - mean) / sqrt(var + epsilon)`. In training, `mean` and `var` are those of all numbers of
@@ -64,20 +85,8 @@ class BatchNorm(Layer):
     (2,)
     """
 
-    channels: Size
-    activation: Activation | None = None
     _: KW_ONLY
-    affine: Flag = True
-    track_stats: Flag = True
-    epsilon: NonNegative = 1e-5
-    momentum: Probability = 0.1
     axis_name: Text | tuple[Text, ...] | None = None
-
-    def parameters(self) -> dict[str, Param]:
-        return scale_and_bias((self.channels,), self.affine)
-
-    def states(self, key: Key) -> dict[str, Any]:
-        return running_values(self.channels) if self.track_stats else {}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (self.channels,))
@@ -144,7 +153,7 @@ class GroupNorm(Layer):
         return finish(y, ps, self.affine, self.activation), st
 
 
-class InstanceNorm(Layer):
+class InstanceNorm(AbstractTrackedNorm):
     """Normalise each channel of each sample: `y = activation(scale * z + bias)`.
 
     Here `z = (x - mean) / sqrt(var + epsilon)`, where `mean` and `var` are those of one channel of one sample
@@ -176,19 +185,9 @@ class InstanceNorm(Layer):
            [-1.,  1.]], dtype=float32)
     """
 
-    channels: Size
-    activation: Activation | None = None
     _: KW_ONLY
     affine: Flag = False
     track_stats: Flag = False
-    epsilon: NonNegative = 1e-5
-    momentum: Probability = 0.1
-
-    def parameters(self) -> dict[str, Param]:
-        return scale_and_bias((self.channels,), self.affine)
-
-    def states(self, key: Key) -> dict[str, Any]:
-        return running_values(self.channels) if self.track_stats else {}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_samples(x, self.channels)
@@ -364,16 +363,8 @@ def scale_and_bias(shape: Shape, affine: bool) -> dict[str, Param]:
 # Running values
 
 
-def running_values(channels: int) -> dict[str, Any]:
-    return {"running_mean": jnp.zeros(channels), "running_var": jnp.ones(channels), "training": True}
-
-
 def tracked(
-    layer: BatchNorm | InstanceNorm,
-    x: jax.Array,
-    axes: tuple[int, ...],
-    st: State,
-    axis_name: Axis = None,
+    layer: AbstractTrackedNorm, x: jax.Array, axes: tuple[int, ...], st: State, axis_name: Axis = None
 ) -> tuple[Moments, Any]:
     """The moments of `x` and the state, whose running values follow them; in test mode these values."""
     if layer.track_stats and not st.training:
@@ -386,7 +377,7 @@ def tracked(
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st
 
 
-def affine_map(layer: BatchNorm | InstanceNorm, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
+def affine_map(layer: AbstractTrackedNorm, x: jax.Array, found: Moments, ps: Params) -> jax.Array:
     """`activation(scale * (x - mean) / sqrt(var + epsilon) + bias)`, a line for each channel."""
     shift, rest, var = found
     slope, bias, dtype = jax.lax.rsqrt(var + layer.epsilon), jnp.zeros_like(rest), x.dtype

@@ -240,22 +240,11 @@ def GRU(in_dims: int, hidden_dims: int, **options: Any) -> Recurrence:
     return _over_time(GRUCell, in_dims, hidden_dims, **options)
 
 
-def _over_time(
-    cell: Callable[..., Layer],
-    in_dims: int,
-    hidden_dims: int,
-    *,
-    return_sequence: bool = False,
-    time_axis: int = -2,
-    reverse: bool = False,
-    **options: Any,
-) -> Recurrence:
-    return Recurrence(
-        cell(in_dims, hidden_dims, **options),
-        return_sequence=return_sequence,
-        time_axis=time_axis,
-        reverse=reverse,
-    )
+def _over_time(cell: Callable[..., Layer], in_dims: int, hidden_dims: int, **options: Any) -> Recurrence:
+    over_time = {
+        name: options.pop(name) for name in ("return_sequence", "time_axis", "reverse") if name in options
+    }
+    return Recurrence(cell(in_dims, hidden_dims, **options), **over_time)
 
 
 # Steps

@@ -8,29 +8,10 @@ from typing import Any
 
 # The attributes of `ComponentVector` and the methods of a mapping: a parameter with
 # one of these names could not be read as `ps.name`.
-RESERVED_NAMES = frozenset(
-    [
-        "at",
-        "data",
-        "dtype",
-        "get",
-        "items",
-        "keys",
-        "layout",
-        "lead",
-        "map",
-        "ndim",
-        "of",
-        "pick",
-        "replace",
-        "shape",
-        "size",
-        "to_dict",
-        "unpack",
-        "values",
-        "zeros",
-    ]
-)
+_OF_ARRAYS = {"at", "data", "dtype", "ndim", "shape", "size"}
+_OF_VECTORS = {"layout", "lead", "map", "of", "pick", "replace", "to_dict", "unpack", "zeros"}
+_OF_MAPPINGS = {"get", "items", "keys", "values"}
+RESERVED_NAMES = frozenset(_OF_ARRAYS | _OF_VECTORS | _OF_MAPPINGS)
 
 
 class NamedArray:

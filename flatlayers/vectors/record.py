@@ -64,7 +64,7 @@ class Record(Immutable, Mapping[str, Any]):
         new = {name: as_record(value) for name, value in named.items()}
         static = [name for name, _ in self._flat()[1][2] if name not in new]
         values = {**self._values, **new}
-        return Record._of(values, _structure(values, {*static, *filter(lambda n: _is_static(new[n]), new)}))
+        return Record._of(values, _structure(values, {*static, *filter(lambda n: is_static(new[n]), new)}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same names and values as nested dictionaries."""
@@ -120,7 +120,7 @@ class Record(Immutable, Mapping[str, Any]):
         """Return the children and the structure, of which `_unflat` makes the record again."""
         values, structure = self._values, self._structure
         if structure is None:
-            static = {name for name, value in values.items() if _is_static(value)}
+            static = {name for name, value in values.items() if is_static(value)}
             structure = _structure(values, static)
             self._fill(_structure=structure)
         _, children, static = structure
@@ -146,7 +146,8 @@ def _structure(values: Mapping[str, Any], static: set[str]) -> Structure:
     return tuple(values), children, tuple((name, value) for name, value in values.items() if name in static)
 
 
-def _is_static(value: object) -> bool:
+def is_static(value: object) -> bool:
+    """Tell whether a value in a record is a part of the pytree's structure."""
     return value is None or isinstance(value, bool | str)
 
 

@@ -118,12 +118,9 @@ def compact(*misplaced: object, **fields: object) -> "Callable[[Body], CompactLa
 
 
 class CompactLayer(Layer):
-    """A layer made of a function by `fl.compact`. Equal functions with equal fields are equal layers.
+    """A layer made by `fl.compact` of a function and the fields that `m` has, which are its attributes, too.
 
-    **Arguments:**
-
-    - `function`: the function `f(m, x) -> y`.
-    - `fields`: what `m` has, by name. They are attributes of the layer, too.
+    Equal functions with equal fields are equal layers.
     """
 
     function: Body

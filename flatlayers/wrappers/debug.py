@@ -1,5 +1,6 @@
 """`debug`: the layer in which the first NaN or infinity appears."""
 
+import functools
 import math
 import textwrap
 from collections.abc import Callable
@@ -102,7 +103,8 @@ class DebugLayer(Transparent):
             tree = _on_numbers(lambda x: checked(x, f"NaN or infinity in {place}"), tree)
         if self.nan != "forward":
             message = f"NaN or infinity in the cotangent of {place}: {origin}"
-            tree = _on_numbers(lambda x: with_cotangent_checked(x, message), tree)
+            check = functools.partial(cotangent_checked.bind, message=message, transposed=False)
+            tree = _on_numbers(check, tree)
         return tree
 
 
@@ -127,11 +129,6 @@ def checked(x: jax.Array, message: str) -> jax.Array:
         # `eqx.error_if` would compile a program to find out the same.
         return x
     return eqx.error_if(x, bad, f"flatlayers debug: {message}")
-
-
-def with_cotangent_checked(x: jax.Array, message: str) -> jax.Array:
-    """Return `x`; raise when its cotangent is used and not all of that is finite."""
-    return cotangent_checked.bind(x, message=message, transposed=False)
 
 
 def _identity(x: jax.Array, *, message: str, transposed: bool) -> jax.Array:

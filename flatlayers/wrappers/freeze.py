@@ -7,7 +7,7 @@ from typing import Any
 from ..core.composite import Wrapper
 from ..core.declaration import Group, Param, Tied
 from ..core.layer import Layer, as_layer
-from ..layers.fields import AnyLayer, Text, as_tuple_of
+from ..layers.fields import AnyLayer, Text, sequence_of
 from ..types import Array, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import describe
@@ -113,8 +113,8 @@ def freeze(model: Layer, names: str | tuple[str, ...] | None = None) -> FrozenLa
     model = as_layer(model)
     if names is None:
         names = ("*",) * bool(model.layout.length)
-    names = (names,) if isinstance(names, str) else as_tuple_of(Text, "freeze: names", names)
-    return FrozenLayer(model, names)
+    patterns = (names,) if isinstance(names, str) else sequence_of(Text)("freeze: names", names)
+    return FrozenLayer(model, patterns)
 
 
 def freeze_parameters(

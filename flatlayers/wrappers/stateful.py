@@ -8,7 +8,7 @@ import jax
 from ..core.layer import Layer, apply, as_layer, display_name
 from ..types import Input, Output, Params, PyTree, State
 from ..vectors.names import describe, join_path
-from ..vectors.record import Record, as_record
+from ..vectors.record import Record, as_record, is_static
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -103,7 +103,7 @@ def _difference(old: State, new: State, path: str) -> tuple[str, str, str] | Non
 
 def _type_of(value: PyTree) -> object:
     """Return what a compiled function depends on, but for weak types: values of flags, shapes and dtypes."""
-    if value is None or isinstance(value, bool | str):
+    if is_static(value):
         return value
     leaves, structure = jax.tree.flatten(value)
     return structure, [(kind.shape, kind.dtype) for kind in map(jax.typeof, leaves)]

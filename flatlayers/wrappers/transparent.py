@@ -7,21 +7,7 @@ from ..layers.fields import AnyLayer
 
 
 class Transparent(Wrapper):
-    """A wrapper that can stand for its layer where others ask for it: `wrapper.out_dims` is the layer's.
-
-    **Arguments:**
-
-    - `layer`: the layer.
-
-    **Inputs:** those of `layer`. **Returns:** what it returns.
-
-    **Parameters and states:** those of `layer`.
-
-    >>> import flatlayers as fl
-    >>> from flatlayers.wrappers.transparent import Transparent
-    >>> Transparent(fl.Dense(3, 2)).out_dims
-    2
-    """
+    """A wrapper that can stand for its layer where others ask for it: `wrapper.out_dims` is the layer's."""
 
     layer: AnyLayer
 

@@ -4,14 +4,14 @@ import pytest
 
 import flatlayers as fl
 from flatlayers.core.fields import Finite, Integer, checked
-from flatlayers.layers.fields import Activation, AnyLayer, Exponent, Initial, Probability, Text, as_tuple_of
+from flatlayers.layers.fields import Activation, AnyLayer, Exponent, Initial, Probability, Text, sequence_of
 
 
 @pytest.mark.parametrize(
     "values", [[1, 2], (1, 2), range(1, 3), np.array([1, 2]), jnp.array([1, 2])], ids=repr
 )
 def test_a_sequence_of_any_kind_becomes_a_tuple(values):
-    found = as_tuple_of(Integer, "indices", values)
+    found = sequence_of(Integer)("indices", values)
     assert found == (1, 2)
     assert all(type(value) is int for value in found)
 
@@ -19,7 +19,7 @@ def test_a_sequence_of_any_kind_becomes_a_tuple(values):
 @pytest.mark.parametrize("values", [3, "ab", ("a",), jnp.ones((2, 2))], ids=repr)
 def test_what_is_no_sequence_of_numbers(values):
     with pytest.raises(TypeError, match="places: expected a tuple, each part a finite number, found"):
-        as_tuple_of(Finite, "places", values)
+        sequence_of(Finite)("places", values)
 
 
 def test_a_layer_is_no_function_but_a_function_a_layer():
