@@ -1,4 +1,4 @@
-"""Complex numbers through the default adjoint, against the gradients of diffrax's own."""
+"""Steps of explicit methods made again, with complex numbers."""
 
 import diffrax
 import jax
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import pytest
 
 import flatlayers as fl
+from tests.adjoints.helpers import DEFAULT
 from tests.helpers import assert_close, central_difference
 
 
 # What diffrax says of complex numbers, which are compared with its own gradients here.
 pytestmark = pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
 
-DEFAULT = diffrax.RecursiveCheckpointAdjoint()
 SOLVERS = [
     diffrax.Euler(),
     diffrax.Heun(),
