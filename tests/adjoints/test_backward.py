@@ -15,6 +15,29 @@ def decay(t, y, rate):
     return -rate * y
 
 
+def test_nothing_after_the_last_saved_time_is_gone_through():
+    """The derivative of the field is no number there."""
+
+    @jax.custom_jvp
+    def same(y, t):
+        return y
+
+    @same.defjvp
+    def _(primals, tangents):
+        y, t = primals
+        return y, jnp.where(t > 0.51, jnp.nan, 1.0) * tangents[0]
+
+    times = np.array([0.2, 0.5, 0.5])
+
+    def loss(a, t1):
+        saveat, options = diffrax.SaveAt(ts=times, t1=t1), {"throw": False, "max_steps": 64}
+        return jnp.sum(solve(lambda t, y, a: -a * same(y, t), 1.0, a, saveat=saveat, **options).ys)
+
+    found, through = (jax.jit(jax.grad(loss), static_argnums=1)(0.7, t1) for t1 in (False, True))
+    assert_close(found, np.sum(-times * np.exp(-0.7 * times)), 1e-7)
+    assert np.isnan(through)
+
+
 @pytest.mark.slow
 def test_linear_system_and_scale_of_the_loss():
     a = jnp.array([[0.2, 1.0], [-2.0, -0.3]])

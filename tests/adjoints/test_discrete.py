@@ -7,12 +7,38 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optax
 import pytest
 
 import flatlayers as fl
-from tests.adjoints.helpers import ADJOINT, DEFAULT, WIDE, assert_equals_default, flat_loss
+from tests.adjoints.helpers import ADJOINT, DEFAULT, WIDE, assert_equals_default, decay, flat_loss
 from tests.helpers import assert_close
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_only_accepted_steps_have_a_part(every):
+    """Heun's method for `dy/dt = -rate y` multiplies `y` by `1 - z + z^2 / 2` with `z = rate h`."""
+
+    def end(rate):
+        subs = {"end": diffrax.SubSaveAt(t1=True), "all": diffrax.SubSaveAt(t0=True, steps=True)}
+        solution = decay(
+            *(0.0, 3.0, 2.0, rate),
+            solver=diffrax.Heun(),
+            stepsize_controller=diffrax.PIDController(rtol=1e-2, atol=1e-4),
+            saveat=diffrax.SaveAt(subs=subs),
+            adjoint=fl.AdaptiveCheckpointAdjoint(every=every),
+            max_steps=64,
+        )
+        return solution.ys["end"][0], (solution.ts["all"], solution.stats["num_rejected_steps"])
+
+    (value, (ts, rejected)), slope = jax.jit(jax.value_and_grad(end, has_aux=True))(1.2)
+    h = np.diff(ts[np.isfinite(ts)])
+    z = 1.2 * h
+    assert rejected > 0
+    assert len(h) > 5
+    np.testing.assert_allclose(value, np.prod(1 - z + z**2 / 2), rtol=1e-12)
+    np.testing.assert_allclose(slope, value * np.sum(h * (z - 1) / (1 - z + z**2 / 2)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Steps by diffrax's own `step`: of implicit solvers, and of those that carry a state."""
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.adjoints.helpers import ADJOINT, PID, assert_equals_default
+from tests.helpers import assert_close
 
 
 def robertson(t, y, k):
@@ -104,3 +106,42 @@ def test_a_solve_that_goes_on_with_the_state_of_another():
         ).ys
 
     assert_equals_default(solve, jnp.array([1.0, 2.0]), jnp.array(0.7))
+
+
+def pendulum(y, rate):
+    return jnp.stack([y[1], -jnp.sin(rate * y[0])])
+
+
+def reversible_heun(y, rate, h, steps):
+    other, slope = y, pendulum(y, rate)
+    for _ in range(steps):
+        other = 2 * y - other + h * slope
+        before, slope = slope, pendulum(other, rate)
+        y = y + 0.5 * h * (before + slope)
+    return y
+
+
+def leapfrog_midpoint(y, rate, h, steps):
+    before, y = y, y + h * pendulum(y, rate)
+    for _ in range(steps - 1):
+        before, y = y, before + 2 * h * pendulum(y, rate)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("solver", "written_out"),
+    [(diffrax.ReversibleHeun(), reversible_heun), (diffrax.LeapfrogMidpoint(), leapfrog_midpoint)],
+    ids=["ReversibleHeun", "LeapfrogMidpoint"],
+)
+def test_a_carried_state_against_the_method_written_out(solver, written_out):
+    """In forward mode. The start of a step is `y` and what the step before it left."""
+
+    def end(y0, rate):
+        term = diffrax.ODETerm(lambda t, y, rate: pendulum(y, rate))
+        return diffrax.diffeqsolve(term, solver, 0.0, 1.0, 0.125, y0, rate, adjoint=ADJOINT, max_steps=16).ys[
+            0
+        ]
+
+    inputs = jnp.array([1.0, 0.2]), jnp.array(1.3)
+    found = jax.jit(jax.jacrev(end, (0, 1)))(*inputs)
+    assert_close(found, jax.jacfwd(lambda *inputs: written_out(*inputs, 0.125, 8), (0, 1))(*inputs), 1e-12)
