@@ -2,7 +2,8 @@
 
 import pytest
 
-from flatlayers.adjoints import _discrete
+import flatlayers as fl
+from flatlayers.adjoints import _discrete, _plan
 
 
 @pytest.fixture
@@ -16,3 +17,11 @@ def plans(monkeypatch):
 
     monkeypatch.setattr(_discrete.Plan, "of", recorded)
     return found
+
+
+@pytest.fixture
+def four(plans, monkeypatch):
+    """An adjoint that keeps four steps of any solve that it is first used for in this test."""
+    monkeypatch.setattr(_plan, "MOST", 4)
+    yield fl.AdaptiveCheckpointAdjoint()
+    assert {plan.size for plan in plans} == {4}

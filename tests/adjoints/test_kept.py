@@ -98,10 +98,10 @@ SOLVERS = [
     diffrax.Midpoint(),
     diffrax.Ralston(),
 ]
-PID = diffrax.PIDController(rtol=1e-5, atol=1e-5, dtmax=0.15)
+PID = diffrax.PIDController(rtol=1e-6, atol=1e-6)
 CONTROLLERS = {
     "constant": {"dt0": 0.1},
-    "pid": {"stepsize_controller": PID, "dt0": 0.9},  # the first attempt is rejected
+    "pid": {"stepsize_controller": PID, "dt0": 1.4},  # the first attempt is rejected
     "jumps": {"stepsize_controller": diffrax.ClipStepSizeController(PID, jump_ts=[0.5, 1.1]), "dt0": None},
     "to": {"stepsize_controller": diffrax.StepTo(jnp.linspace(0.0, 1.5, 16) ** 2 / 1.5), "dt0": None},
 }
@@ -147,7 +147,7 @@ def is_dense(save):
 
 @pytest.mark.parametrize(("solver", "controller", "save"), QUICK, ids=name_of)
 def test_some_steps_are_kept(plans, solver, controller, save):
-    options = {"solver": solver, "saveat": SAVES[save], "max_steps": 256} | CONTROLLERS[controller]
+    options = {"solver": solver, "saveat": SAVES[save], "max_steps": 512} | CONTROLLERS[controller]
     some = keeping(4, solver, is_dense(save))
     stats = assert_equal_to_default([some], START, WEIGHTS, **options)
     assert {plan.size for plan in plans} == {4}
@@ -158,11 +158,11 @@ def test_some_steps_are_kept(plans, solver, controller, save):
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "controller", "save"), SLOW, ids=name_of)
 def test_none_some_and_all_steps_are_kept(plans, solver, controller, save):
-    options = {"solver": solver, "saveat": SAVES[save], "max_steps": 256} | CONTROLLERS[controller]
-    some = keeping(5, solver, is_dense(save))
+    options = {"solver": solver, "saveat": SAVES[save], "max_steps": 512} | CONTROLLERS[controller]
+    some = keeping(3, solver, is_dense(save))
     stats = assert_equal_to_default([NONE, some, ADJOINT], START, WEIGHTS, **options)
-    assert {plan and plan.size for plan in plans} == {None, 5, 48}
-    assert 5 < stats["num_accepted_steps"]
+    assert {plan and plan.size for plan in plans} == {None, 3, 48}
+    assert stats["num_accepted_steps"] > 4
 
 
 @pytest.mark.parametrize("save", ["end", pytest.param("several", marks=pytest.mark.slow)])
@@ -245,9 +245,10 @@ def test_a_last_attempt_that_is_no_number(solver, kept, save):
 # States, fields and weights of all kinds
 
 
-def test_samples_with_their_own_numbers_of_steps(plans):
-    y0 = jnp.array([[0.01, 0.0], [0.3, -0.2], [6.0, -9.0]])
-    options = {"stepsize_controller": diffrax.PIDController(rtol=1e-5, atol=1e-5), "dt0": None}
+def test_samples_with_their_own_numbers_of_steps(four):
+    y0 = jnp.array([[0.01, 0.0], [0.3, -0.2], [30.0, -9.0]])
+    options = {"stepsize_controller": diffrax.PIDController(rtol=1e-7, atol=1e-7), "dt0": None}
+    options["field"] = lambda t, y, p: 3 * network(t, y, p) - jnp.sin(y)
 
     def each(adjoint):
         def one(y0, p):
@@ -257,10 +258,9 @@ def test_samples_with_their_own_numbers_of_steps(plans):
         return jax.jit(jax.vmap(jax.grad(one, (0, 1), has_aux=True), (0, None)))(y0, WEIGHTS)
 
     expected, counts = each(DEFAULT)
-    found, _ = each(keeping(4, diffrax.Tsit5(), True))
-    assert {plan.size for plan in plans} == {4}
+    found, _ = each(four)
     assert len(set(counts.tolist())) == 3
-    assert counts.min() <= 4 < 8 < counts.max()
+    assert counts.max() - counts.min() > 4
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * abs(b).max())
 
@@ -300,7 +300,7 @@ def test_with_fewer_states_no_residuals_are_kept(plans):
 @pytest.mark.parametrize(
     "solver", [diffrax.Heun(), pytest.param(diffrax.Midpoint(), marks=pytest.mark.slow)], ids=name_of
 )
-def test_noise(plans, solver):
+def test_noise(four, solver):
     def solve(adjoint, y0, p):
         path = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (3,), jax.random.key(1))
         noise = diffrax.ControlTerm(lambda t, y, p: 0.3 * jnp.cos(p["W2"] * y[:, None]), path)
@@ -308,13 +308,11 @@ def test_noise(plans, solver):
         saveat, options = diffrax.SaveAt(ts=[0.31, 1.0]), {"adjoint": adjoint, "max_steps": 64}
         return diffrax.diffeqsolve(terms, solver, 0.0, 1.0, 0.04, y0, p, saveat=saveat, **options)
 
-    some = fl.AdaptiveCheckpointAdjoint(keep=20_000)
-    assert_equal_to_default([some], START, WEIGHTS, of=solve)
-    assert {0 < plan.size < 20 for plan in plans} == {True}
+    assert_equal_to_default([four], START, WEIGHTS, of=solve)
 
 
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Heun()], ids=name_of)
-def test_a_control_with_a_gradient(plans, solver):
+def test_a_control_with_a_gradient(four, plans, solver):
     """`dy = tanh(W y) dX` over an interpolation of values that are differentiated."""
     ts = jnp.linspace(0.0, 1.0, 5)
 
@@ -328,13 +326,11 @@ def test_a_control_with_a_gradient(plans, solver):
 
     weight = jnp.cos(jnp.arange(12.0)).reshape(2, 3, 2)
     values = jnp.sin(jnp.arange(15.0)).reshape(5, 3)
-    some = fl.AdaptiveCheckpointAdjoint(keep=30_000)
-    assert_equal_to_default([some], START, weight, values, of=solve)
-    assert {0 < plan.size < 20 for plan in plans} == {True}
+    assert_equal_to_default([four], START, weight, values, of=solve)
     assert not any(plan.is_chained for plan in plans)
 
 
-def test_a_pytree_and_weights_used_in_several_ways(plans):
+def test_a_pytree_and_weights_used_in_several_ways(four):
     """In two products, in the transpose of one, by itself, and through what the field closes over."""
 
     def solve(adjoint, y0, weight, bias):
@@ -349,15 +345,13 @@ def test_a_pytree_and_weights_used_in_several_ways(plans):
 
     y0 = {"u": jnp.array([0.3, -0.4, 0.1]), "v": jnp.array([1.0, 0.2, -0.7])}
     inputs = y0, jnp.sin(jnp.arange(9.0)).reshape(3, 3), jnp.array([0.1, -0.5, 0.2])
-    some = fl.AdaptiveCheckpointAdjoint(keep=30_000)
-    assert_equal_to_default([some], *inputs, of=solve)
-    assert {0 < plan.size < 20 for plan in plans} == {True}
+    assert_equal_to_default([four], *inputs, of=solve)
 
 
 @pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
-def test_complex_states_and_weights(plans):
+def test_complex_states_and_weights(four):
     def solve(adjoint, y0, weight, bias):
-        field = diffrax.ODETerm(lambda t, y, p: jnp.tanh(y @ weight.T + bias[None]) * jnp.exp(1j * t) - y)
+        field = diffrax.ODETerm(lambda t, y, p: jnp.tanh(y @ weight.T + bias[None]) - y)
         options = {"adjoint": adjoint, "max_steps": 64}
         return diffrax.diffeqsolve(field, diffrax.Tsit5(), 0.0, 1.0, 0.05, y0, **options)
 
@@ -371,35 +365,28 @@ def test_complex_states_and_weights(plans):
 
         return jax.jit(jax.grad(loss))((numbers(0, 2, 3), numbers(1, 3, 3), numbers(2, 3)))
 
-    found = gradient(fl.AdaptiveCheckpointAdjoint(keep=2**16))
-    assert {0 < plan.size < 20 for plan in plans} == {True}
+    found = gradient(four)
     assert_equal_gradients(found, gradient(DEFAULT))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precisions(dtype):
-    """To rounding, against the same numbers in float64."""
-
-    def gradient(adjoint, dtype):
-        def loss(y0, p):
-            def field(t, y, p):
-                hidden = jnp.tanh(y @ p["W1"].T + p["b1"][None])
-                return hidden @ p["W2"].T + p["b2"][None]
-
-            term, options = diffrax.ODETerm(field), {"adjoint": adjoint, "max_steps": 64}
-            ys = diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, 0.04, y0, p, **options).ys
-            return jnp.sum(ys**2)
-
-        args = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(dtype), (START[None], WEIGHTS))
-        return jax.jit(jax.grad(loss, (0, 1)))(*args)
-
-    found = gradient(fl.AdaptiveCheckpointAdjoint(keep=2**14), dtype)
-    found[1].pop("c")
-    expected = gradient(DEFAULT, jnp.float64)
-    expected[1].pop("c")
-    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-    error = jax.tree.map(lambda a, b: jnp.linalg.norm(a.astype(float) - b) / jnp.linalg.norm(b), found, expected)
-    assert max(jax.tree.leaves(error)) < 8 * jnp.finfo(dtype).eps
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+def test_half_precisions(key, four, dtype):
+    """To rounding, against the same numbers in float32."""
+    node = fl.NeuralODE(
+        fl.Chain(fl.Dense(2, 8, jnp.tanh), fl.Dense(8, 2)),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=0.04,
+        max_steps=64,
+        adjoint=four,
+    )
+    ps, st = fl.setup(key, node, dtype)
+    gradient = jax.jit(jax.grad(lambda ps, y0: jnp.sum(node(y0, ps, st)[0] ** 2)))
+    y0 = jnp.array([1.0, 0.5], dtype)
+    found = gradient(ps, y0).data
+    expected = gradient(ps.map(lambda x: x.astype(jnp.float32)), y0.astype(jnp.float32)).data
+    assert found.dtype == dtype
+    error = jnp.linalg.norm(found.astype(jnp.float32) - expected)
+    assert error < 4 * float(jnp.finfo(dtype).eps) * jnp.linalg.norm(expected)
 
 
 # Inside of transformations
