@@ -258,7 +258,8 @@ class ExplicitMethod:
         """Return the gradients of the weights from residuals and cotangents of products, calls leading."""
         if not self.weights:
             return []
-        factors = jax.vmap(lambda kept: self.stage.factors(self.prepared, kept))(list(residuals))
+        residuals = list(residuals[: len(self.stage.residuals)])  # the field, if it is kept, is behind them
+        factors = jax.vmap(lambda kept: self.stage.factors(self.prepared, kept))(residuals)
         return self.field.gradients(self.weights, factors, deltas)
 
     # Sums over steps

@@ -1,5 +1,7 @@
 """What tests of the adjoints share: solves and their gradients, against diffrax's own adjoint."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,6 +14,8 @@ from tests.helpers import assert_close
 DEFAULT = diffrax.RecursiveCheckpointAdjoint()
 
 ADJOINT = fl.AdaptiveCheckpointAdjoint()
+
+GAUSS = fl.GaussAdjoint()
 
 PID = diffrax.PIDController(rtol=1e-6, atol=1e-8)
 
@@ -79,3 +83,28 @@ def decay(t0=0.0, t1=1.0, dt0=0.1, rate=1.0, **options):
     term = diffrax.ODETerm(lambda t, y, rate: -rate * y)
     options = {"adjoint": ADJOINT, "solver": diffrax.Tsit5()} | options
     return diffrax.diffeqsolve(term, t0=t0, t1=t1, dt0=dt0, y0=jnp.array(1.0), args=rate, **options)
+
+
+def pid(tolerance):
+    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+
+def solve(field, y0, args, t1=1.0, *, t0=0.0, solver=None, tolerance=1e-8, adjoint=GAUSS, **options) -> Any:
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver or diffrax.Tsit5(),
+        t0,
+        t1,
+        options.pop("dt0", None),
+        y0,
+        args,
+        stepsize_controller=options.pop("controller", pid(tolerance)),
+        adjoint=adjoint,
+        **options,
+    )
+
+
+def weighted(tree):
+    """A function with another weight for each number."""
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    return sum(jnp.sum(jnp.cos(jnp.arange(x.size, dtype=x.dtype)) * x**2 + x) for x in leaves)

@@ -10,11 +10,8 @@ import pytest
 
 import flatlayers as fl
 from flatlayers.adjoints._division import is_piecewise
+from tests.adjoints.helpers import pid
 from tests.helpers import equations
-
-
-def pid(tolerance):
-    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
 
 
 def solve(field, y0, args, t1=1.0, *, tolerance=1e-6, adjoint=None, **options):

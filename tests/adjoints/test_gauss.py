@@ -1,3 +1,5 @@
+"""`GaussAdjoint`, against diffrax's own adjoint and against formulas."""
+
 import re
 from typing import Any
 
@@ -9,40 +11,11 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-from flatlayers.adjoints.gauss import GaussAdjoint
+from tests.adjoints.helpers import DEFAULT, GAUSS, pid, solve, weighted
 from tests.helpers import assert_close, central_difference, equations, inner_jaxprs
 
 
 pytestmark = pytest.mark.slow
-
-
-DEFAULT = diffrax.RecursiveCheckpointAdjoint()
-GAUSS = GaussAdjoint()
-
-
-def pid(tolerance):
-    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
-
-
-def solve(field, y0, args, t1=1.0, *, t0=0.0, solver=None, tolerance=1e-8, adjoint=GAUSS, **options) -> Any:
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver or diffrax.Tsit5(),
-        t0,
-        t1,
-        options.pop("dt0", None),
-        y0,
-        args,
-        stepsize_controller=options.pop("controller", pid(tolerance)),
-        adjoint=adjoint,
-        **options,
-    )
-
-
-def weighted(tree):
-    """A function with another weight for each number."""
-    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
-    return sum(jnp.sum(jnp.cos(jnp.arange(x.size, dtype=x.dtype)) * x**2 + x) for x in leaves)
 
 
 # Against diffrax's default
@@ -103,57 +76,6 @@ def test_agrees_with_the_default(case):
 # Against numbers and formulas
 
 
-def lotka_volterra(t, u, p):
-    return jnp.stack([p[0] * u[0] - p[1] * u[0] * u[1] * t, -p[2] * u[1] + t * p[3] * u[0] * u[1]])
-
-
-def test_lotka_volterra_with_more_steps_than_are_kept():
-    def loss(u0, p):
-        saveat = diffrax.SaveAt(ts=jnp.arange(0, 10.25, 0.5))
-        solution = solve(lotka_volterra, u0, p, 10.0, tolerance=1e-10, saveat=saveat)
-        return 0.5 * jnp.sum((2 - solution.ys) ** 2), solution.stats["num_accepted_steps"]
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (du0, dp), steps = gradient(jnp.ones(2), jnp.array([1.5, 1.0, 3.0, 1.0]))
-    assert steps > 5 * 64
-    assert_close(du0, jnp.array([0.211965670, -17.191005071]), 1e-8, 3e-8)
-    assert_close(dp, jnp.array([13.156719527, -16.810514044, 7.702708131, -25.639475860]), 1e-8, 3e-8)
-
-
-def test_linear_system_and_scale_of_the_loss():
-    a = jnp.array([[0.2, 1.0], [-2.0, -0.3]])
-    y0 = jnp.array([1.0, 0.5])
-
-    @jax.jit
-    def found(scale):
-        return jax.grad(lambda y0, a: scale * weighted(solve(lambda t, y, a: a @ y, y0, a).ys), (0, 1))(y0, a)
-
-    def exact(y0, a):
-        return weighted(jax.scipy.linalg.expm(a) @ y0)
-
-    assert_close(found(1.0), jax.grad(exact, (0, 1))(y0, a), 1e-7, 1e-7)
-    assert_close(found(1e-9), jax.tree.map(lambda x: 1e-9 * x, found(1.0)), 1e-12, 0)
-    assert_close(found(0.0), (jnp.zeros(2), jnp.zeros((2, 2))))
-    assert not np.isfinite(found(jnp.nan)[1]).any()
-
-
-def test_running_cost_and_a_constant_adjoint_state():
-    """The adjoint state is smooth where the field is not; the cost depends on the parameters."""
-
-    def cost(p):
-        def both(t, y, p):
-            return jnp.stack([p[0] * jnp.cos(p[1] * t), p[1] * y[0] ** 2])
-
-        return solve(both, jnp.zeros(2), p, 3.0).ys[0, 1]
-
-    def exact(p):  # y = a / w sin(w t), and w int y^2
-        rate, frequency = p
-        return rate**2 / frequency * (1.5 - jnp.sin(6 * frequency) / (4 * frequency))
-
-    p = jnp.array([1.3, 20.0])
-    assert_close(jax.jit(jax.grad(cost))(p), jax.grad(exact)(p), 1e-7, 1e-7)
-
-
 def test_forcing_through_an_interpolant_under_vmap():
     """Rows of a batch have their own numbers of steps. Both solves step to the corners of the forcing."""
     ts = jnp.linspace(0, 3, 7)
@@ -172,44 +94,6 @@ def test_forcing_through_an_interpolant_under_vmap():
     data = jnp.stack([jnp.sin(ts), 10 * jnp.cos(3 * ts)])
     y0 = jnp.array([0.1, 2.0])
     assert_close(gradient(GAUSS)(data, y0), gradient(DEFAULT)(data, y0), 1e-7, 1e-7)
-
-
-# Solvers that carry a state
-
-
-@pytest.mark.parametrize(
-    ("solver", "times", "dt0", "rtol"),
-    [
-        (diffrax.LeapfrogMidpoint(), [0.25, 0.5, 1.0], 0.004, 1e-4),
-        (diffrax.LeapfrogMidpoint(), [0.0, 0.0031, 0.0032, 0.7], 0.002, 1e-4),
-        (diffrax.ReversibleHeun(), [0.1, 0.45, 0.45, 0.9], 0.004, 1e-4),
-        (diffrax.ReversibleHeun(), [-0.3, -1.0], -0.004, 1e-4),
-    ],
-)
-def test_jumps_are_seen_by_a_solver_that_carries_a_state(solver, times, dt0, rtol):
-    """`y' = -a y` from 1 has `y = exp(-a t)`."""
-    times = jnp.array(times)
-
-    def loss(a):
-        options = {"saveat": diffrax.SaveAt(ts=times), "controller": diffrax.ConstantStepSize(), "dt0": dt0}
-        ys = solve(decay, 1.0, a, times[-1], solver=solver, max_steps=512, **options).ys
-        return jnp.sum(ys**2)
-
-    exact = jnp.sum(-2 * times * jnp.exp(-2 * 0.7 * times))
-    assert_close(jax.jit(jax.grad(loss))(0.7), exact, rtol)
-
-
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
-def test_reversible_heun_with_adaptive_steps(tolerance):
-    times = jnp.array([0.2, 0.4, 0.41, 1.5])
-
-    def loss(a):
-        options = {"saveat": diffrax.SaveAt(ts=times), "dt0": 0.01, "tolerance": tolerance}
-        ys = solve(decay, jnp.array([1.0, 0.3]), a, 1.5, solver=diffrax.ReversibleHeun(), **options).ys
-        return jnp.sum(ys**2)
-
-    exact = 1.09 * jnp.sum(-2 * times * jnp.exp(-2 * 0.7 * times))
-    assert_close(jax.jit(jax.grad(loss))(0.7), exact, 10 * tolerance)
 
 
 # Leaves without numbers
@@ -242,43 +126,6 @@ def test_leaves_without_numbers(y0):
 
 
 # Options
-
-
-def test_solver_controller_and_order_of_the_backward_solve():
-    rough = GaussAdjoint(order=1, solver=diffrax.Dopri8(), stepsize_controller=pid(1e-2))
-    fine = GaussAdjoint(order=9, solver=diffrax.Kvaerno3(), stepsize_controller=pid(1e-7))
-
-    def gradient(adjoint):
-        return jax.jit(
-            jax.grad(lambda a: solve(lambda t, y, a: -a * y * t**2, 1.0, a, adjoint=adjoint).ys[0])
-        )(2.0)
-
-    exact = -np.exp(-2 / 3) / 3
-    assert 1e-6 < abs(gradient(rough) - exact) < 0.1
-    assert_close(gradient(fine), exact, 1e-6)
-
-
-@pytest.mark.parametrize("controller", ["constant", "to"])
-def test_steps_that_are_given(controller):
-    controllers = {
-        "constant": (diffrax.ConstantStepSize(), 0.01),
-        "to": (diffrax.StepTo(ts=jnp.linspace(0, 1, 101)), None),
-    }
-    controller, dt0 = controllers[controller]
-
-    def end(a):
-        saveat = diffrax.SaveAt(ts=[0.505, 0.9])
-        return solve(
-            lambda t, y, a: -a * y,
-            1.0,
-            a,
-            solver=diffrax.Heun(),
-            controller=controller,
-            dt0=dt0,
-            saveat=saveat,
-        ).ys.sum()
-
-    assert_close(jax.jit(jax.grad(end))(2.0), -0.505 * np.exp(-1.01) - 0.9 * np.exp(-1.8), 1e-3)
 
 
 def test_terms_that_hold_arrays_and_two_terms():
@@ -380,7 +227,7 @@ def test_tolerances_have_a_gradient_of_zero_as_with_the_default():
 def test_the_backward_controller_has_no_gradient():
     def end(x):
         back = diffrax.PIDController(rtol=1e-3, atol=1e-3, dtmax=x)
-        return solve(decay, 1.0, 2.0, adjoint=GaussAdjoint(stepsize_controller=back)).ys[0]
+        return solve(decay, 1.0, 2.0, adjoint=fl.GaussAdjoint(stepsize_controller=back)).ys[0]
 
     with pytest.raises(RuntimeError, match=r"with respect to PIDController\(dtmax=...\)"):
         jax.grad(end)(jnp.array(0.1))
@@ -404,19 +251,7 @@ def test_forward_mode_and_second_derivatives_are_refused():
 
 def test_order_that_is_none():
     with pytest.raises(ValueError, match="`order` to be None or an integer of at least 1, found 0"):
-        GaussAdjoint(order=0)
-
-
-def test_a_backward_solve_that_fails():
-    strict = GaussAdjoint(stepsize_controller=pid(1e-14))
-
-    def gradient(throw):
-        options = {"adjoint": strict, "max_steps": 20, "tolerance": 1e-4, "throw": throw}
-        return jax.grad(lambda rate: solve(decay, 1.0, rate, **options).ys[0])(2.0)
-
-    assert np.isnan(gradient(False))
-    with pytest.raises(RuntimeError, match="maximum number of solver steps"):
-        gradient(True)
+        fl.GaussAdjoint(order=0)
 
 
 # With a layer

@@ -8,7 +8,7 @@ import pytest
 from flatlayers.adjoints import _diffrax
 from flatlayers.adjoints._diffrax import LoopState
 from flatlayers.adjoints._trajectory import SampledSolver, Trajectory
-from tests.adjoints.helpers import DEFAULT
+from tests.adjoints.helpers import DEFAULT, solve
 from tests.helpers import assert_close
 
 
@@ -52,3 +52,17 @@ def test_the_trajectory_is_the_dense_output(solver):
     dense = run(DEFAULT, diffrax.SaveAt(t1=True, dense=True))
     found = run(Look(), diffrax.SaveAt(t1=True)).stats["found"]
     assert_close(found, jax.vmap(jax.vmap(dense.evaluate))(ts), 1e-12)
+
+
+@pytest.mark.slow
+def test_lotka_volterra_with_more_steps_than_are_kept():
+    def loss(u0, p):
+        saveat = diffrax.SaveAt(ts=jnp.arange(0, 10.25, 0.5))
+        solution = solve(lotka_volterra, u0, p, 10.0, tolerance=1e-10, saveat=saveat)
+        return 0.5 * jnp.sum((2 - solution.ys) ** 2), solution.stats["num_accepted_steps"]
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (du0, dp), steps = gradient(jnp.ones(2), jnp.array([1.5, 1.0, 3.0, 1.0]))
+    assert steps > 5 * 64
+    assert_close(du0, jnp.array([0.211965670, -17.191005071]), 1e-8, 3e-8)
+    assert_close(dp, jnp.array([13.156719527, -16.810514044, 7.702708131, -25.639475860]), 1e-8, 3e-8)

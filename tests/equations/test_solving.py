@@ -8,7 +8,8 @@ import optimistix as optx
 import pytest
 
 import flatlayers as fl
-from tests.equations.test_ode import MODEL, TIGHT, Noisy, Rotation, Scaled
+from tests.equations.test_model_states import Noisy
+from tests.equations.test_ode import MODEL, TIGHT, Rotation, Scaled
 from tests.helpers import assert_close, central_difference
 
 

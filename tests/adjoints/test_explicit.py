@@ -1,4 +1,4 @@
-"""Complex numbers through the default adjoint, against the gradients of diffrax's own."""
+"""Steps of explicit methods made again: against diffrax's, written out, and with complex numbers."""
 
 import diffrax
 import jax
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import pytest
 
 import flatlayers as fl
+from tests.adjoints.helpers import DEFAULT
 from tests.helpers import assert_close, central_difference
 
 
 # What diffrax says of complex numbers, which are compared with its own gradients here.
 pytestmark = pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
 
-DEFAULT = diffrax.RecursiveCheckpointAdjoint()
 SOLVERS = [
     diffrax.Euler(),
     diffrax.Heun(),
@@ -23,6 +23,71 @@ SOLVERS = [
     diffrax.Dopri5(),
     diffrax.Dopri8(),
 ]
+# Euler's method of diffrax has no tableau: its steps are made again by diffrax's own `step`.
+METHODS = [solver for solver in SOLVERS if isinstance(solver, diffrax.AbstractERK)]
+FAST = (diffrax.Heun, diffrax.Tsit5)
+explicit_methods = pytest.mark.parametrize(
+    "solver",
+    [pytest.param(solver, marks=() if isinstance(solver, FAST) else pytest.mark.slow) for solver in METHODS],
+    ids=lambda solver: type(solver).__name__,
+)
+
+
+def forced(t, y, args):
+    weight, rate = args
+    return jnp.tanh(weight @ y) - rate * y + jnp.sin(3 * t)
+
+
+START = jnp.array([1.0, -0.5, 0.3])
+ARGUMENTS = (jnp.array([[0.1, 1.0, -0.4], [-1.2, 0.3, 0.5], [0.2, -0.6, 0.9]]), jnp.array(0.4))
+
+
+def four_steps(solver, y0, args, **options):
+    options = {"adjoint": fl.AdaptiveCheckpointAdjoint(every=2), "max_steps": 4} | options
+    return diffrax.diffeqsolve(diffrax.ODETerm(forced), solver, 0.0, 1.0, 0.25, y0, args, **options).ys
+
+
+@explicit_methods
+def test_a_step_that_is_made_again_is_the_same(solver):
+    """The cotangent of a factor of saved values is these values, of the steps of the way back."""
+
+    def saved(scale):
+        subs = {
+            "ends": diffrax.SubSaveAt(steps=True, fn=lambda t, y, args: scale * y),
+            "inside": diffrax.SubSaveAt(ts=[0.1, 0.3, 0.33, 0.99], fn=lambda t, y, args: scale * y),
+        }
+        return four_steps(solver, START, ARGUMENTS, saveat=diffrax.SaveAt(subs=subs))
+
+    @jax.jit
+    def found(scale, weights):
+        ys, pull = jax.vjp(saved, scale)
+        return ys, pull(weights)[0]
+
+    weights = jnp.cos(jnp.arange(24.0)).reshape(2, 4, 3)
+    weights = {"ends": weights[0], "inside": weights[1]}
+    ys, ct = found(jnp.ones(3), weights)
+    assert_close(ct, sum(jnp.sum(weights[name] * ys[name], 0) for name in ys), 1e-13)
+
+
+@explicit_methods
+def test_the_vjp_of_a_step_is_that_of_the_formula(solver):
+    """The method written out from its tableau, in forward mode."""
+
+    def written_out(y, args):
+        tableau, h = solver.tableau, 0.25
+        for n in range(4):
+            ks = []
+            for row, c in zip([[], *tableau.a_lower], [tableau.c1, *tableau.c], strict=True):
+                inside = sum((a * k for a, k in zip(map(float, row), ks, strict=True)), start=y)
+                ks.append(h * forced((n + float(c)) * h, inside, args))
+            y = sum((b * k for b, k in zip(map(float, tableau.b_sol), ks, strict=True)), start=y)
+        return y
+
+    found = jax.jit(jax.jacrev(lambda y, args: four_steps(solver, y, args)[0], (0, 1)))(START, ARGUMENTS)
+    assert_close(found, jax.jit(jax.jacfwd(written_out, (0, 1)))(START, ARGUMENTS), 1e-12)
+
+
+# Complex numbers, against the gradients of diffrax's default
 
 
 class Fourier(fl.Layer):
