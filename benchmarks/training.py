@@ -31,6 +31,7 @@ class Problem:
     """A state of `size` numbers, a perceptron of `depth` hidden layers, and about `steps` steps of a solver.
 
     The controller may not take longer steps than `t1 / steps`, which is what it wants for five or fewer.
+    With `steps=1` the tolerance alone sets them.
     """
 
     width: int
