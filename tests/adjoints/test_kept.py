@@ -1,7 +1,5 @@
 """Gradients from kept residuals: of all steps, of some, of none, against diffrax's default and the formula."""
 
-import itertools
-
 import diffrax
 import jax
 import jax.numpy as jnp
