@@ -217,7 +217,9 @@ def _growth(options: dict) -> list[Table]:
     by_parameters = {problem.layer()[1].size: seconds(problem) for problem in widths.values()}
     programs = {2 * (d + 1): program(gradient(problem, flat_loss)) for d, problem in depths.items()}
     trees = {2 * (d + 1): program(gradient(problem, tree_loss)) for d, problem in depths.items()}
-    memories = {n: program(gradient(problem, flat_loss)).memory for n, problem in kept.items()}
+    # Of states alone: residuals are kept of as many steps as there are bytes for.
+    lean = {"adjoint": fl.AdaptiveCheckpointAdjoint(keep=0)}
+    memories = {n: program(gradient(problem, flat_loss, **lean)).memory for n, problem in kept.items()}
     state = 32 * 4 * 4
     a_step = (memories[128] - memories[32]) / (96 * state)
     text = {

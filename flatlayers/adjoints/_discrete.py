@@ -177,7 +177,7 @@ class BackwardWalk:
 
     @property
     def _is_dense(self) -> bool:
-        """Whether the dense output has cotangents."""
+        """Tell whether the dense output has cotangents."""
         return jax.tree.leaves(self.final.dense_infos) != []
 
     def _outputs(self) -> list[SavedOutput]:

@@ -95,12 +95,12 @@ class ExplicitMethod:
 
     @property
     def last_is_first(self) -> bool:
-        """Whether the last stage of a step can be the first one of the next."""
+        """Tell whether the last stage of a step can be the first one of the next."""
         return self.stages.product is not None
 
     @property
     def keeps_field(self) -> bool:
-        """Whether the vjp of the product needs the field, as it does where the control has a gradient."""
+        """Tell whether the vjp of the product needs the field, as it does where the control has a gradient."""
         return self.last_is_first and self.control_moves
 
     @property

@@ -158,8 +158,8 @@ class KeptSteps:
     def _refilled(self, first: Array, last: Array, starts: Slots, ring: Ring) -> tuple[Slots, Ring]:
         """Make the steps from `first` to before `last` again if the ring has not got all that they left.
 
-        Where the starts of some blocks were left out, all those of a stride are computed when its last block
-        is walked over. They go into the slots behind the stride's first, which are of steps that are done.
+        If the starts of some blocks were left out, all those of a stride are computed when its last block is
+        walked over. They go into the slots behind the stride's first, which are of steps that are done.
         """
         checkpoints, plan = self.record.starts, self.plan
         stride = checkpoints.stride

@@ -1,4 +1,4 @@
-"""How many steps to keep the residuals of, and in what form."""
+"""The plan for the residuals of a solve: of how many steps they are kept, and in what form."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -33,7 +33,7 @@ _SMOOTH = (diffrax.ConstantStepSize, diffrax.PIDController, diffrax.StepTo)
 
 @dataclass(frozen=True)
 class Plan:
-    """How many steps to keep, and how.
+    """A choice of how many steps to keep, and how.
 
     `size`: steps in the ring, a multiple of `block`: so many at a time the gradients of their weights are
     taken of. `count`: stages that the vjp of a step goes through. `is_chained`: a step begins with the field

@@ -40,7 +40,7 @@ StageCotangents: TypeAlias = tuple[list[Array], list[Array], list[Array]]
 class StageVjp:
     """Two programs for a split field: `forward` gives values and residuals, and `pull` their vjp.
 
-    What is kept for `pull` are neither constants, nor anything twice, nor what is cheap to compute from the
+    Nothing is kept for `pull` that is a constant, that is there already, or that is cheap to compute from the
     rest: the output of an activation is the factor of the next product, and its derivative a function of it.
 
     **Arguments:**
@@ -124,7 +124,7 @@ def _kept(
 ) -> tuple[list[Var], list[JaxprEqn]]:
     """Return the variables to keep so that `needed` can be had from them and constants, and how.
 
-    What is cheap is computed from its *roots*, the nearest variables before it that are not, unless these
+    A cheap one is computed from its *roots*, the nearest variables before it that are not, unless these
     take more memory than it does.
     """
     roots: dict[Var, list[Var]] = {var: [] for var in constants}

@@ -42,9 +42,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
       again. The bytes are those of one solve: under `jax.vmap` each sample has as many, but a layer with
       `batching="each"` divides them among its samples.
     - `every`: keep the state of each `every`-th step only. This divides the memory by `every` up to 128
-        steps, and by about its root above, and makes each step once more.
+      steps, and by about its root above, and makes each step once more. Above 1 no residuals are kept.
 
-    **Raises:** `ValueError` for events, for `max_steps=None` for `every` below 1 and for
+    **Raises:** `ValueError` for events, for `max_steps=None`, for `every` below 1 and for
     `keep` that is neither a number of bytes nor `"auto"`. `TypeError` for forward
     mode and for reverse mode over reverse mode: for these use `diffrax.ForwardMode` or
     `diffrax.DirectAdjoint`. `RuntimeError` for a gradient with respect to times, to step sizes and their
