@@ -21,6 +21,9 @@ ADJOINTS: dict[str, diffrax.AbstractAdjoint] = {
 }
 
 
+STATES_ONLY = fl.AdaptiveCheckpointAdjoint(keep=0)
+
+
 def adjoints(problem: Problem, **options: Any) -> Result:
     """The time of the gradient."""
     return race(

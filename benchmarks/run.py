@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-from adjoints import ADJOINTS, adjoints, errors, memory, slope
+from adjoints import ADJOINTS, STATES_ONLY, adjoints, errors, memory, slope
 from applications import deep_equilibrium, simple_chains
 from gradients import adam, mlp, neural_ode
 from layers import attention, batch_norm, conv, lstm, repeated
@@ -218,8 +218,9 @@ def _growth(options: dict) -> list[Table]:
     programs = {2 * (d + 1): program(gradient(problem, flat_loss)) for d, problem in depths.items()}
     trees = {2 * (d + 1): program(gradient(problem, tree_loss)) for d, problem in depths.items()}
     # Of states alone: residuals are kept of as many steps as there are bytes for.
-    lean = {"adjoint": fl.AdaptiveCheckpointAdjoint(keep=0)}
-    memories = {n: program(gradient(problem, flat_loss, **lean)).memory for n, problem in kept.items()}
+    memories = {
+        n: program(gradient(problem, flat_loss, adjoint=STATES_ONLY)).memory for n, problem in kept.items()
+    }
     state = 32 * 4 * 4
     a_step = (memories[128] - memories[32]) / (96 * state)
     text = {

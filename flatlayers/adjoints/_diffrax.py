@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from diffrax._integrate import SaveState, State as State, loop as _loop
     from diffrax._root_finder import use_stepsize_tol
     from diffrax._saveat import save_y
-    from equinox.internal._loop.common import _Buffer, _select_if_vmap
+    from equinox.internal._loop.common import _Buffer as Buffer, _select_if_vmap as select_if_vmap
 else:
     try:
         from diffrax._integrate import SaveState, State, loop as _loop
         from diffrax._root_finder import use_stepsize_tol
         from diffrax._saveat import save_y
-        from equinox.internal._loop.common import _Buffer, _select_if_vmap
     except ImportError:  # Another version, which `check_version` refuses before any of these is used.
-        SaveState = State = _loop = use_stepsize_tol = save_y = _Buffer = _select_if_vmap = None
+        SaveState = State = _loop = use_stepsize_tol = save_y = None
+    try:
+        from equinox.internal._loop.common import _Buffer as Buffer, _select_if_vmap as select_if_vmap
+    except ImportError:  # Another version: `set_at` then does without.
+        Buffer = select_if_vmap = None
 
 TESTED = ("0.7.2", "0.8")
 
@@ -71,23 +74,26 @@ def while_loop(
     return eqxi.while_loop(cond, body, init, buffers=buffers, kind="lax")
 
 
-def set_at(buffer: Array, x: Array, *place: ArrayLike) -> Array:
+def set_at(buffer: PyTree, x: Array, *place: ArrayLike) -> PyTree:
     """Return an array, or inside of a loop what stands for a buffer, with `x` at a place inside of it.
 
-    Equinox's `buffer.at[place].set(x)` is a scatter, whose check of bounds is compiled for each write.
+    Equinox's own `buffer.at[place].set(x)` is a scatter, whose check of bounds is compiled for each write.
     """
-    if isinstance(buffer, _Buffer):
+    if Buffer is None:
+        return buffer.at[place].set(x)
+    if isinstance(buffer, Buffer):
         return buffer._op(True, place, x, _update, {}, buffer._makes_false_steps)
     return _update(None, buffer, x, place)
 
 
 def _update(pred, array, x, place, *, kwargs=None, makes_false_steps=False):
     del kwargs
-    x = jnp.broadcast_to(x, array.shape[len(place) :]).reshape((1,) * len(place) + array.shape[len(place) :])
-    start = [jnp.asarray(i, jnp.int32) for i in (*place, *(0 for _ in array.shape[len(place) :]))]
-    if pred is not None:  # under `vmap` some of the samples may be done, and write what is there
+    shape = array.shape[len(place) :]
+    x = jnp.broadcast_to(x, shape).reshape((1,) * len(place) + shape)
+    start = [jnp.asarray(i, jnp.int32) for i in (*place, *(0 for _ in shape))]
+    if pred is not None:  # under `vmap` a sample may be done, and writes what is there
         there = jax.lax.dynamic_slice(array, start, x.shape, allow_negative_indices=False)
-        x = _select_if_vmap(pred, x, there, makes_false_steps)
+        x = select_if_vmap(pred, x, there, makes_false_steps)
     return jax.lax.dynamic_update_slice(array, x, start, allow_negative_indices=False)
 
 

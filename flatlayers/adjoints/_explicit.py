@@ -100,7 +100,7 @@ class ExplicitMethod:
 
     @property
     def keeps_field(self) -> bool:
-        """Tell whether the vjp of the product needs the field, as it does where the control has a gradient."""
+        """Tell whether the product's vjp needs the field, as it does where the control has a gradient."""
         return self.last_is_first and self.control_moves
 
     @property
