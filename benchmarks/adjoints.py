@@ -31,6 +31,21 @@ def adjoints(problem: Problem, **options: Any) -> Result:
     )
 
 
+KEEPING: dict[str, diffrax.AbstractAdjoint] = {
+    "diffrax default": diffrax.RecursiveCheckpointAdjoint(),
+    "nothing": STATES_ONLY,
+    "4 MiB": fl.AdaptiveCheckpointAdjoint(keep=2**22),
+    "auto": fl.AdaptiveCheckpointAdjoint(),
+    "64 MiB": fl.AdaptiveCheckpointAdjoint(keep=2**26),
+}
+
+
+def keeping(problem: Problem, **options: Any) -> Result:
+    """The time of the gradient with so many bytes for residuals."""
+    made = {name: gradient(problem, flat_loss, adjoint=adjoint) for name, adjoint in KEEPING.items()}
+    return race(made, **options)
+
+
 def memory(problem: Problem) -> dict[str, Program]:
     """What their programs take, for a solve that may take as many steps as it does."""
     steps = problem.counts()[1]

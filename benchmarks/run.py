@@ -15,8 +15,9 @@ import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import diffrax
 import jax
-from adjoints import ADJOINTS, STATES_ONLY, adjoints, errors, memory, slope
+from adjoints import ADJOINTS, KEEPING, STATES_ONLY, adjoints, errors, keeping, memory, slope
 from applications import deep_equilibrium, simple_chains
 from gradients import adam, mlp, neural_ode
 from layers import attention, batch_norm, conv, lstm, repeated
@@ -276,9 +277,32 @@ def measure_applications(options: dict) -> list[Table]:
     ]
 
 
+def measure_kept(options: dict) -> list[Table]:
+    """What `keep` of `AdaptiveCheckpointAdjoint` saves, and takes."""
+    sizes = ((32, 2, 1), (256, 2, 1), (512, 3, 1), (64, 2, 32), (32, 8, 32), (256, 3, 32), (64, 2, 256))
+    problems = {f"{w}, {d}, {b}": Problem(w, d, b) for w, d, b in (*sizes, (256, 3, 256))}
+    times = {row: keeping(problem, **options) for row, problem in problems.items()}
+    rows = [
+        [
+            row,
+            *(str(program(gradient(problem, flat_loss, adjoint=a)).memory // 1024) for a in KEEPING.values()),
+        ]
+        for row, problem in problems.items()
+    ]
+    return [
+        ratios("Time of a gradient that keeps residuals", "width, depth, batch", times, "diffrax default"),
+        Table("Temporary memory in kB", ["width, depth, batch", *KEEPING], rows, rows),
+    ]
+
+
+def _kilobytes(problem: Problem, adjoint: diffrax.AbstractAdjoint) -> str:
+    return str(program(gradient(problem, flat_loss, adjoint=adjoint)).memory // 1024)
+
+
 GROUPS: dict[str, Callable[[dict], list[Table]]] = {
     "training": measure_training,
     "adjoints": measure_adjoints,
+    "kept": measure_kept,
     "applications": measure_applications,
     "vectors": measure_vectors,
     "layers": measure_layers,

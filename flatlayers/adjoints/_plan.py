@@ -16,9 +16,10 @@ from ._explicit import ExplicitMethod
 # Bytes for residuals, or the choice by the rule below.
 Keep: TypeAlias = int | Literal["auto"]
 
-# Bytes that "auto" allows: half of a usual third cache. The ring is cleared at the start, all of it, so it
-# has no more steps than most solves take. With fewer than `LEAST` the writes of all others are not worth it.
+# Bytes that "auto" allows: half of a usual third cache.
 BUDGET = 16 * 2**20
+# The ring is cleared at the start, all of it: 64 MB that a solve of 20 steps did not need took five times as
+# long as the solve. With fewer than `LEAST` steps the writes of all others are not worth it.
 MOST = 48
 LEAST = 8
 # A block is long enough for its products to be fast, and what it reads and writes stays near the processor.
@@ -69,8 +70,7 @@ class Plan:
         room = total - 2 * block
         if room < (min(LEAST, needed) if keep == "auto" else block + SPARE):
             return None
-        room = min(room, MOST) if keep == "auto" else room
-        size = block * min(room // block, ceil(needed, block))
+        size = block * min(min(room, MOST) // block, ceil(needed, block))
         is_chained = method.last_is_first and not method.control_moves and type(controller) in _SMOOTH
         return cls(size, block, count, is_chained, is_dense)
 

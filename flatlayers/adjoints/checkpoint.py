@@ -37,10 +37,10 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     **Arguments:**
 
-    - `keep`: bytes for what the vjps of the last steps need, 0 for none. `"auto"` takes up to 16 MiB for
-      up to 48 steps, and none where fewer than 8 fit in. In a solve of more steps those before them are made
-      again. The bytes are those of one solve: under `jax.vmap` each sample has as many, but a layer with
-      `batching="each"` divides them among its samples.
+    - `keep`: bytes for what the vjps of the last steps need, 48 of them at most; 0 for none. `"auto"` takes
+      up to 16 MiB, and none where fewer than 8 steps fit in. In a solve of more steps those before them are
+      made again. The bytes are those of one solve: under `jax.vmap` each sample has as many, but a layer
+      with `batching="each"` divides them among its samples.
     - `every`: keep the state of each `every`-th step only. This divides the memory by `every` up to 128
       steps, and by about its root above, and makes each step once more. Above 1 no residuals are kept.
 
