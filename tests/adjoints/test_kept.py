@@ -1,4 +1,4 @@
-"""Gradients from kept residuals: of all steps, of some, of none, against diffrax's default and the formula."""
+"""Gradients from kept residuals: of all steps, some or none, against diffrax's default and the formula."""
 
 import diffrax
 import jax
@@ -66,7 +66,7 @@ def expected_ends(solver, steps, h=0.07):
     ids=name_of,
 )
 def test_every_number_of_steps(plans, solver, kept, size, max_steps):
-    """From none to all that are allowed: fewer than are kept, as many, more, and so many that starts are left out."""
+    """From none to all that are allowed: less than are kept, as many, more, and with starts left out."""
     grad = ends(solver, keeping(kept, solver), max_steps)
     counts = jnp.arange(max_steps + 1.0)
     found = jax.jit(jax.vmap(grad, (None, 0)))((START, WEIGHTS), counts)
@@ -207,7 +207,7 @@ def bounded(t, y, p):
     ids=name_of,
 )
 def test_a_last_attempt_that_is_no_number(solver, kept, save):
-    """Against a solve that goes from one accepted step to the next, of a field that is a number everywhere."""
+    """Against a solve from one accepted step to the next, of a field that is a number everywhere."""
     options = {"solver": solver, "saveat": SAVES[save], "throw": False, "t1": 1.5}
     fails = {"stepsize_controller": PID, "dt0": 0.05, "max_steps": 40, "field": bounded}
 
