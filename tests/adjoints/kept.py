@@ -26,7 +26,7 @@ def network(t, y, p):
 
 
 def written_out(solver, field, y0, p, h, steps):
-    """All states of a solve, `(steps + 1, n)`: the method from its tableau, without loops but that over steps."""
+    """All states of a solve, `(steps + 1, n)`: the method from its tableau, stage by stage."""
     tableau = solver.tableau
 
     def step(y, n):

@@ -9,7 +9,7 @@ from tests.helpers import assert_close
 
 
 def split(function, constants, inputs, moving=None):
-    """Split `function(constants, inputs)`, which returns a list, for the gradients of some of its constants."""
+    """Split `function(constants, inputs)`, which returns a list; `moving` constants have a gradient."""
     jaxpr, count = jax.make_jaxpr(function)(constants, inputs).jaxpr, len(constants)
     jaxpr = jaxpr.replace(constvars=jaxpr.invars[:count], invars=jaxpr.invars[count:])
     return SplitField(jaxpr, constants, inputs, [True] * count if moving is None else moving)
@@ -55,9 +55,8 @@ def assert_is_the_vjp(stage, calls, rtol=1e-12):
     moving = [x for x, moves in zip(calls, stage.moves, strict=True) if moves]
 
     def function(constants, moving):
-        constants = [
-            x if m else jax.lax.stop_gradient(x) for x, m in zip(constants, stage.moving, strict=True)
-        ]
+        fixed = jax.lax.stop_gradient(constants)
+        constants = [x if moves else y for x, y, moves in zip(constants, fixed, stage.moving, strict=True)]
         values = iter(moving)
         inputs = [next(values) if moves else x for x, moves in zip(calls, stage.moves, strict=True)]
         return jax.vmap(lambda inputs: stage.function(constants, inputs))(inputs)

@@ -38,7 +38,7 @@ def test_a_perceptron_leaves_its_input_and_its_hidden_layers_once():
 
 
 def test_a_rectifier_leaves_its_argument_alone():
-    """Its value and its derivative are a comparison away, and the product an addition away from the argument."""
+    """From the product they are an addition away, its value and its derivative a comparison more."""
     (y,) = arrays(1, (3,))
     w1, b1, w2, *_ = PERCEPTRON
     first = w1 @ y
