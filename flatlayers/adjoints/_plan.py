@@ -65,7 +65,7 @@ class Plan:
         total = (BUDGET if keep == "auto" else keep) // max(each, 1)
         needed = max_steps + SPARE
         block = max(BLOCKS[0], min(BLOCKS[1], BLOCK_BYTES // max(each, 1)))
-        block = max(1, min(block, total // 4, needed))
+        block = max(1, min(block, total // 4, needed, MOST))
         # Besides the ring a copy of a block, and the cotangents of its products, are counted in.
         room = total - 2 * block
         if room < (min(LEAST, needed) if keep == "auto" else block + SPARE):

@@ -82,12 +82,14 @@ def assert_equal_to_default(adjoints, *inputs, rtol=1e-12, **options):
 
 
 def keeping(steps, solver, is_dense=False):
-    """An adjoint with bytes for so many steps of `network`, and for two blocks of 24, which are counted in.
+    """An adjoint that keeps so many steps of `network`: an even number, or one that is 5 at most.
 
-    A stage leaves its two factors and the sine; a method without FSAL the length of the step as well.
+    Besides its bytes are counted those of two blocks, of half as many steps or of one. A stage leaves its two
+    factors and the sine; a method without FSAL the length of the step as well.
     """
     tableau = solver.tableau
     stage = 8 * (2 + 3 + 1 + (not tableau.fsal))
     stages = tableau.num_stages - (tableau.fsal and not is_dense)
     dense = 8 * 2 * (tableau.num_stages + 2) if is_dense else 0
-    return fl.AdaptiveCheckpointAdjoint(keep=(steps + 2 * 24) * (stages * stage + dense))
+    total = steps + 2 if steps <= 5 else 2 * steps
+    return fl.AdaptiveCheckpointAdjoint(keep=total * (stages * stage + dense))

@@ -55,12 +55,12 @@ def expected_ends(solver, steps, h=0.07):
 @pytest.mark.parametrize(
     ("solver", "kept", "size", "max_steps"),
     [
-        (diffrax.Tsit5(), 7, 7, 40),
-        (diffrax.Heun(), 30, 24, 200),
+        (diffrax.Tsit5(), 8, 8, 40),
+        (diffrax.Heun(), 30, 30, 200),
         *(
             pytest.param(solver, *numbers, marks=pytest.mark.slow)
             for solver in (diffrax.Tsit5(), diffrax.Heun())
-            for numbers in [(1, 1, 40), (5, 5, 7), (60, 48, 60), (3, 3, 300), (30, 24, 300), (60, 48, 300)]
+            for numbers in [(3, 3, 40), (5, 5, 7), (60, 48, 60), (3, 3, 300), (30, 30, 300), (60, 48, 300)]
         ),
     ],
     ids=name_of,
@@ -175,7 +175,7 @@ def test_a_solve_that_takes_as_many_steps_as_it_may(plans, save, max_steps):
     options = {"saveat": SAVES[save], "max_steps": max_steps, "t1": 1.5, "dt0": 1.5 / max_steps}
     stats = assert_equal_to_default([ADJOINT], START, WEIGHTS, **options)
     assert stats["num_accepted_steps"] == max_steps
-    assert {plan.size for plan in plans} == {max_steps}
+    assert {plan.size for plan in plans} == {max_steps + 2}  # with room for an attempt after them
 
 
 def test_no_steps():
@@ -278,8 +278,8 @@ def test_the_bytes_are_divided_among_samples(key, plans):
         keep=333, every=2
     )
     x = jax.random.normal(key, (3, 4))
-    # Of Tsit5 six stages leave the two factors, 4 and 6 numbers, for 7 steps and two blocks of 24.
-    keep = 3 * (7 + 48) * 6 * 8 * (4 + 6)
+    # Of Tsit5 six stages leave the two factors, 4 and 6 numbers, for 8 steps and two blocks of 4.
+    keep = 3 * (8 + 8) * 6 * 8 * (4 + 6)
 
     def gradient(adjoint, batching):
         model = fl.Chain(fl.Dense(4, 6, jnp.tanh), fl.Dense(6, 4))
@@ -288,12 +288,12 @@ def test_the_bytes_are_divided_among_samples(key, plans):
         return jax.jit(jax.grad(lambda ps: jnp.sum(jnp.sin(node(x, ps, st)[0]))))(ps).data
 
     found = gradient(fl.AdaptiveCheckpointAdjoint(keep=keep), "each")
-    assert {plan.size for plan in plans} == {7}
+    assert {plan.size for plan in plans} == {8}
     assert_equal_gradients(found, gradient(DEFAULT, "each"))
     # Side by side in one solve they have three times the bytes and leave three times as many.
     plans.clear()
     gradient(fl.AdaptiveCheckpointAdjoint(keep=keep), "shared")
-    assert {plan.size for plan in plans} == {7}
+    assert {plan.size for plan in plans} == {8}
 
 
 def test_with_fewer_states_no_residuals_are_kept(plans):
