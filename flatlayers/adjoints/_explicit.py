@@ -134,19 +134,23 @@ class ExplicitMethod:
 
         # `ks` has a row for each stage, zero where there is none yet, as `a` has a zero for it.
         def stage(carry: PyTree) -> PyTree:
-            i, _, ks, kept = carry
-            t = _time(get_at(c, i), t0, t1)
-            f, residuals = self._evaluate(t, _plus(y0, get_at(a, i), ks), control)
-            return i + 1, f, set_row(ks, i, self._product(f, control)), keep(kept, i, residuals)
+            i, _, _, ks, kept = carry
+            t, y = _time(get_at(c, i), t0, t1), _plus(y0, get_at(a, i), ks)
+            f, residuals = self._evaluate(t, y, control)
+            return i + 1, y, f, set_row(ks, i, self._product(f, control)), keep(kept, i, residuals)
 
-        _, f1, ks, kept = _diffrax.while_loop(
-            lambda carry: carry[0] < count, stage, (first, f, ks, kept), buffers=lambda carry: carry[3]
+        init = (first, y0, f, ks, kept)
+        _, y, f1, ks, kept = _diffrax.while_loop(
+            lambda carry: carry[0] < count, stage, init, buffers=lambda carry: carry[4]
         )
-        return Step(_plus(y0, self._weights(b), ks), f1, ks), kept
+        # The last stage is often evaluated at the very end: taken from there it is diffrax's to the last bit.
+        ends_there = self.tableau.ssal and count == self.tableau.num_stages
+        return Step(y if ends_there else _plus(y0, self._weights(b), ks), f1, ks), kept
 
     def error(self, ks: PyTree) -> Y:
         """Return the estimate of a step's error."""
-        return _plus(self.y0, self._weights(self.tableau.b_error), ks)
+        weights = self._weights(self.tableau.b_error)
+        return jax.tree.map(lambda k: jnp.tensordot(weights.astype(k.dtype), k, axes=1), ks)
 
     def _evaluate(self, t: Array, y: Y, control: PyTree) -> tuple[PyTree, list[Array]]:
         out, kept = self.stage.forward(self.prepared, self._inputs(t, y, control))
