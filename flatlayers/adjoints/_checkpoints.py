@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..types import Array, ArrayLike, PyTree
-from ._diffrax import set_at, while_loop
-from ._places import get_at, quotient, remainder, rounded_up
+from ._diffrax import get_at, set_at, while_loop
+from ._places import quotient, remainder, rounded_up
 from ._trees import rows_of
 
 

@@ -86,15 +86,29 @@ def set_at(buffer: PyTree, x: Array, *place: ArrayLike) -> PyTree:
     return _update(None, buffer, x, place)
 
 
+def get_at(buffer: PyTree, *place: ArrayLike) -> Array:
+    """Return what is at a place of an array, or inside of a loop of what stands for one."""
+    array = buffer[...]
+    shape = array.shape[len(place) :]
+    sizes = (1,) * len(place) + shape
+    return jax.lax.dynamic_slice(array, _start(array, place), sizes, allow_negative_indices=False).reshape(
+        shape
+    )
+
+
 def _update(pred, array, x, place, *, kwargs=None, makes_false_steps=False):
     del kwargs
-    shape = array.shape[len(place) :]
+    shape, start = array.shape[len(place) :], _start(array, place)
     x = jnp.broadcast_to(x, shape).reshape((1,) * len(place) + shape)
-    start = [jnp.asarray(i, jnp.int32) for i in (*place, *(0 for _ in shape))]
     if pred is not None:  # under `vmap` a sample may be done, and writes what is there
         there = jax.lax.dynamic_slice(array, start, x.shape, allow_negative_indices=False)
         x = select_if_vmap(pred, x, there, makes_false_steps)
     return jax.lax.dynamic_update_slice(array, x, start, allow_negative_indices=False)
+
+
+def _start(array: Array, place: tuple[ArrayLike, ...]) -> list[Array]:
+    dtype = jnp.result_type(*place)
+    return [jnp.asarray(i, dtype) for i in (*place, *(0 for _ in array.shape[len(place) :]))]
 
 
 # The state of diffrax's loop

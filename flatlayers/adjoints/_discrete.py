@@ -68,7 +68,7 @@ class DiscreteConstants(eqx.Module):
         if method is None or self.every > 1:
             return None
         options = self.options
-        return Plan.of(method, problem.saveat, options.stepsize_controller, options.max_steps, self.keep)
+        return Plan.of(method, problem.saveat, options.max_steps, self.keep)
 
     def initial_state(self, problem: DiscreteProblem) -> State:
         return _diffrax.replace_state(self.state, y=problem.y0, solver_state=problem.solver_state)
@@ -108,8 +108,9 @@ def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: 
         final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
     else:
         solver = KeepingSolver(method, problem.solver, plan)
-        state, ring = solver.start(state)
-        record = StepRecord.empty(LoopState.of(state), options.max_steps, plan.block, carries, ring)
+        start = LoopState.of(state)
+        ring = solver.empty_ring(start.y)
+        record = StepRecord.empty(start, options.max_steps, plan.block, carries, ring)
         run = partial(_diffrax.run, attempt=solver.attempt)
         final, statistics, record = run(solver, problem.saveat, state, options, record)
     end = LoopState.of(final)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..types import Args, Array, Cotangent, PyTree, Y
+from ..types import Args, Array, ArrayLike, Cotangent, PyTree, Y
 from . import _diffrax
-from ._diffrax import DenseInfo
+from ._diffrax import DenseInfo, get_at
 from ._jaxpr import Prepared, SplitField, Values
-from ._places import get_at
 from ._stage import StageVjp
 from ._trees import add, cast_like, rows_of, set_row, wide_zeros, zeros
 
@@ -114,20 +113,24 @@ class ExplicitMethod:
 
     # Steps
 
-    def start(self, t0: Array, y0: Y) -> tuple[PyTree, list[Array]]:
-        """Return the field at the start of the solve, and the residuals."""
-        return self._evaluate(t0, y0, None)
-
     def step(
-        self, t0: Array, t1: Array, y0: Y, f0: PyTree, count: int, keep: Keep, kept: Kept
+        self,
+        t0: Array,
+        t1: Array,
+        y0: Y,
+        count: int,
+        keep: Keep,
+        kept: Kept,
+        f0: PyTree = None,
+        first: ArrayLike = 0,
     ) -> tuple[Step, Kept]:
-        """Make a step of `count` stages, the first of them known if `f0` is not `None`.
+        """Make a step of `count` stages, from stage `first` on; if that is 1, `f0` is the field at its start.
 
         `keep(kept, i, residuals)` puts what stage `i` leaves to `kept`.
         """
         a, b, c = _square(self.tableau, count)
         a, c = self._weights(a), jnp.asarray(c, t0.dtype)
-        control, first, ks = self._control(self.control, t0, t1), int(f0 is not None), rows_of(count, y0)
+        control, ks = self._control(self.control, t0, t1), rows_of(count, y0)
         f: PyTree = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.stages.field.out_struct)
         if f0 is not None:
             ks = set_row(ks, 0, self._product(f0, control))
@@ -139,7 +142,7 @@ class ExplicitMethod:
             f, residuals = self._evaluate(t, y, control)
             return i + 1, y, f, set_row(ks, i, self._product(f, control)), keep(kept, i, residuals)
 
-        init = (first, y0, f, ks, kept)
+        init = (jnp.asarray(first), y0, f, ks, kept)
         _, y, f1, ks, kept = _diffrax.while_loop(
             lambda carry: carry[0] < count, stage, init, buffers=lambda carry: carry[4]
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import diffrax
+import equinox.internal as eqxi
 import jax.numpy as jnp
 
 from ..types import Array, ArrayLike, Cotangent, PyTree, Y
@@ -38,17 +39,10 @@ class KeepingSolver:
     def error_order(self, terms: PyTree) -> PyTree:
         return self.solver.error_order(terms)
 
-    def start(self, state: State) -> tuple[State, Ring]:
-        """Return a state of diffrax's loop, of the same structure as it had, and a ring, before any step."""
-        start, plan, method = LoopState.of(state), self.plan, self.method
-        ks = rows_of(method.tableau.num_stages, start.y)
-        dense = {"y0": start.y, "y1": start.y, "k": ks} if plan.is_dense else None
-        ring = Ring.empty(plan.size, plan.count, method.residuals, dense)
-        if not plan.is_chained:
-            return state, ring
-        field, residuals = method.start(start.t0, start.y)
-        rows = [set_at(row, x, 0, 0) for row, x in zip(ring.residuals, residuals, strict=True)]
-        return _diffrax.replace_state(state, solver_state=(jnp.asarray(False), field)), ring.replace(rows)
+    def empty_ring(self, y0: Y) -> Ring:
+        ks = rows_of(self.method.tableau.num_stages, y0)
+        dense = {"y0": y0, "y1": y0, "k": ks} if self.plan.is_dense else None
+        return Ring.empty(self.plan.size, self.plan.count, self.method.residuals, dense)
 
     def attempt(
         self, body: Callable[[State], State], state: State, record: StepRecord
@@ -61,14 +55,19 @@ class KeepingSolver:
         return after, record.write(start).with_ring(ring)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del terms, args, made_jump
+        del terms, args
         method, plan, count = self.method, self.plan, self.method.tableau.num_stages
-        f0 = solver_state[1] if plan.is_chained else None
+        start = {}
+        if plan.is_chained:
+            is_first, f0 = solver_state
+            # As diffrax does: of samples side by side all make their first stage if one of them has to.
+            again = eqxi.unvmap_any(is_first | made_jump)
+            start = {"f0": f0, "first": jnp.where(again, 0, 1)}
         if self.ring is None:  # diffrax looks at shapes
-            step, _ = method.step(t0, t1, y0, f0, count, lambda kept, *_: kept, [])
+            step, _ = method.step(t0, t1, y0, count, lambda kept, *_: kept, [], **start)
         else:
             n, ring = self.number, self.ring
-            step, rows = method.step(t0, t1, y0, f0, count, self._keep(n, ring.size), ring.residuals)
+            step, rows = method.step(t0, t1, y0, count, self._keep(n, ring.size), ring.residuals, **start)
             ring = ring.replace(rows)
             self.ring = ring.set_dense(n, step.dense(y0)) if plan.is_dense else ring
         if plan.is_chained:
@@ -111,16 +110,18 @@ class KeptSteps:
             first = quotient(last - 1, plan.block) * plan.block
             starts, ring = self._refilled(first, last, starts, ring)
             position, deltas = self._back(position, first, ring, deltas, step_back)
-            calls = ring.calls(first, plan.block), [merged(rows[...]) for rows in deltas]
+            calls = ring.calls(first, plan.block, last - first), [merged(rows[...]) for rows in deltas]
             return position, add_to(weights, method.weight_gradients(*calls)), starts, ring, deltas
 
-        # The block that is walked over first may be shorter. Its other slots are finite, and the cotangents
-        # there are zero.
-        ring = self.ring.cleared(self.number)
         i, ct, unread = position
         plain, weights, control = ct.params
         # In the loop over steps there are none of weights to be carried along.
-        init = (i, ct.replace(params=(plain, None, control)), unread), weights, self.record.starts.slots, ring
+        init = (
+            (i, ct.replace(params=(plain, None, control)), unread),
+            weights,
+            self.record.starts.slots,
+            self.ring,
+        )
         (i, ct, unread), weights, *_ = _diffrax.while_loop(
             lambda carry: carry[0][0] > 0,
             block,

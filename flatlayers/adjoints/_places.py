@@ -1,14 +1,9 @@
-"""Places in buffers, which are never negative and always inside, and so need none of the care for others."""
+"""Arithmetic of places in buffers, which are never negative: without the care that others need."""
 
 import jax.numpy as jnp
 from jax import lax
 
 from ..types import Array, ArrayLike
-
-
-def get_at(buffer: Array, *place: ArrayLike) -> Array:
-    """Return what is at a place of an array, or inside of a loop of what stands for one."""
-    return buffer[...].at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def quotient(a: Array, b: ArrayLike) -> Array:

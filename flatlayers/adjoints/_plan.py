@@ -28,9 +28,6 @@ BLOCKS = (4, 24)
 # Slots that a rejected attempt after the last step may have written to.
 SPARE = 2
 
-# Controllers that never jump, after which a step could not begin with the field at the end of the last.
-_SMOOTH = (diffrax.ConstantStepSize, diffrax.PIDController, diffrax.StepTo)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,7 +49,6 @@ class Plan:
         cls,
         method: ExplicitMethod,
         saveat: diffrax.SaveAt,
-        controller: diffrax.AbstractStepSizeController,
         max_steps: int,
         keep: Keep,
     ) -> "Plan | None":
@@ -71,7 +67,7 @@ class Plan:
         if room < (min(LEAST, needed) if keep == "auto" else block + SPARE):
             return None
         size = block * min(min(room, MOST) // block, ceil(needed, block))
-        is_chained = method.last_is_first and not method.control_moves and type(controller) in _SMOOTH
+        is_chained = method.last_is_first and not method.control_moves
         return cls(size, block, count, is_chained, is_dense)
 
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from ..types import Array, ArrayLike
 from ._checkpoints import Slots
-from ._diffrax import DenseInfo, set_at
+from ._diffrax import DenseInfo
 from ._places import remainder
 
 
@@ -37,19 +37,17 @@ class Ring(eqx.Module):
     def set_dense(self, i: Array, dense: DenseInfo) -> "Ring":
         return Ring(self.residuals, self.dense.set(remainder(i, self.size), dense), self.size)
 
-    def cleared(self, n: Array) -> "Ring":
-        """Return the same without what the last attempt after `n` steps has left, which may not be finite."""
-        rows = self.residuals
-        for slot in (remainder(n, self.size), remainder(n + 1, self.size)):
-            rows = [set_at(row, jnp.zeros(row.shape[1:], row.dtype), slot) for row in rows]
-        return self.replace(rows)
+    def calls(self, first: ArrayLike, number: int, done: ArrayLike) -> list[Array]:
+        """Return the residuals of `number` steps from `first` on, all stages of all steps in a row.
 
-    def calls(self, first: ArrayLike, number: int) -> list[Array]:
-        """Return the residuals of `number` steps from `first` on, all stages of all steps in a row."""
-        if number == self.size:
-            return [merged(row[...]) for row in self.residuals]
+        Those after `done` steps are zero: what a rejected attempt has left there may not be finite.
+        """
         slot = remainder(jnp.asarray(first), self.size)
-        return [merged(lax.dynamic_slice_in_dim(row[...], slot, number)) for row in self.residuals]
+        rows = self.residuals
+        if number < self.size:
+            rows = [lax.dynamic_slice_in_dim(row[...], slot, number) for row in rows]
+        is_done = jnp.arange(number) < done
+        return [merged(jnp.where(is_done.reshape(-1, *(1,) * (row.ndim - 1)), row[...], 0)) for row in rows]
 
     def buffers(self) -> list[Array]:
         return [*self.residuals, *self.dense.buffers]

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from ..types import Array, ArrayLike, Cotangent, PyTree, Y
 from . import _diffrax
 from ._checkpoints import CheckpointReader, Checkpoints
-from ._diffrax import DenseInfo, LoopState, SolverState, TracedSolver, set_at
+from ._diffrax import DenseInfo, LoopState, SolverState, TracedSolver, get_at, set_at
 from ._explicit import ExplicitMethod, Kept
-from ._places import get_at, remainder
+from ._places import remainder
 from ._ring import Ring, merged
 from ._trees import cast_like, rows_of, wide_zeros
 
@@ -104,7 +104,7 @@ class ExplicitSteps:
 
     def advance(self, i: Array, start: Start) -> Start:
         t0, t1, count = self.record.t0[i], self.record.t1[i], self.method.count(is_dense=False)
-        step, _ = self.method.step(t0, t1, start[0], None, count, lambda kept, *_: kept, [])
+        step, _ = self.method.step(t0, t1, start[0], count, lambda kept, *_: kept, [])
         return step.y1, None
 
     def step_with_vjp(self, i: Array, start: Start, needs_dense: bool) -> tuple[Y, DenseInfo, Pull]:
@@ -118,7 +118,7 @@ class ExplicitSteps:
             cotangents = ct_y1, ct_dense if needs_dense else None
             deltas = self.method.empty_deltas(1, count)
             y0, (plain, control), deltas = self.pull(i, ring.residuals, deltas, (0, 0), cotangents)
-            weights = self.method.weight_gradients(ring.calls(0, 1), [merged(rows) for rows in deltas])
+            weights = self.method.weight_gradients(ring.calls(0, 1, 1), [merged(rows) for rows in deltas])
             return (y0, None), (plain, weights, control), None
 
         return y1, ring.dense[0], pull
@@ -131,7 +131,7 @@ class ExplicitSteps:
             return [set_at(row, x, slot, k) for row, x in zip(kept, residuals, strict=True)]
 
         times = self.record.t0[i], self.record.t1[i]
-        step, rows = self.method.step(*times, y0, None, self.method.count(is_dense), keep, ring.residuals)
+        step, rows = self.method.step(*times, y0, self.method.count(is_dense), keep, ring.residuals)
         ring = ring.replace(rows)
         return step.y1, ring.set_dense(i, step.dense(y0)) if is_dense else ring
 

@@ -12,9 +12,6 @@ from flatlayers.adjoints._explicit import ExplicitMethod, StageFunctions
 from flatlayers.adjoints._plan import BUDGET
 
 
-CONSTANT = diffrax.ConstantStepSize()
-
-
 def method_of(size, hidden, solver=None, term=None):
     """A perceptron without biases, whose stages leave `size + hidden` numbers."""
     weights = jnp.ones((hidden, size)), jnp.ones((size, hidden))
@@ -30,9 +27,9 @@ def stages_perturbed(stages):
     return eqx.tree_at(lambda s: s.field.consts, nothing, [True] * len(stages.field.consts))
 
 
-def plan_of(keep, *, size=3, hidden=5, solver=None, saveat=None, controller=CONSTANT, max_steps=4096):
+def plan_of(keep, *, size=3, hidden=5, solver=None, saveat=None, max_steps=4096):
     saveat = saveat or diffrax.SaveAt(t1=True)
-    return Plan.of(method_of(size, hidden, solver), saveat, controller, max_steps, keep)
+    return Plan.of(method_of(size, hidden, solver), saveat, max_steps, keep)
 
 
 # Bytes of a step of Tsit5, which has six stages and for dense output seven.
@@ -94,17 +91,8 @@ def test_auto_keeps_eight_steps_or_none(hidden):
         assert (found.size + 2 * found.block) * step <= BUDGET
 
 
-def test_a_step_may_begin_with_the_end_of_the_last_if_no_controller_jumps():
-    pid = diffrax.PIDController(rtol=1e-3, atol=1e-6)
-    jumps = diffrax.ClipStepSizeController(pid, jump_ts=[0.5])
-
-    class Own(diffrax.PIDController):
-        pass
-
-    for controller in (CONSTANT, pid, diffrax.StepTo(jnp.linspace(0, 1, 3))):
-        assert plan_of("auto", controller=controller).is_chained
-    for controller in (jumps, Own(rtol=1e-3, atol=1e-6)):
-        assert not plan_of("auto", controller=controller).is_chained
+def test_a_step_begins_with_the_end_of_the_last_if_that_is_its_last_stage():
+    assert plan_of("auto").is_chained
     assert not plan_of("auto", solver=diffrax.Heun()).is_chained
 
 

@@ -37,7 +37,7 @@ def test_an_empty_ring():
 @pytest.mark.parametrize(("first", "number"), [(6, 2), (4, 2), (8, 2), (6, 3), (3, 6), (0, 6)])
 def test_the_calls_of_a_block_are_all_stages_of_its_steps(first, number):
     ring = numbered(6, 2, 10)
-    values, steps = jax.jit(Ring.calls, static_argnums=2)(ring, jnp.array(first), number)
+    values, steps = jax.jit(Ring.calls, static_argnums=2)(ring, jnp.array(first), number, number)
     assert values.shape == (number * 2, 2)
     # All slots are read in their own order: of step `i` is slot `i % 6`.
     last = {i % 6: i for i in range(10)}
@@ -46,18 +46,16 @@ def test_the_calls_of_a_block_are_all_stages_of_its_steps(first, number):
     np.testing.assert_allclose(values[:, 0], [last[slot] + k / 10 for slot in slots for k in range(2)])
 
 
-@pytest.mark.parametrize("number", [0, 3, 4, 5, 9, 10])
-def test_what_the_last_attempt_left_is_cleared(number):
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_what_the_last_attempt_left_is_zero(done):
     """It is in the slot of the step that it would have been, and in the first row of the next."""
-    size = 5
-    ring = numbered(size, 2, number)
-    broken = [number % size, (number + 1) % size]
-    rows = ring.residuals[0].at[broken[0]].set(jnp.nan).at[broken[1], 0].set(jnp.inf)
-    cleared = jax.jit(Ring.cleared)(ring.replace([rows, ring.residuals[1]]), jnp.array(number))
-    assert not cleared.residuals[0][jnp.array(broken)].any()
-    others = [slot for slot in range(size) if slot not in broken]
-    for found, expected in zip(cleared.residuals, ring.residuals, strict=True):
-        assert_same(found[jnp.array(others)], expected[jnp.array(others)])
+    ring = numbered(6, 2, 9)
+    rows = [row.at[(3 + done) % 6 :].set(jnp.nan) if done < 3 else row for row in ring.residuals]
+    found = jax.jit(Ring.calls, static_argnums=2)(ring.replace(rows), jnp.array(9), 3, jnp.array(done))
+    whole = Ring.calls(ring, 9, 3, 3)
+    for x, expected in zip(found, whole, strict=True):
+        assert_same(x[: 2 * done], expected[: 2 * done])
+        assert not x[2 * done :].any()
 
 
 def test_dense_output_is_of_the_last_step_in_its_slot():
