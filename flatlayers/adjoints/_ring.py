@@ -40,14 +40,14 @@ class Ring(eqx.Module):
     def calls(self, first: ArrayLike, number: int, done: ArrayLike) -> list[Array]:
         """Return the residuals of `number` steps from `first` on, all stages of all steps in a row.
 
-        Those after `done` steps are zero: what a rejected attempt has left there may not be finite.
+        Rows after `done` steps are zero: a rejected attempt may have left there what is not finite.
         """
         slot = remainder(jnp.asarray(first), self.size)
-        rows = self.residuals
+        rows = [row[...] for row in self.residuals]
         if number < self.size:
-            rows = [lax.dynamic_slice_in_dim(row[...], slot, number) for row in rows]
+            rows = [lax.dynamic_slice_in_dim(row, slot, number) for row in rows]
         is_done = jnp.arange(number) < done
-        return [merged(jnp.where(is_done.reshape(-1, *(1,) * (row.ndim - 1)), row[...], 0)) for row in rows]
+        return [merged(jnp.where(is_done.reshape(-1, *(1,) * (row.ndim - 1)), row, 0)) for row in rows]
 
     def buffers(self) -> list[Array]:
         return [*self.residuals, *self.dense.buffers]

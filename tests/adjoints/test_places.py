@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatlayers.adjoints import _places
+from flatlayers.adjoints import _diffrax, _places
 from tests.helpers import assert_same
 
 
@@ -16,17 +16,17 @@ BUFFER = np.arange(24.0).reshape(4, 3, 2)
 @pytest.mark.parametrize("place", [(0,), (3,), (2, 1), (3, 2), (jnp.array(3), 0), (1, jnp.array(2), 1)])
 def test_what_is_set_is_got_and_all_else_stays(place):
     where = tuple(int(i) for i in place)
-    assert_same(jax.jit(_places.get_at)(jnp.asarray(BUFFER), *place), BUFFER[where])
+    assert_same(jax.jit(_diffrax.get_at)(jnp.asarray(BUFFER), *place), BUFFER[where])
     expected = BUFFER.copy()
     expected[where] = -1
-    found = jax.jit(_places.set_at)(jnp.asarray(BUFFER), -jnp.ones(BUFFER[where].shape), *place)
+    found = jax.jit(_diffrax.set_at)(jnp.asarray(BUFFER), -jnp.ones(BUFFER[where].shape), *place)
     assert_same(found, expected)
 
 
 def test_places_are_not_counted_from_the_end():
     """No comparison with zero is made, and none with the length."""
     buffer, i = jnp.asarray(BUFFER), jnp.array(1)
-    for f in (lambda i: _places.get_at(buffer, i, 0), lambda i: _places.set_at(buffer, jnp.ones(2), i, 0)):
+    for f in (lambda i: _diffrax.get_at(buffer, i, 0), lambda i: _diffrax.set_at(buffer, jnp.ones(2), i, 0)):
         names = {eqn.primitive.name for eqn in jax.make_jaxpr(f)(i).jaxpr.eqns}
         assert not names & {"lt", "add", "select_n", "clamp", "min", "max"}
 
@@ -38,7 +38,7 @@ def test_a_buffer_in_a_loop_is_written_and_read_in_place(is_mapped):
     def fill(count):
         def body(carry):
             i, rows = carry
-            return i + 1, _places.set_at(rows, _places.get_at(rows, i - 1) + 1, i)
+            return i + 1, _diffrax.set_at(rows, _diffrax.get_at(rows, i - 1) + 1, i)
 
         init = jnp.array(1), jnp.zeros((5, 2))
         loop = eqxi.while_loop(
