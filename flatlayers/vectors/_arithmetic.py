@@ -15,11 +15,6 @@ from .layout import Layout, check_same_layout
 Operation = Callable[[Any, Any], Any]
 
 
-def _both_sides(op: Operation) -> tuple[Callable[["Arithmetic", object], Any], ...]:
-    """Return the methods for `v op other` and for `other op v`."""
-    return lambda self, other: self._binary(op, other), lambda self, other: self._reflected(op, other)
-
-
 class Arithmetic(Immutable):
     """An array whose names stay with it under arithmetic.
 
@@ -80,11 +75,35 @@ class Arithmetic(Immutable):
     def _reflected(self, op: Operation, other: object) -> Any:
         return self._binary(lambda a, b: op(b, a), other)
 
-    __add__, __radd__ = _both_sides(operator.add)
-    __sub__, __rsub__ = _both_sides(operator.sub)
-    __mul__, __rmul__ = _both_sides(operator.mul)
-    __truediv__, __rtruediv__ = _both_sides(operator.truediv)
-    __pow__, __rpow__ = _both_sides(operator.pow)
+    def __add__(self, other: object) -> Any:
+        return self._binary(operator.add, other)
+
+    def __radd__(self, other: object) -> Any:
+        return self._reflected(operator.add, other)
+
+    def __sub__(self, other: object) -> Any:
+        return self._binary(operator.sub, other)
+
+    def __rsub__(self, other: object) -> Any:
+        return self._reflected(operator.sub, other)
+
+    def __mul__(self, other: object) -> Any:
+        return self._binary(operator.mul, other)
+
+    def __rmul__(self, other: object) -> Any:
+        return self._reflected(operator.mul, other)
+
+    def __truediv__(self, other: object) -> Any:
+        return self._binary(operator.truediv, other)
+
+    def __rtruediv__(self, other: object) -> Any:
+        return self._reflected(operator.truediv, other)
+
+    def __pow__(self, other: object) -> Any:
+        return self._binary(operator.pow, other)
+
+    def __rpow__(self, other: object) -> Any:
+        return self._reflected(operator.pow, other)
 
     def __neg__(self) -> Self:
         return self._with(-self.data)

@@ -25,10 +25,6 @@ from .text import as_html
 Index: TypeAlias = "int | slice | list[int] | np.ndarray | Array | tuple[object, ...]"
 
 
-def _comparison(op: Operation) -> Callable[["ComponentVector", object], Any]:
-    return lambda self, other: self._binary(op, other)
-
-
 class ComponentVector(Arithmetic, NamedArray):
     """An array of shape `(..., n)` whose last axis has a `Layout`: names for its parts.
 
@@ -297,12 +293,24 @@ class ComponentVector(Arithmetic, NamedArray):
     def __rmatmul__(self, other: object) -> Any:
         return other @ self.data if isinstance(other, np.ndarray | jax.Array) else NotImplemented
 
-    __eq__ = _comparison(operator.eq)
-    __ne__ = _comparison(operator.ne)
-    __lt__ = _comparison(operator.lt)
-    __le__ = _comparison(operator.le)
-    __gt__ = _comparison(operator.gt)
-    __ge__ = _comparison(operator.ge)
+    def __eq__(self, other: object) -> Any:
+        return self._binary(operator.eq, other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._binary(operator.ne, other)
+
+    def __lt__(self, other: object) -> Any:
+        return self._binary(operator.lt, other)
+
+    def __le__(self, other: object) -> Any:
+        return self._binary(operator.le, other)
+
+    def __gt__(self, other: object) -> Any:
+        return self._binary(operator.gt, other)
+
+    def __ge__(self, other: object) -> Any:
+        return self._binary(operator.ge, other)
+
     # Comparing gives a vector, so a vector has no hash.
     __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
