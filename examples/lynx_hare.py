@@ -224,7 +224,7 @@ def fit_and_compare(model: Model, pelts: Pelts, steps: int) -> Fit:
 def report(fits: list[Fit], pelts: Pelts) -> str:
     hare, lynx = pelts.typical
     first, last, end = pelts.year[[0, pelts.fitted - 1, -1]].astype(int)
-    lines = [f"Rates a year, at {hare:.1f} thousand hares and {lynx:.1f} thousand lynx:"]
+    lines = [f"Rates per year, at {hare:.1f} thousand hares and {lynx:.1f} thousand lynx:"]
     for fit in fits:
         if "log_rates" in fit.ps:
             rates = fit.ps.log_rates.map(jnp.exp).to_dict().items()

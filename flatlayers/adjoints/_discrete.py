@@ -1,8 +1,9 @@
 """A diffrax solve whose backward pass walks back over the accepted steps, one vjp per step.
 
 The forward pass is diffrax's own loop. With each attempt it writes the times and the state at which the
-attempt starts; a rejected one is written over by the next. The backward pass makes a step again from
-there, and pulls back the cotangents of its end and of what was saved inside it.
+attempt starts, and of the last ones all that their vjps need; a rejected one is written over by the next.
+The backward pass takes that, or makes a step again from its start, and pulls back the cotangents of its
+end and of what was saved inside it.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from ._diffrax import DenseInfo, LoopOptions, LoopState, SavedValues, SolverStat
 from ._explicit import ExplicitMethod, StageFunctions
 from ._kept import KeepingSolver, KeptSteps
 from ._outputs import BackwardCotangents, FinishedSolve, Position, SavedOutput
-from ._plan import Keep, Plan
+from ._plan import Allowance, Plan
 from ._steps import ExplicitSteps, Pull, RemadeSteps, StepRecord, TracedSteps
 from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
 
@@ -46,7 +47,7 @@ class DiscreteConstants(eqx.Module):
     state: State
     options: LoopOptions
     every: int = eqx.field(static=True)
-    keep: Keep = eqx.field(static=True)
+    keep: Allowance = eqx.field(static=True)
     carries: bool = eqx.field(static=True)
     reverse_only: str | None = eqx.field(static=True)
 
@@ -56,7 +57,7 @@ class DiscreteConstants(eqx.Module):
         state: State,
         options: LoopOptions,
         every: int,
-        keep: Keep,
+        keep: Allowance,
         carries: bool,
         reverse_only: str | None,
     ) -> "DiscreteConstants":
@@ -67,8 +68,7 @@ class DiscreteConstants(eqx.Module):
         """Return how residuals are kept, `None` if none are."""
         if method is None or self.every > 1:
             return None
-        options = self.options
-        return Plan.of(method, problem.saveat, options.max_steps, self.keep)
+        return Plan.of(method, problem.saveat, self.options.max_steps, self.keep)
 
     def initial_state(self, problem: DiscreteProblem) -> State:
         return _diffrax.replace_state(self.state, y=problem.y0, solver_state=problem.solver_state)

@@ -180,9 +180,8 @@ class KeptSteps:
             i, y0, starts, ring = carry
             y1, ring = self.steps.remake(i, y0, ring, is_dense=plan.is_dense)
             i = i + 1
-            if (
-                checkpoints.thins
-            ):  # those of steps in the block come to its own start, which is not read again
+            if checkpoints.thins:
+                # The states inside of the block go to its own start, which is not read again.
                 slot = group + jnp.minimum(rounded_up(i - origin, plan.block), unit)
                 starts = starts.set(slot, (y1, None))
             return i, y1, starts, ring

@@ -14,7 +14,7 @@ from ._explicit import ExplicitMethod
 
 
 # Bytes for residuals, or the choice by the rule below.
-Keep: TypeAlias = int | Literal["auto"]
+Allowance: TypeAlias = int | Literal["auto"]
 
 # Bytes that "auto" allows: half of a usual third cache.
 BUDGET = 16 * 2**20
@@ -50,7 +50,7 @@ class Plan:
         method: ExplicitMethod,
         saveat: diffrax.SaveAt,
         max_steps: int,
-        keep: Keep,
+        keep: Allowance,
     ) -> "Plan | None":
         """Return the plan for a solve, `None` if nothing is to be kept."""
         is_dense = bool(saveat.dense or any(sub.ts is not None or sub.steps for sub in sub_saveats(saveat)))

@@ -14,7 +14,7 @@ from ._diffrax import LoopState, TracedSolver
 from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps
 from ._explicit import StageFunctions
 from ._guards import Guard, stop_gradient
-from ._plan import BUDGET, Keep
+from ._plan import BUDGET, Allowance
 
 
 class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
@@ -69,7 +69,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     _: KW_ONLY
     every: int = eqx.field(default=1, static=True)
-    keep: Keep = eqx.field(default="auto", static=True)
+    keep: Allowance = eqx.field(default="auto", static=True)
 
     def __check_init__(self) -> None:
         _diffrax.check_version()
