@@ -199,7 +199,7 @@ class Recorder(Protocol):
         ...
 
 
-def _attempt(
+def recorded_attempt(
     body: Callable[[State], State], state: State, recorder: Recorder | None
 ) -> tuple[State, Recorder | None]:
     """Run the body of diffrax's loop, which is one attempt of a step, and record its start."""
@@ -212,7 +212,7 @@ def run(
     state: State,
     options: LoopOptions,
     recorder: Recorder | None = None,
-    attempt: Callable[..., PyTree] = _attempt,
+    attempt: Callable[..., PyTree] = recorded_attempt,
 ) -> tuple[State, PyTree, PyTree]:
     """Run diffrax's own loop from `state`; return its final state, the statistics and the recorder.
 
@@ -319,11 +319,6 @@ def with_tolerances(solver: diffrax.AbstractSolver, controller: PyTree) -> diffr
     return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
 
 
-def with_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
-    """Return `solver` with plain loops over its stages, which have forward mode and no reverse mode."""
-    return jax.tree.map(_plain_stages, solver, is_leaf=_has_stages)
-
-
 def has_forward_mode(solver: diffrax.AbstractSolver) -> bool:
     """Tell whether `solver` has no loop over stages, or plain ones."""
     parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
@@ -340,9 +335,3 @@ def sees_jumps(solver: diffrax.AbstractSolver) -> bool:
 
 def _has_stages(x: object) -> bool:
     return isinstance(x, diffrax.AbstractRungeKutta | diffrax.AbstractSRK)
-
-
-def _plain_stages(x: PyTree) -> PyTree:
-    if not _has_stages(x) or x.scan_kind is not None:
-        return x
-    return eqx.tree_at(lambda s: s.scan_kind, x, "lax", is_leaf=lambda x: x is None)

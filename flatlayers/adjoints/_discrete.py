@@ -6,8 +6,6 @@ The backward pass takes that, or makes a step again from its start, and pulls ba
 end and of what was saved inside it.
 """
 
-from functools import partial
-
 import diffrax
 import equinox as eqx
 import jax
@@ -15,10 +13,11 @@ import jax
 from ..types import Array, PyTree, Y
 from . import _diffrax, _modes
 from ._diffrax import DenseInfo, LoopOptions, LoopState, SavedValues, SolverState, State, TracedSolver
-from ._explicit import ExplicitMethod, StageFunctions
+from ._explicit import ExplicitMethod, TracedStages
 from ._kept import KeepingSolver, KeptSteps
 from ._outputs import BackwardCotangents, FinishedSolve, Position, SavedOutput
 from ._plan import Allowance, Plan
+from ._solver import ExplicitSolver
 from ._steps import ExplicitSteps, Pull, RemadeSteps, StepRecord, TracedSteps
 from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
 
@@ -27,20 +26,24 @@ NAME = "AdaptiveCheckpointAdjoint"
 
 
 class DiscreteProblem(eqx.Module):
-    """The part of a solve that is differentiated. `stages`: of an explicit method, else `None`."""
+    """The part of a solve that is differentiated."""
 
     y0: Y
     solver_state: SolverState
-    solver: TracedSolver
-    stages: StageFunctions | None
+    solver: TracedSolver | TracedStages
     saveat: diffrax.SaveAt
+
+    @property
+    def carries(self) -> bool:
+        """Tell whether a step depends on the solver's state."""
+        return isinstance(self.solver, TracedSolver)
 
 
 class DiscreteConstants(eqx.Module):
     """The part that is not.
 
-    `carries`: whether a step depends on the solver's state. `reverse_only`: the name of a solver whose steps
-    have no forward mode, for which there is no second derivative.
+    `reverse_only`: the name of a solver whose steps have no forward mode, for which there is no second
+    derivative.
     """
 
     # Without `y` and the solver's state, which are in the problem.
@@ -48,25 +51,18 @@ class DiscreteConstants(eqx.Module):
     options: LoopOptions
     every: int = eqx.field(static=True)
     keep: Allowance = eqx.field(static=True)
-    carries: bool = eqx.field(static=True)
     reverse_only: str | None = eqx.field(static=True)
 
     @classmethod
     def of(
-        cls,
-        state: State,
-        options: LoopOptions,
-        every: int,
-        keep: Allowance,
-        carries: bool,
-        reverse_only: str | None,
+        cls, state: State, options: LoopOptions, every: int, keep: Allowance, reverse_only: str | None
     ) -> "DiscreteConstants":
         state = _diffrax.replace_state(state, y=None, solver_state=None)
-        return cls(state, options, every, keep, carries, reverse_only)
+        return cls(state, options, every, keep, reverse_only)
 
-    def plan(self, problem: DiscreteProblem, method: ExplicitMethod | None) -> Plan | None:
+    def plan(self, problem: DiscreteProblem, method: ExplicitMethod) -> Plan | None:
         """Return how residuals are kept, `None` if none are."""
-        if method is None or self.every > 1:
+        if self.every > 1:
             return None
         return Plan.of(method, problem.saveat, self.options.max_steps, self.keep)
 
@@ -87,7 +83,11 @@ class Residuals(eqx.Module):
 def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
     """Solve; return the final state and the statistics."""
     state = constants.initial_state(problem)
-    final, statistics, _ = _diffrax.run(problem.solver, problem.saveat, state, constants.options)
+    solver = problem.solver
+    if isinstance(solver, TracedStages):
+        perturbed = jax.tree.map(lambda _: False, solver)
+        solver = ExplicitSolver(ExplicitMethod(solver, perturbed, LoopState.of(state).t0, problem.y0))
+    final, statistics, _ = _diffrax.run(solver, problem.saveat, state, constants.options)
     return final, statistics
 
 
@@ -100,24 +100,28 @@ def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: 
         # All of the solve depends on its start, so a tangent of the problem cannot go around this.
         t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
         state = _diffrax.replace_state(state, t0=t0)
-    method = _explicit_method(problem, perturbed, LoopState.of(state).t0)
-    plan = constants.plan(problem, method)
-    every, carries = constants.every, constants.carries
-    if method is None or plan is None:
-        record = StepRecord.empty(LoopState.of(state), options.max_steps, every, carries)
-        final, statistics, record = _diffrax.run(problem.solver, problem.saveat, state, options, record)
-    else:
-        solver = KeepingSolver(method, problem.solver, plan)
-        start = LoopState.of(state)
-        ring = solver.empty_ring(start.y)
-        record = StepRecord.empty(start, options.max_steps, plan.block, carries, ring)
-        run = partial(_diffrax.run, attempt=solver.attempt)
-        final, statistics, record = run(solver, problem.saveat, state, options, record)
+    start = LoopState.of(state)
+    solver = _solver_of(problem, perturbed, constants, start.t0)
+    every, ring, attempt = constants.every, None, _diffrax.recorded_attempt
+    if isinstance(solver, KeepingSolver):
+        every, ring, attempt = solver.plan.block, solver.empty_ring(start.y), solver.attempt
+    record = StepRecord.empty(start, options.max_steps, every, problem.carries, ring)
+    final, statistics, record = _diffrax.run(solver, problem.saveat, state, options, record, attempt)
     end = LoopState.of(final)
     # Of the values only their number is needed, and buffers like them are in the initial state.
     saved = [SavedValues(saved.times, None, saved.ts_count) for saved in end.saved]
     out = (final, statistics), Residuals(record, end.accepted_steps, end.y, saved)
     return _modes.reversed_once(out, NAME)
+
+
+def _solver_of(
+    problem: DiscreteProblem, perturbed: DiscreteProblem, constants: DiscreteConstants, t0: Array
+) -> TracedSolver | ExplicitSolver:
+    if isinstance(problem.solver, TracedSolver):
+        return problem.solver
+    method = ExplicitMethod(problem.solver, perturbed.solver, t0, problem.y0)
+    plan = constants.plan(problem, method)
+    return ExplicitSolver(method) if plan is None else KeepingSolver(method, plan)
 
 
 @solve_by_steps.def_bwd
@@ -130,14 +134,10 @@ def _solve_bwd(
 ) -> DiscreteProblem:
     walk = BackwardWalk(problem, constants, perturbed, residuals, LoopState.of(cotangents[0]))
     ct = walk.all_steps()
-    # The gradient of a step goes to the parts that it was made from: the traced solver, or the stages.
-    nothing = jax.tree.map(lambda _: None, (problem.solver_state, problem.solver))
-    solver, stages = walk.steps.cotangents(ct.params)
     out = DiscreteProblem(
         ct.y,
-        ct.solver_state if constants.carries else nothing[0],
-        solver if stages is None else nothing[1],
-        stages,
+        ct.solver_state if problem.carries else jax.tree.map(lambda _: None, problem.solver_state),
+        walk.steps.cotangents(ct.params),
         cast_like(ct.saveat, walk.saveat[0]),
     )
     return _modes.reversed_once(out, NAME)
@@ -166,11 +166,11 @@ class BackwardWalk:
 
     def _steps(self, perturbed: DiscreteProblem) -> RemadeSteps | KeptSteps:
         problem, record, number = self.problem, self.residuals.record, self.residuals.steps
-        method = _explicit_method(problem, perturbed, record.t0[0])
         needs_dense = self._is_dense or any(output.interpolates for output in self.outputs)
-        if method is None:
-            traced = TracedSteps(problem.solver, perturbed.solver, record, problem.solver_state)
+        if isinstance(problem.solver, TracedSolver):
+            traced = TracedSteps(problem.solver, perturbed.solver, record)
             return RemadeSteps(traced, record, number, needs_dense)
+        method = ExplicitMethod(problem.solver, perturbed.solver, record.t0[0], problem.y0)
         plan, steps = self.constants.plan(problem, method), ExplicitSteps(method, record)
         if plan is None or record.ring is None:
             return RemadeSteps(steps, record, number, needs_dense)
@@ -208,7 +208,7 @@ class BackwardWalk:
 
     def _end(self) -> Position:
         y1, solver_state = self.residuals.y1, None
-        if self.constants.carries:
+        if self.problem.carries:
             inexact = eqx.filter(self.problem.solver_state, eqx.is_inexact_array)
             solver_state = jax.tree.map(zero_if_none, inexact, self.final.solver_state)
         # That of `y` is not added up but handed on from step to step, and has the dtype of the solve.
@@ -244,11 +244,3 @@ class BackwardWalk:
         params = add_to(ct.params, ct_params)
         ct = BackwardCotangents(ct_y, ct_solver_state, params, ct.saveat)
         return (i, ct, still_unread), besides
-
-
-def _explicit_method(
-    problem: DiscreteProblem, perturbed: DiscreteProblem, t0: Array
-) -> ExplicitMethod | None:
-    if problem.stages is None or perturbed.stages is None:
-        return None
-    return ExplicitMethod(problem.stages, perturbed.stages, t0, problem.y0)

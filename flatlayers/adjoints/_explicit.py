@@ -1,7 +1,8 @@
 """Explicit Runge-Kutta methods: a step from the tableau, and its vjp from what its stages leave."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from functools import cached_property
+from typing import NamedTuple, TypeAlias, cast
 
 import diffrax
 import equinox as eqx
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..types import Args, Array, ArrayLike, Cotangent, PyTree, Y
-from . import _diffrax
 from ._diffrax import DenseInfo, get_at
 from ._jaxpr import Prepared, SplitField, Values
 from ._stage import StageVjp
@@ -22,8 +22,8 @@ Kept: TypeAlias = list[Array]
 Keep: TypeAlias = Callable[[Kept, Array, list[Array]], Kept]
 
 
-class StageFunctions(eqx.Module):
-    """The functions that a step of an explicit method is made of, traced.
+class TracedStages(eqx.Module):
+    """An explicit Runge-Kutta solver, whose steps are functions of their start alone, with its terms traced.
 
     `field(t, y)` and `product(field, control)` of a method whose last stage can be the next step's first one,
     `field(t, y, control)` of others, which is that product. Of both `control(t0, t1)`.
@@ -32,21 +32,33 @@ class StageFunctions(eqx.Module):
     field: PyTree
     product: PyTree
     control: PyTree
-    method: type = eqx.field(static=True)
+    order: PyTree
+    solver: diffrax.AbstractERK
 
     @classmethod
-    def of(cls, method: type, terms: diffrax.AbstractTerm, args: Args, t0: Array, y0: Y) -> "StageFunctions":
+    def of(
+        cls, solver: diffrax.AbstractERK, terms: diffrax.AbstractTerm, args: Args, t0: Array, y0: Y
+    ) -> "TracedStages":
         control: PyTree = eqx.filter_closure_convert(terms.contr, t0, t0)
-        if method.tableau.fsal and not terms.is_vf_expensive(t0, t0, y0, args):
+        order, tableau = solver.error_order(terms), cast(diffrax.ButcherTableau, solver.tableau)
+        if tableau.fsal and not terms.is_vf_expensive(t0, t0, y0, args):
             field: PyTree = eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t0, y0)
             product = eqx.filter_closure_convert(terms.prod, field.out_struct, control.out_struct)
-            return cls(field, product, control, method)
+            return cls(field, product, control, order, solver)
 
         def vf_prod(t: Array, y: Y, control: PyTree) -> Y:
             return terms.vf_prod(t, y, args, control)
 
         field = eqx.filter_closure_convert(vf_prod, t0, y0, control.out_struct)
-        return cls(field, None, control, method)
+        return cls(field, None, control, order, solver)
+
+    @property
+    def tableau(self) -> diffrax.ButcherTableau:
+        return cast(diffrax.ButcherTableau, self.solver.tableau)
+
+    @property
+    def interpolation_cls(self) -> Callable[..., diffrax.AbstractPath]:
+        return self.solver.interpolation_cls
 
 
 class Step(NamedTuple):
@@ -69,12 +81,12 @@ class ExplicitMethod:
 
     **Arguments:**
 
-    - `stages`, `perturbed`: the functions, and which of their leaves have a gradient.
+    - `stages`, `perturbed`: the traced functions, and which of their leaves have a gradient.
     - `t0`, `y0`: an example of a time and a state.
     """
 
-    def __init__(self, stages: StageFunctions, perturbed: StageFunctions, t0: Array, y0: Y):
-        self.stages, self.tableau, self.y0 = stages, stages.method.tableau, zeros(y0)
+    def __init__(self, stages: TracedStages, perturbed: PyTree, t0: Array, y0: Y):
+        self.stages, self.tableau, self.y0 = stages, stages.tableau, zeros(y0)
         controls = (stages.control, stages.product)
         self.control, self.rest = eqx.partition(controls, (perturbed.control, perturbed.product))
         self.control_moves = jax.tree.leaves(self.control) != []
@@ -88,9 +100,14 @@ class ExplicitMethod:
         # The views of a flat vector are taken here, once, and their transpose once at the end.
         (self.plain, self.weights), self.pull_prepared, constants = jax.vjp(prepare, moving, has_aux=True)
         self.prepared: Prepared = ((self.plain, self.weights), constants)
-        self.size = len(jax.tree.leaves(y0))
-        moves = [0 < i <= self.size or (i > self.size and self.control_moves) for i in range(len(inputs))]
-        self.stage = StageVjp(self.field, self.prepared, inputs, moves)
+        self.inputs, self.size = inputs, len(jax.tree.leaves(y0))
+
+    @cached_property
+    def stage(self) -> StageVjp:
+        """The field at one stage and its vjp."""
+        numbers = range(len(self.inputs))
+        moves = [0 < i <= self.size or (i > self.size and self.control_moves) for i in numbers]
+        return StageVjp(self.field, self.prepared, self.inputs, moves)
 
     @property
     def last_is_first(self) -> bool:
@@ -119,14 +136,14 @@ class ExplicitMethod:
         t1: Array,
         y0: Y,
         count: int,
-        keep: Keep,
-        kept: Kept,
+        keep: Keep | None = None,
+        kept: Kept | None = None,
         f0: PyTree = None,
         first: ArrayLike = 0,
-    ) -> tuple[Step, Kept]:
+    ) -> tuple[Step, PyTree]:
         """Make a step of `count` stages, from stage `first` on; if that is 1, `f0` is the field at its start.
 
-        `keep(kept, i, residuals)` puts what stage `i` leaves to `kept`.
+        `keep(kept, i, residuals)` puts what stage `i` leaves for its vjp to `kept`.
         """
         a, b, c = _square(self.tableau, count)
         a, c = self._weights(a), jnp.asarray(c, t0.dtype)
@@ -139,13 +156,13 @@ class ExplicitMethod:
         def stage(carry: PyTree) -> PyTree:
             i, _, _, ks, kept = carry
             t, y = _time(get_at(c, i), t0, t1), _plus(y0, get_at(a, i), ks)
-            f, residuals = self._evaluate(t, y, control)
-            return i + 1, y, f, set_row(ks, i, self._product(f, control)), keep(kept, i, residuals)
+            f, residuals = self._evaluate(t, y, control, keeps=keep is not None)
+            kept = keep(kept, i, residuals) if keep else kept
+            return i + 1, y, f, set_row(ks, i, self._product(f, control)), kept
 
+        # The number of stages is the same for all samples, so this is right under `vmap` as well.
         init = (jnp.asarray(first), y0, f, ks, kept)
-        _, y, f1, ks, kept = _diffrax.while_loop(
-            lambda carry: carry[0] < count, stage, init, buffers=lambda carry: carry[4]
-        )
+        _, y, f1, ks, kept = jax.lax.while_loop(lambda carry: carry[0] < count, stage, init)
         # The last stage is often evaluated at the very end: taken from there it is diffrax's to the last bit.
         ends_there = self.tableau.ssal and count == self.tableau.num_stages
         return Step(y if ends_there else _plus(y0, self._weights(b), ks), f1, ks), kept
@@ -155,9 +172,11 @@ class ExplicitMethod:
         weights = self._weights(self.tableau.b_error)
         return jax.tree.map(lambda k: jnp.tensordot(weights.astype(k.dtype), k, axes=1), ks)
 
-    def _evaluate(self, t: Array, y: Y, control: PyTree) -> tuple[PyTree, list[Array]]:
-        out, kept = self.stage.forward(self.prepared, self._inputs(t, y, control))
-        structure = jax.tree.structure(self.stages.field.out_struct)
+    def _evaluate(self, t: Array, y: Y, control: PyTree, *, keeps: bool) -> tuple[PyTree, list[Array]]:
+        inputs, structure = self._inputs(t, y, control), jax.tree.structure(self.stages.field.out_struct)
+        if not keeps:
+            return structure.unflatten(self.field(self.prepared, inputs, self.field.no_taps())[0]), []
+        out, kept = self.stage.forward(self.prepared, inputs)
         return structure.unflatten(out), [*kept, *out] if self.keeps_field else kept
 
     @property
@@ -212,10 +231,8 @@ class ExplicitMethod:
             ct_y, params, delta = self._pull_stage(read(i), control, ct_k)
             return i, set_row(ct_ys, i, ct_y), add(total, params), keep(deltas, i, delta)
 
-        init = count, rows_of(count, ct_y1), self._no_params(control), deltas
-        _, ct_ys, (plain, *moved), deltas = _diffrax.while_loop(
-            lambda carry: carry[0] > 0, stage, init, buffers=lambda carry: carry[3]
-        )
+        init = jnp.asarray(count), rows_of(count, ct_y1), self._no_params(control), deltas
+        _, ct_ys, (plain, *moved), deltas = jax.lax.while_loop(lambda carry: carry[0] > 0, stage, init)
         ct_y0 = jax.tree.map(lambda y, ys: y + ys.sum(0), ct_y1, ct_ys)
         ct_y0 = ct_y0 if ct_dense is None else add(ct_y0, ct_dense["y0"])
         params = self.control
@@ -275,15 +292,15 @@ class ExplicitMethod:
         """Return zeros for the sums of `(plain, weights, control)`."""
         return wide_zeros((list(self.plain), list(self.weights), self.control))
 
-    def cotangents(self, total: Cotangent) -> StageFunctions:
-        """Return the cotangents of the stage functions for such sums."""
+    def cotangents(self, total: Cotangent) -> TracedStages:
+        """Return the cotangents of the traced functions for such sums."""
         plain, weights, (control, product) = cast_like(
             total, (list(self.plain), list(self.weights), self.control)
         )
         (constants,) = self.pull_prepared((plain, weights))
-        nothing = jax.tree.map(lambda _: None, self.stages.field)
-        field = eqx.tree_at(lambda field: field.consts, nothing, constants)
-        return StageFunctions(field, product, control, self.stages.method)
+        nothing = jax.tree.map(lambda _: None, self.stages)
+        field = eqx.tree_at(lambda field: field.consts, nothing.field, constants)
+        return TracedStages(field, product, control, nothing.order, nothing.solver)
 
 
 def _square(tableau: diffrax.ButcherTableau, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

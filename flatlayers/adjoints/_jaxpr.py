@@ -81,6 +81,10 @@ class SplitField:
         plain, weights, fixed = ([env[v] for v in part] for part in (self.plain, self.weights, self.fixed))
         return (plain, weights), fixed
 
+    def no_taps(self) -> list[Array]:
+        """Return the taps of a call."""
+        return [jnp.zeros(tap.shape, tap.dtype) for tap in self.taps]
+
     def __call__(self, prepared: Prepared, inputs: Values, taps: Values) -> tuple[list[Array], list[Array]]:
         """Return the results, and the factors `x` of the products, whose weights have no gradient here."""
         (plain, weights), fixed = prepared

@@ -2,42 +2,39 @@
 
 from collections.abc import Callable
 
-import diffrax
-import equinox.internal as eqxi
 import jax.numpy as jnp
 
 from ..types import Array, ArrayLike, Cotangent, PyTree, Y
 from . import _diffrax
 from ._checkpoints import Slots
-from ._diffrax import LoopState, State, TracedSolver, set_at
-from ._explicit import ExplicitMethod, Keep, Kept
+from ._diffrax import LoopState, State, set_at
+from ._explicit import ExplicitMethod, Keep, Kept, Step
 from ._outputs import Position
 from ._places import quotient, remainder, rounded_up
 from ._plan import Plan
 from ._ring import Ring, merged
+from ._solver import ExplicitSolver
 from ._steps import ExplicitSteps, Pull, StepBack, StepRecord
 from ._trees import add_to, rows_of
 
 
-class KeepingSolver:
-    """An explicit method in place of diffrax's own solver, that puts what its stages leave into a ring.
+class KeepingSolver(ExplicitSolver):
+    """An explicit method that puts what its stages leave into a ring.
 
     The ring goes around diffrax's loop: as a part of the solver's state it would be copied in each step, to
     be kept or not.
     """
 
-    def __init__(self, method: ExplicitMethod, solver: TracedSolver, plan: Plan):
-        self.method, self.solver, self.plan = method, solver, plan
+    def __init__(self, method: ExplicitMethod, plan: Plan):
+        super().__init__(method)
+        self.plan = plan
         # While the body of diffrax's loop is traced: the ring, and the number of the attempt.
         self.ring: Ring | None = None
         self.number: Array = jnp.zeros((), int)
 
     @property
-    def interpolation_cls(self) -> Callable[..., diffrax.AbstractPath]:
-        return self.solver.interpolation_cls
-
-    def error_order(self, terms: PyTree) -> PyTree:
-        return self.solver.error_order(terms)
+    def is_chained(self) -> bool:
+        return self.plan.is_chained
 
     def empty_ring(self, y0: Y) -> Ring:
         ks = rows_of(self.method.tableau.num_stages, y0)
@@ -54,25 +51,15 @@ class KeepingSolver:
         ring, self.ring = self.ring, None
         return after, record.write(start).with_ring(ring)
 
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del terms, args
-        method, plan, count = self.method, self.plan, self.method.tableau.num_stages
-        start = {}
-        if plan.is_chained:
-            is_first, f0 = solver_state
-            # As diffrax does: of samples side by side all make their first stage if one of them has to.
-            again = eqxi.unvmap_any(is_first | made_jump)
-            start = {"f0": f0, "first": jnp.where(again, 0, 1)}
+    def make(self, t0: Array, t1: Array, y0: Y, **start: PyTree) -> Step:
         if self.ring is None:  # diffrax looks at shapes
-            step, _ = method.step(t0, t1, y0, count, lambda kept, *_: kept, [], **start)
-        else:
-            n, ring = self.number, self.ring
-            step, rows = method.step(t0, t1, y0, count, self._keep(n, ring.size), ring.residuals, **start)
-            ring = ring.replace(rows)
-            self.ring = ring.set_dense(n, step.dense(y0)) if plan.is_dense else ring
-        if plan.is_chained:
-            solver_state = False, step.f1
-        return step.y1, method.error(step.ks), step.dense(y0), solver_state, diffrax.RESULTS.successful
+            return super().make(t0, t1, y0, **start)
+        method, n, ring = self.method, self.number, self.ring
+        keep, count = self._keep(n, ring.size), method.tableau.num_stages
+        step, rows = method.step(t0, t1, y0, count, keep, ring.residuals, **start)
+        ring = ring.replace(rows)
+        self.ring = ring.set_dense(n, step.dense(y0)) if self.plan.is_dense else ring
+        return step
 
     def _keep(self, n: Array, size: int) -> Keep:
         """Return what keeps the residuals of step `n`, those of its last stage as of the next one's first."""

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from ..types import Array, PyTree
@@ -59,8 +58,7 @@ class StageVjp:
             def call(moving: Values, plain: Values, taps: Values) -> tuple[list[Array], list[Array]]:
                 return field(((plain, weights), fixed), self._merge(moving, inputs), taps)
 
-            taps = [jnp.zeros(tap.shape, tap.dtype) for tap in field.taps]
-            return jax.vjp(call, self._moving(inputs), plain, taps, has_aux=True)
+            return jax.vjp(call, self._moving(inputs), plain, field.no_taps(), has_aux=True)
 
         whole, (out, *rest) = jax.make_jaxpr(forward, return_shape=True)(prepared, list(inputs))
         closed = jax.make_jaxpr(lambda *x: inlined(whole.jaxpr, whole.consts, x))(

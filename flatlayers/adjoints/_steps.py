@@ -85,8 +85,8 @@ class Stepper(Protocol):
         """Return zeros, to which the cotangents of the params are added, step by step."""
         ...
 
-    def cotangents(self, total: Cotangent) -> tuple[Cotangent, Cotangent]:
-        """Return those of the solver and of the stage functions for such a sum, one of them `None`."""
+    def cotangents(self, total: Cotangent) -> Cotangent:
+        """Return those of the solver for such a sum."""
         ...
 
 
@@ -99,12 +99,12 @@ class ExplicitSteps:
     def zero_cotangents(self) -> Cotangent:
         return self.method.zero_cotangents()
 
-    def cotangents(self, total: Cotangent) -> tuple[Cotangent, Cotangent]:
-        return None, self.method.cotangents(total)
+    def cotangents(self, total: Cotangent) -> Cotangent:
+        return self.method.cotangents(total)
 
     def advance(self, i: Array, start: Start) -> Start:
         t0, t1, count = self.record.t0[i], self.record.t1[i], self.method.count(is_dense=False)
-        step, _ = self.method.step(t0, t1, start[0], count, lambda kept, *_: kept, [])
+        step, _ = self.method.step(t0, t1, start[0], count)
         return step.y1, None
 
     def step_with_vjp(self, i: Array, start: Start, needs_dense: bool) -> tuple[Y, DenseInfo, Pull]:
@@ -199,17 +199,15 @@ class RemadeSteps:
 class TracedSteps:
     """Steps by diffrax's `solver.step`, of any solver. `ExplicitSteps` are faster where there are such."""
 
-    def __init__(
-        self, solver: TracedSolver, perturbed: TracedSolver, record: StepRecord, solver_state: SolverState
-    ):
-        self.solver, self.record, self.solver_state = solver, record, solver_state
+    def __init__(self, solver: TracedSolver, perturbed: PyTree, record: StepRecord):
+        self.solver, self.record = solver, record
         self.params, self.rest = eqx.partition(solver, perturbed)
 
     def zero_cotangents(self) -> Cotangent:
         return wide_zeros(self.params)
 
-    def cotangents(self, total: Cotangent) -> tuple[Cotangent, Cotangent]:
-        return cast_like(total, self.params), None
+    def cotangents(self, total: Cotangent) -> Cotangent:
+        return cast_like(total, self.params)
 
     def advance(self, i: Array, start: Start) -> Start:
         y1, _, solver_state = self._step(self.solver, i, start)
@@ -229,10 +227,8 @@ class TracedSteps:
     def _step(self, solver: TracedSolver, i: Array, start: Start) -> tuple[Y, DenseInfo, SolverState]:
         y, solver_state = start
         record = self.record
-        # Where no state is carried a step does not depend on it, and the first one serves for all.
-        jump = False if record.jumps is None else record.jumps[i]
-        solver_state = solver_state if record.carries else self.solver_state
+        jump = None if record.jumps is None else record.jumps[i]
         y1, _, dense, solver_state, _ = solver.step(
             None, record.t0[i], record.t1[i], y, None, solver_state, jump
         )
-        return y1, dense, jax.tree.map(jnp.asarray, solver_state) if record.carries else None
+        return y1, dense, jax.tree.map(jnp.asarray, solver_state)

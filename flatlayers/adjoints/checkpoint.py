@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY
+from typing import TypeGuard
 
 import diffrax
 import equinox as eqx
@@ -12,7 +13,7 @@ from ..types import Args, PyTree, Time
 from . import _diffrax, _modes
 from ._diffrax import LoopState, TracedSolver
 from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps
-from ._explicit import StageFunctions
+from ._explicit import TracedStages
 from ._guards import Guard, stop_gradient
 from ._plan import BUDGET, Allowance
 
@@ -111,19 +112,19 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         options = _GUARD.loop_options(t0, t1, dt0, stepsize_controller, max_steps, progress_meter)
         saveat = _GUARD.saveat(saveat)
         state = _diffrax.map_times(stop_gradient, init_state)
-        carries = passed_solver_state or saveat.solver_state or not _restarts(solver)
-        if not carries:  # the vjp of a step is not that of `solver.step`
-            solver = _diffrax.with_forward_mode(solver)
-        reverse_only = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
-        start = LoopState.of(state)
+        start, reverse_only = LoopState.of(state), None
+        if passed_solver_state or saveat.solver_state or not _restarts(solver):
+            traced = TracedSolver.of(solver, terms, args, state)
+            reverse_only = None if _diffrax.has_forward_mode(solver) else type(solver).__name__
+        else:
+            traced = TracedStages.of(solver, terms, args, start.t0, start.y)
         problem = DiscreteProblem(
             start.y,
             jax.tree.map(jnp.asarray, start.solver_state),
-            TracedSolver.of(solver, terms, args, state),
-            None if carries else StageFunctions.of(type(solver), terms, args, start.t0, start.y),
+            traced,
             _diffrax.trace_saveat(saveat, args, state),
         )
-        constants = DiscreteConstants.of(state, options, self.every, self.keep, carries, reverse_only)
+        constants = DiscreteConstants.of(state, options, self.every, self.keep, reverse_only)
         final, statistics = solve_by_steps(_modes.reverse_only(problem, NAME), constants)
         return _diffrax.only_outputs(final, saveat, _GUARD.only_saved_values), statistics
 
@@ -131,7 +132,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 _GUARD = Guard(NAME)
 
 
-def _restarts(solver: diffrax.AbstractSolver) -> bool:
+def _restarts(solver: diffrax.AbstractSolver) -> TypeGuard[diffrax.AbstractERK]:
     """Tell whether a step is a function of its times and `y` alone.
 
     It is if the solver's state is at most the vector field at the start, exactly. An implicit solver's

@@ -244,7 +244,8 @@ def test_a_last_attempt_that_is_no_number(solver, kept, save):
         jax.jit(jax.grad(lambda x, adjoint=adjoint, more=more: loss(x, adjoint, more)))((START, WEIGHTS))
         for adjoint, more in ((some, fails), (DEFAULT, to))
     )
-    assert_equal_gradients(found, expected, 1e-10)
+    # The times of steps are of another solve: an error that is all but rounding may choose them.
+    assert_equal_gradients(found, expected, 1e-9)
 
 
 # States, fields and weights of all kinds

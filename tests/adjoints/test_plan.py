@@ -8,7 +8,7 @@ import pytest
 
 import flatlayers as fl
 from flatlayers.adjoints._discrete import Plan
-from flatlayers.adjoints._explicit import ExplicitMethod, StageFunctions
+from flatlayers.adjoints._explicit import ExplicitMethod, TracedStages
 from flatlayers.adjoints._plan import BUDGET
 
 
@@ -17,7 +17,7 @@ def method_of(size, hidden, solver=None, term=None):
     weights = jnp.ones((hidden, size)), jnp.ones((size, hidden))
     term = term or diffrax.ODETerm(lambda t, y, w: w[1] @ jnp.tanh(w[0] @ y))
     t0, y0 = jnp.array(0.0), jnp.ones(size)
-    stages = StageFunctions.of(type(solver or diffrax.Tsit5()), term, weights, t0, y0)
+    stages = TracedStages.of(solver or diffrax.Tsit5(), term, weights, t0, y0)
     return ExplicitMethod(stages, stages_perturbed(stages), t0, y0)
 
 
