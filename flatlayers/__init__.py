@@ -59,6 +59,9 @@ from .fitting.loop import (
 )
 from .fitting.per_leaf import per_leaf as per_leaf
 from .fitting.shooting import multiple_shooting as multiple_shooting
+from .io.errors import FileFormatError as FileFormatError, LayoutMismatchError as LayoutMismatchError
+from .io.files import describe_file as describe_file, load as load, save as save
+from .io.transfer import transfer as transfer
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.basis import (
     Chebyshev as Chebyshev,

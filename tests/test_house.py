@@ -17,6 +17,7 @@ BELOW = {
     "dtypes": {"types"},
     "vectors": {"types", "dtypes"},
     "adjoints": {"types", "dtypes"},
+    "io": {"vectors", "types", "dtypes"},
     "core": {"vectors", "types", "dtypes"},
     "activations": {"types", "dtypes"},
     "initializers": {"core", "vectors", "types", "dtypes"},

@@ -1,13 +1,13 @@
 """`Layout`: names to places in one contiguous vector. Neither this file nor any below it needs JAX."""
 
 import functools
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from . import json_text
 from .names import (
     NamedArray,
     UnknownNameError,
@@ -261,34 +261,12 @@ class Layout(Places):
 
     def to_json(self) -> str:
         """Return the layout as JSON text, to be stored beside a saved vector."""
-        return json.dumps({"flatlayers_layout": 1, "tree": self._to_plain(), "ties": dict(self.ties)})
+        return json_text.to_text(self)
 
     @staticmethod
     def from_json(text: str) -> "Layout":
         """Return the layout that `to_json` wrote. **Raises:** `ValueError` for any other text."""
-        try:
-            content = json.loads(text)
-            if content["flatlayers_layout"] != 1:
-                raise ValueError(f"expected version 1, found {content['flatlayers_layout']}")
-            return Layout._from_plain(content["tree"]).tie(content["ties"])
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"this is not the JSON text of a Layout: {error}") from error
-
-    def _to_plain(self) -> dict[str, Any]:
-        """Return the names, shapes and stacks as dictionaries and lists."""
-        names = {
-            name: list(child) if isinstance(child, tuple) else child._to_plain()
-            for name, child in self.entries.items()
-        }
-        return {"names": names, "copies": list(self.copies)} if self.copies else {"names": names}
-
-    @staticmethod
-    def _from_plain(plain: Mapping[str, Any]) -> "Layout":
-        names = plain["names"].items()
-        layout = Layout({name: Layout._from_plain(c) if isinstance(c, Mapping) else c for name, c in names})
-        for n in reversed(plain.get("copies", ())):
-            layout = layout.stack(n)
-        return layout
+        return json_text.from_text(text, Layout)
 
     def __repr__(self) -> str:
         inside = ", ".join(

@@ -1,0 +1,67 @@
+"""The numbers of a file: read block by block, checked against their checksum, and made arrays of."""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._format import DTYPES, Header, read_into
+from ._rebuild import Span, Take
+
+
+def read_numbers(file: BinaryIO, spans: Iterable[Span]) -> "tuple[Numbers, int]":
+    """Return the bytes of all spans, which lie one after another from here on, and their checksum."""
+    checksum, found = 0, {}
+    for span in sorted(spans, key=lambda span: (span.start, span.stop)):
+        buffer = np.empty(span.stop - span.start, np.uint8)
+        read_into(file, buffer.data)
+        checksum = zlib.crc32(buffer.data, checksum)
+        found[span.start, span.stop] = buffer
+    return Numbers(found), checksum
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The bytes of each array by its place: that of empty ones can be the same, and so are they."""
+
+    found: Mapping[tuple[int, int], np.ndarray]
+
+    def take(self) -> Take:
+        return Take(self.array, self.numpy, self.scalar, self.key)
+
+    def numpy(self, span: Span) -> np.ndarray:
+        return self.found[span.start, span.stop].view(span.dtype).reshape(span.shape)
+
+    def scalar(self, span: Span) -> Any:
+        return self.numpy(span)[()]
+
+    def array(self, span: Span) -> jax.Array:
+        return jnp.asarray(self.numpy(span))
+
+    def key(self, span: Span, implementation: str) -> jax.Array:
+        return jax.random.wrap_key_data(self.array(span), impl=implementation)
+
+    def check_finite(self, header: Header, spans: Iterable[Span]) -> None:
+        """Raise `ValueError` if a number is infinite or NaN, with the name of its tensor."""
+        for span in spans:
+            if np.isfinite(self.numpy(span)).all():
+                continue
+            buffer = self.found[span.start, span.stop]
+            for name, tensor in header.tensors.items():
+                if span.start <= tensor.start < tensor.stop <= span.stop:
+                    piece = buffer[tensor.start - span.start : tensor.stop - span.start]
+                    if not np.isfinite(piece.view(DTYPES[tensor.code])).all():
+                        raise ValueError(f"{name!r}: expected finite numbers, found others")
+
+
+def check_dtype(span: Span) -> None:
+    """Raise `TypeError` if JAX would give the numbers another dtype."""
+    if jax.dtypes.canonicalize_dtype(span.dtype) != span.dtype:
+        raise TypeError(
+            f"{span.path!r} has numbers of dtype {span.dtype}, which JAX has only with "
+            "`jax.config.update('jax_enable_x64', True)`: nothing is converted without being asked for"
+        )
