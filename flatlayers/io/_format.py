@@ -1,8 +1,8 @@
 """The container: a file of `safetensors`, which is a length, a header in JSON and the numbers.
 
 It is written and read by hand, in the format of the `safetensors` library. When that library writes, it sorts
-the tensors by dtype and name, so that a vector would not lie there in one piece; and when it reads a name that
-is there twice, the last one counts.
+the tensors by dtype and name, so that a vector would not lie there in one piece; of a name that is there
+twice it reads the last.
 """
 
 import dataclasses
