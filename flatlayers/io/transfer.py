@@ -28,8 +28,8 @@ def transfer(
     **Arguments:**
 
     - `old`: the old vector, as loaded.
-    - `into`: the vector of the new model, as set up. What is not taken over keeps its numbers. Leading axes
-        have to be those of `old`.
+    - `into`: the vector of the new model, as set up. Its numbers stay where nothing is taken over. Leading
+        axes have to be those of `old`.
     - `rename`: the new names of old leaves or groups, by path: `{"hidden": "encoder.hidden"}`.
     - `missing`: for a leaf of the new model that the old one has not, `"keep"` the numbers of `into`, or
         raise (`"error"`).
