@@ -1,27 +1,32 @@
 """The numbers of a file: read block by block, checked against their checksum, and made arrays of."""
 
 import dataclasses
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ._checksum import checksum, pieces_of
 from ._format import DTYPES, Header, read_into
 from ._rebuild import Span, Take
 
 
+_ALIGNMENT = 64  # bytes
+
+
 def read_numbers(file: BinaryIO, spans: Iterable[Span]) -> "tuple[Numbers, int]":
     """Return the bytes of all spans, which lie one after another from here on, and their checksum."""
-    checksum, found = 0, {}
-    for span in sorted(spans, key=lambda span: (span.start, span.stop)):
-        buffer = np.empty(span.stop - span.start, np.uint8)
-        read_into(file, buffer.data)
-        checksum = zlib.crc32(buffer.data, checksum)
-        found[span.start, span.stop] = buffer
-    return Numbers(found), checksum
+    found: dict[tuple[int, int], np.ndarray] = {}
+
+    def read() -> Iterator[memoryview]:
+        for span in sorted(spans, key=lambda span: (span.start, span.stop)):
+            found[span.start, span.stop] = buffer = _empty(span.stop - span.start)
+            for piece in pieces_of(buffer.data):
+                read_into(file, piece)
+                yield piece
+
+    return Numbers(found), checksum(read())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Numbers:
         return self.numpy(span)[()]
 
     def array(self, span: Span) -> jax.Array:
-        return jnp.asarray(self.numpy(span))
+        # Nothing else writes to the numbers: so on a CPU JAX can have them where they are.
+        return jax.device_put(self.numpy(span))
 
     def key(self, span: Span, implementation: str) -> jax.Array:
         return jax.random.wrap_key_data(self.array(span), impl=implementation)
@@ -56,6 +62,13 @@ class Numbers:
                     piece = buffer[tensor.start - span.start : tensor.stop - span.start]
                     if not np.isfinite(piece.view(DTYPES[tensor.code])).all():
                         raise ValueError(f"{name!r}: expected finite numbers, found others")
+
+
+def _empty(size: int) -> np.ndarray:
+    """Return room for so many bytes, at a place from which JAX takes over arrays without a copy."""
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size]
 
 
 def check_dtype(span: Span) -> None:

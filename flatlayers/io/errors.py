@@ -9,11 +9,11 @@ _SHOWN = 20
 class FileFormatError(ValueError):
     """A file that `fl.save` did not write, or that is damaged. The message says by what it was found out.
 
-    >>> import os, tempfile
+    >>> import pathlib, tempfile
     >>> import flatlayers as fl
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "text")
-    ...     _ = open(path, "w").write("not a model")
+    ...     path = pathlib.Path(folder, "text")
+    ...     _ = path.write_text("not a model")
     ...     try:
     ...         fl.load(path)
     ...     except fl.FileFormatError as error:

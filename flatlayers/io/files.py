@@ -12,6 +12,7 @@ from ..types import PyTree
 from ..vectors.json_text import is_size, strict_json
 from ..vectors.names import UnknownNameError, listing
 from ._atomic import replace_file
+from ._checksum import checksum, pieces_of
 from ._describe import Block, Description, describe
 from ._format import Header, Tensor, header_bytes, read_header
 from ._like import fit
@@ -69,10 +70,12 @@ def save(path: Path, /, **parts: PyTree) -> None:
     blocks.sort(key=lambda block: -block.numbers.dtype.itemsize)
     tensors = _tensors(blocks)
     numbers = [block.numbers.view(np.uint8).data for block in blocks]
-    checksum = 0
-    for part in numbers:
-        checksum = zlib.crc32(part, checksum)
-    content = {"version": _VERSION, "crc32": _checksum(checksum, tensors, described), "parts": described}
+    of_numbers = checksum(piece for part in numbers for piece in pieces_of(part))
+    content = {
+        "version": _VERSION,
+        "crc32": _whole_checksum(of_numbers, tensors, described),
+        "parts": described,
+    }
     replace_file(os.fspath(path), [header_bytes(tensors, {_KEY: json.dumps(content)}), *numbers])
 
 
@@ -117,8 +120,8 @@ def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, An
             if name not in parts:
                 raise UnknownNameError(f"no part {name!r} in the file; there are: {listing(parts)}")
         spans = _spans(header, parts)
-        numbers, checksum = read_numbers(file, spans)
-    if _checksum(checksum, header.tensors, parts) != expected:
+        numbers, of_numbers = read_numbers(file, spans)
+    if _whole_checksum(of_numbers, header.tensors, parts) != expected:
         raise FileFormatError("the file is damaged: expected another checksum of what is in it")
     if finite:
         numbers.check_finite(header, spans)
@@ -167,7 +170,7 @@ def _tensors(blocks: list[Block]) -> dict[str, Tensor]:
     return tensors
 
 
-def _checksum(of_numbers: int, tensors: Mapping[str, Tensor], parts: Description) -> int:
+def _whole_checksum(of_numbers: int, tensors: Mapping[str, Tensor], parts: Description) -> int:
     """Return the checksum of the numbers, the table of tensors and the description together."""
     table = {name: [t.code, t.shape, t.start, t.stop] for name, t in tensors.items()}
     return zlib.crc32(json.dumps([table, parts]).encode(), of_numbers)
@@ -187,12 +190,12 @@ def _read_description(file: BinaryIO) -> tuple[Header, Description, int]:
         raise FileFormatError(f"the description: {error}") from None
     if not isinstance(content, dict) or set(content) != {"version", "crc32", "parts"}:
         raise FileFormatError("the description: expected version, crc32 and parts")
-    version, checksum, parts = content["version"], content["crc32"], content["parts"]
+    version, expected, parts = content["version"], content["crc32"], content["parts"]
     if type(version) is not int or version != _VERSION:
         raise FileFormatError(f"expected a file of version {_VERSION}, found {str(version)[:80]}")
-    if not is_size(checksum) or not isinstance(parts, dict):
+    if not is_size(expected) or not isinstance(parts, dict):
         raise FileFormatError("the description: expected a checksum and parts by name")
-    return header, parts, checksum
+    return header, parts, expected
 
 
 def _spans(header: Header, parts: Description) -> list[Span]:

@@ -42,7 +42,8 @@ def flat_file(parts, tensors=None, data=b"", **content):
     """The bytes of a file whose checksum is right, whatever the description of its parts says."""
     tensors = tensors or {}
     table = {name: [t["dtype"], t["shape"], *t["data_offsets"]] for name, t in tensors.items()}
-    checksum = zlib.crc32(json.dumps([table, parts]).encode(), zlib.crc32(data))
+    of_data = zlib.crc32(zlib.crc32(data).to_bytes(4, "little") if data else b"")
+    checksum = zlib.crc32(json.dumps([table, parts]).encode(), of_data)
     content = {"version": 1, "crc32": checksum, "parts": parts, **content}
     return file_of({"__metadata__": {"flatlayers": json.dumps(content)}, **tensors}, data)
 
