@@ -3,7 +3,6 @@
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 
 _PIECE = 8 * 2**20  # bytes
@@ -18,6 +17,8 @@ def pieces_of(numbers: memoryview) -> Iterator[memoryview]:
 
 def checksum(pieces: Iterable[memoryview]) -> int:
     """Return the CRC-32 of the CRC-32 of each piece. A piece is taken up as soon as there is one."""
+    from concurrent.futures import ThreadPoolExecutor  # here, so that importing the library does not load it
+
     with ThreadPoolExecutor(_THREADS) as threads:
         found = list(threads.map(zlib.crc32, pieces))
     return zlib.crc32(b"".join(one.to_bytes(4, "little") for one in found))

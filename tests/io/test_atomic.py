@@ -1,8 +1,10 @@
 import builtins
 import os
 
+import numpy as np
 import pytest
 
+import flatlayers as fl
 from flatlayers.io import _atomic
 
 
@@ -78,6 +80,23 @@ def test_a_kill_leaves_the_old_file_and_at_most_one_other(kill, tmp_path):
     # The next one removes what was left.
     _atomic.replace_file(str(path), PARTS)
     assert path.read_bytes() == NEW
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_save_that_is_killed_at_any_byte_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x"
+    old, new = (fl.ComponentVector(np.arange(3.0) + i, fl.Layout({"w": (2,), "b": ()})) for i in (0, 1))
+    fl.save(path, ps=old, step=1)
+    whole = path.read_bytes()
+    for bytes_left in range(len(whole)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            Machine(monkeypatch, bytes_left=bytes_left)
+            with pytest.raises(Killed):
+                fl.save(path, ps=new, step=2)
+        assert path.read_bytes() == whole
+        assert (tmp_path / "x.tmp").stat().st_size == bytes_left
+    fl.save(path, ps=new, step=2)
+    assert fl.load(path)["ps"].data.tolist() == [1.0, 2.0, 3.0]
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
