@@ -260,7 +260,10 @@ class Layout(Places):
     # Text and JSON
 
     def to_json(self) -> str:
-        """Return the layout as JSON text, to be stored beside a saved vector."""
+        """Return the layout as JSON text, to be stored beside a saved vector.
+
+        **Raises:** `ValueError` for more than 100 groups inside each other.
+        """
         return json_text.to_text(self)
 
     @staticmethod
