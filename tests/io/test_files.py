@@ -181,6 +181,40 @@ def test_states_of_optimisers_go_on(name, tmp_path):
         assert_same(step(loaded["ps"], loaded["opt_state"]), step(ps, state))
 
 
+def test_ten_steps_a_file_and_ten_more_are_twenty(tmp_path):
+    """With dropout, batch statistics, a schedule and shuffled batches."""
+    model = fl.Chain(fl.Dense(2, 8, jnp.tanh), fl.BatchNorm(8), fl.Dropout(0.3), fl.Dense(8, 1))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(0.05, 20))
+    x = jax.random.normal(jax.random.key(1), (32, 2), jnp.float32)
+
+    @jax.jit
+    def step(ps, st, opt_state, key):
+        key, shuffle = jax.random.split(key)
+        batch = x[jax.random.permutation(shuffle, 32)[:8]]
+
+        def loss(ps):
+            y, new = model(batch, ps, st)
+            return jnp.mean((y - batch[:, :1]) ** 2), new
+
+        (_, new), gradient = jax.value_and_grad(loss, has_aux=True)(ps)
+        updates, opt_state = optimizer.update(gradient, opt_state, ps)
+        return optax.apply_updates(ps, updates), new, opt_state, key
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        ps, st = fl.setup(jax.random.key(0), model)
+        names = ("ps", "st", "opt_state", "key")
+        run = start = dict(zip(names, (ps, st, optimizer.init(ps), jax.random.key(2)), strict=True))
+        for number in range(20):
+            if number == 10:
+                fl.save(tmp_path / "x", **run)
+            run = dict(zip(names, step(**run), strict=True))
+        resumed = fl.load(tmp_path / "x", **start)
+        for _ in range(10):
+            resumed = dict(zip(names, step(**resumed), strict=True))
+        assert_round(resumed, run)
+        assert step._cache_size() == 1
+
+
 def test_without_like_named_tuples_are_records(tmp_path):
     ps = fl.ComponentVector.of({"w": jnp.ones(2)})
     state = round_trip(tmp_path / "x", opt=optax.adam(0.1).init(ps))["opt"]
