@@ -250,6 +250,46 @@ class Places(Immutable):
                 mask[self._slots[path].positions()] = True
         return mask
 
+    def values(
+        self, numbers: Mapping[str, complex], default: complex | None = None, dtype: Any = np.float32
+    ) -> np.ndarray:
+        """Return a number for each number of the vector, of shape `(length,)`: rates, decay, scales by name.
+
+        **Arguments:**
+
+        - `numbers`: pattern → number, with patterns as `mask` takes them.
+        - `default`: the number of what no pattern names.
+        - `dtype`: the dtype of the array.
+
+        **Raises:** `ValueError` if two patterns name one number of the vector, and if none does and there is
+            no `default`, with the label of the first; `KeyError` for a pattern that matches nothing;
+            `TypeError` for what is no number.
+
+        >>> import flatlayers as fl
+        >>> layout = fl.Layout({"growth": (), "net": {"weight": (2,), "bias": ()}})
+        >>> layout.values({"growth": 0.1, "net": 0.01})
+        array([0.1 , 0.01, 0.01, 0.01], dtype=float32)
+        >>> layout.values({"*.weight": 1e-4}, default=0.0)
+        array([0.    , 0.0001, 0.0001, 0.    ], dtype=float32)
+        """
+        owner = np.full(self.length, -1)
+        for i, (pattern, number) in enumerate(numbers.items()):
+            if np.ndim(number) or isinstance(number, str) or number is None:
+                raise TypeError(f"values: expected a number for {pattern!r}, found {number!r}")
+            mask = self.mask(pattern)
+            if (twice := mask & (owner >= 0)).any():
+                position = int(np.argmax(twice))
+                label, other = self.labels()[position], list(numbers)[owner[position]]
+                raise ValueError(
+                    f"values: expected one pattern for {label!r}, found {other!r} and {pattern!r}"
+                )
+            owner[mask] = i
+        if default is None and (owner < 0).any():
+            label = self.labels()[int(np.argmax(owner < 0))]
+            raise ValueError(f"values: expected a pattern or a default for {label!r}, found none")
+        found = [*numbers.values(), 0 if default is None else default]
+        return np.array(found, dtype)[owner]
+
     # The plan: computed once, from which everything above is read off
 
     @functools.cached_property

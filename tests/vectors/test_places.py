@@ -93,3 +93,38 @@ def test_unknown_paths_come_with_the_nearest():
         layout["weight.x"]
     with pytest.raises(TypeError, match="a path is"):
         layout[3]
+
+
+def test_numbers_by_name():
+    layout = fl.Layout(NESTED)
+    found = layout.values({"weight": 0.1, "inner.*": 2}, default=0)
+    assert found.dtype == np.float32
+    expected = np.where(layout.mask("weight"), 0.1, 0) + np.where(layout.mask("inner"), 2, 0)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    groups = layout.values({"inner": 1}, default=0, dtype=int)
+    assert_same(groups, layout.mask("inner").astype(int))
+    assert layout.values({"*": 0.1}, dtype=float)[0] == 0.1
+    assert fl.Layout({}).values({}).shape == (0,)
+    stack = fl.Layout({"blocks": fl.Layout({"w": (2,), "b": ()}).stack(2)})
+    assert_same(stack.values({"*.w": 1.0, "*.b": 2.0}, dtype=float), np.array([1.0, 1, 2, 1, 1, 2]))
+
+
+def test_numbers_that_are_named_twice_or_not_at_all():
+    layout = fl.Layout({"a": {"weight": (2,), "bias": (2,)}, "gain": ()})
+    with pytest.raises(ValueError, match=r"one pattern for 'a.bias\[0\]', found 'a' and '\*.bias'"):
+        layout.values({"a": 1.0, "*.bias": 2.0}, default=0.0)
+    with pytest.raises(ValueError, match=r"a pattern or a default for 'a.bias\[0\]', found none"):
+        layout.values({"*.weight": 1.0})
+    with pytest.raises(KeyError, match="the pattern 'b' matches nothing"):
+        layout.values({"b": 1.0}, default=0.0)
+    for number in (np.ones(2), "1", None):
+        with pytest.raises(TypeError, match="expected a number for 'gain'"):
+            layout.values({"gain": number}, default=0.0)
+
+
+def test_numbers_of_tied_names():
+    layout = fl.Layout({"a": (2,), "b": (2,), "c": ()}).tie({"b": "a"})
+    for name in ("a", "b"):
+        assert_same(layout.values({name: 1.0}, default=0.0, dtype=float), np.array([1.0, 1, 0]))
+    with pytest.raises(ValueError, match=r"one pattern for 'a\[0\]', found 'a' and 'b'"):
+        layout.values({"a": 1.0, "b": 2.0}, default=0.0)
