@@ -1,15 +1,19 @@
 """flatlayers: neural-network layers for scientific machine learning, their parameters in one vector."""
 
-from . import activations as activations, initializers as initializers
+from . import activations as activations, initializers as initializers, transforms as transforms
 from .adjoints.checkpoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
 from .adjoints.gauss import GaussAdjoint as GaussAdjoint
 from .core.composite import Container as Container, Wrapper as Wrapper
-from .core.declaration import Param as Param, Stacked as Stacked
+from .core.constraints import constrained as constrained, unconstrained as unconstrained
+from .core.declaration import (
+    Param as Param,
+    Stacked as Stacked,
+    contains_layer as contains_layer,
+)
 from .core.layer import (
     Layer as Layer,
     WrappedFunction as WrappedFunction,
     apply as apply,
-    contains_layer as contains_layer,
     display_name as display_name,
 )
 from .core.setup import (

@@ -15,18 +15,19 @@ SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*
 BELOW = {
     "types": set(),
     "dtypes": {"types"},
+    "transforms": {"types", "dtypes"},
     "vectors": {"types", "dtypes"},
     "adjoints": {"types", "dtypes"},
     "io": {"vectors", "types", "dtypes"},
-    "core": {"vectors", "types", "dtypes"},
+    "core": {"vectors", "transforms", "types", "dtypes"},
     "activations": {"types", "dtypes"},
     "initializers": {"core", "vectors", "types", "dtypes"},
     "derivatives": {"core", "vectors", "types", "dtypes"},
     "layers": {"initializers", "activations", "core", "vectors", "types", "dtypes"},
-    "wrappers": {"layers", "initializers", "core", "vectors", "types", "dtypes"},
+    "wrappers": {"layers", "initializers", "core", "vectors", "transforms", "types", "dtypes"},
     "equations": {"layers", "adjoints", "core", "vectors", "types", "dtypes"},
     "equilibria": {"equations", "layers", "adjoints", "core", "vectors", "types", "dtypes"},
-    "fitting": {"equations", "layers", "core", "vectors", "types", "dtypes"},
+    "fitting": {"equations", "layers", "core", "vectors", "transforms", "types", "dtypes"},
     "display": {"core", "vectors", "types", "dtypes", "wrappers", "layers"},
 }
 

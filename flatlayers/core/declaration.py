@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..transforms import Interval, Transform
 from ..types import Array, DType, Key, PyTree, Shape
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
@@ -30,10 +31,14 @@ class Declared(abc.ABC):
 
     @abc.abstractmethod
     def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        """Draw the initial values, by the dotted path that each has below `path`.
+        """Draw the initial values, by the dotted path that each has below `path`: as layers see them.
 
         Each name on the way folds the key once more.
         """
+
+    @abc.abstractmethod
+    def declared_transforms(self, path: str = "") -> dict[str, Transform]:
+        """Return the transforms of the parameters that have one, by their paths below `path`."""
 
     @abc.abstractmethod
     def declared_states(self, key: Key) -> dict[str, Any] | None:
@@ -87,10 +92,18 @@ class Param(Declared):
         `(out, in)`, -1 for `(*kernel, in, out)`.
     - `key_name`: the name that its key is folded with, if not its own: two parameters of a layer
         with one `key_name` are drawn with the same key.
+    - `bounds`: `(low, high)`, either of which may be `None`: the vector holds a free number, and layers see
+        its value inside of the bounds (`fl.transforms.Interval`). `init` gives a value, not a free number.
+    - `transform`: a transform of another kind (`fl.transforms`), in the place of `bounds`.
+
+    **Raises:** `TypeError` and `ValueError` for what cannot be an initializer, bounds or a transform;
+    `fl.setup` raises `ValueError` for an initial value that is on or outside of the bounds.
 
     >>> import flatlayers as fl
     >>> fl.Param((3, 2), fl.initializers.glorot_uniform).shape
     (3, 2)
+    >>> fl.Param((), fl.initializers.constant(0.5), bounds=(0, None))
+    Param((), constant(value=0.5), bounds=(0, None))
     """
 
     shape: Shape
@@ -99,12 +112,23 @@ class Param(Declared):
     fan_out: int | None = None
     output_axis: int | None = None
     key_name: str | None = None
+    bounds: tuple[float | None, float | None] | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         shape = self.shape if isinstance(self.shape, tuple | list) else (self.shape,)
         object.__setattr__(self, "shape", tuple(shape))
         if not callable(self.init):
             raise TypeError(f"expected an initializer `init(key, shape, dtype)`, found {self.init!r}")
+        if self.bounds is not None:
+            if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
+                raise TypeError(f"Param.bounds: expected a pair (low, high), found {self.bounds!r}")
+            object.__setattr__(self, "bounds", tuple(self.bounds))
+            if self.transform is not None:
+                raise ValueError("Param: expected bounds or a transform, found both")
+        if not isinstance(self.transform, Transform | None):
+            raise TypeError(f"Param.transform: expected a transform, found {self.transform!r}")
+        _ = self.declared_transforms()
 
     @property
     def layout(self) -> Shape:
@@ -112,7 +136,10 @@ class Param(Declared):
         return self.shape
 
     def initial(self, key: Key, dtype: DType) -> Array:
-        """Draw the initial value. **Raises:** `ValueError` if `init` returns another shape."""
+        """Draw the initial value, as layers see it.
+
+        **Raises:** `ValueError` if `init` returns another shape.
+        """
         init = self.init
         if (self.fan_in, self.fan_out) != (None, None) and hasattr(init, "with_fans"):
             init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
@@ -130,6 +157,11 @@ class Param(Declared):
             error.add_note(f"in the initial value of the parameter {path!r}")
             raise
 
+    def declared_transforms(self, path: str = "") -> dict[str, Transform]:
+        if self.bounds is not None and self.bounds != (None, None):
+            return {path: Interval(*self.bounds)}
+        return {} if self.transform is None else {path: self.transform}
+
     def declared_states(self, key: Key) -> None:
         return None
 
@@ -146,7 +178,8 @@ class Param(Declared):
         return fold_in_name(key, self.key_name or name)
 
     def __repr__(self) -> str:
-        options = {name: getattr(self, name) for name in ("fan_in", "fan_out", "output_axis", "key_name")}
+        names = ("fan_in", "fan_out", "output_axis", "key_name", "bounds", "transform")
+        options = {name: getattr(self, name) for name in names}
         given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
         return f"Param({self.shape}, {value_text(self.init)}{given})"
 
@@ -173,6 +206,12 @@ class Group(Declared, Mapping[str, Any]):
             inner = as_declared(part)
             leaves |= inner.initial_leaves(inner.key_under(key, name), dtype, join_path(path, name))
         return leaves
+
+    def declared_transforms(self, path: str = "") -> dict[str, Transform]:
+        found: dict[str, Transform] = {}
+        for name, part in self.declared.items():
+            found |= as_declared(part).declared_transforms(join_path(path, name))
+        return found
 
     def declared_states(self, key: Key) -> dict[str, Any]:
         inner = {
@@ -226,6 +265,17 @@ class Tied(Group):
     def layout(self) -> Layout:
         return as_declared(self.declared).layout.tie(self.ties)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def declared_transforms(self, path: str = "") -> dict[str, Transform]:
+        """Return those inside. **Raises:** `ValueError` if names of one place have different ones."""
+        found = super().declared_transforms(path)
+        for name, place in self.layout.ties.items():
+            one, other = (found.get(join_path(path, leaf)) for leaf in (name, place))
+            if one != other:
+                raise ValueError(
+                    f"cannot tie {name!r} to {place!r}: expected the same bounds, found {one} and {other}"
+                )
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Stacked(Declared):
@@ -257,6 +307,9 @@ class Stacked(Declared):
     def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
         declared = as_declared(self.declared)
         return self._for_each(lambda key: declared.initial_leaves(key, dtype, path), key)
+
+    def declared_transforms(self, path: str = "") -> dict[str, Transform]:
+        return as_declared(self.declared).declared_transforms(path)
 
     def declared_states(self, key: Key) -> dict[str, Any] | None:
         """Return each copy's own states; those declared by a `Param` are a `Param` of all copies."""
@@ -294,6 +347,20 @@ class Stacked(Declared):
     def _for_each(self, make: Callable[[Key], PyTree], key: Key) -> Any:
         """Stack what `make` gives for each copy's key: the given one folded with 0, 1, ..."""
         return jax.vmap(lambda i: make(jax.random.fold_in(key, i)))(jnp.arange(self.n))
+
+
+def contains_layer(x: object) -> bool:
+    """Tell whether `x` is a layer, or a mapping, tuple or list with one at any depth.
+
+    >>> import flatlayers as fl
+    >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
+    (True, False)
+    """
+    if isinstance(x, Mapping):
+        return any(map(contains_layer, x.values()))
+    if isinstance(x, tuple | list):
+        return any(map(contains_layer, x))
+    return isinstance(x, Declared) and x.as_child() is not None
 
 
 def fold_in_name(key: Key, name: str) -> Key:

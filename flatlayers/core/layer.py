@@ -14,6 +14,7 @@ from ..vectors.names import describe, join_path
 from ..vectors.record import as_record
 from ..vectors.text import as_html, as_text
 from ..vectors.vector import ComponentVector
+from .constraints import Transforms, constrain
 from .declaration import Declared, as_declared
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
@@ -145,10 +146,17 @@ class Layer(Value, Declared):
         shapes = shapes_of_states(self.states)
         return shapes if keeps_state_type(self) else dict.fromkeys(shapes)
 
+    @functools.cached_property
+    def _transforms(self) -> Transforms:
+        return self.declared_transforms()
+
     # As a part of the declaration of another layer
 
     def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
         return as_declared(self.parameters()).initial_leaves(key, dtype, path)
+
+    def declared_transforms(self, path: str = "") -> dict[str, Any]:
+        return as_declared(self.parameters()).declared_transforms(path)
 
     def declared_states(self, key: Key) -> dict[str, Any]:
         return dict(self.states(key))
@@ -270,7 +278,8 @@ def apply(layer: Layer, x: Input, ps: Params, st: State) -> tuple[Output, State]
     - `layer`: the layer.
     - `x`: its input.
     - `ps`: its parameters: a `ComponentVector`, which is unpacked once, a mapping, or any object
-        with the right attributes, such as a `Record` or a named tuple.
+        with the right attributes, such as a `Record` or a named tuple. A vector has free numbers, the others
+        values: of a layer with bounds, `fl.constrained(layer, ps)` in the place of `ps.unpack()`.
     - `st`: its state, a `Record` or a mapping.
 
     With a vector, the names and shapes that the layer declares have to be in its layout and in `st`; more
@@ -300,7 +309,7 @@ def call(layer: Layer, method: Method, x: Input, ps: Params, st: State) -> tuple
         if isinstance(ps, ComponentVector):
             check_parameters(layer.layout, ps.layout)
             check_state(layer.state_shapes, st)
-            ps = ps.unpack()
+            ps = constrain(layer._transforms, ps.unpack())
         else:
             ps = as_record(ps)
         with jax.named_scope(display_name(layer)):
@@ -391,20 +400,6 @@ def _below(children: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Laye
 def keeps_state_type(layer: Layer) -> bool:
     """Tell whether a layer and all that are in it return a state of the type that they were given."""
     return layer.keeps_state_type and all(keeps_state_type(child) for _, child in sublayers(layer))
-
-
-def contains_layer(x: object) -> bool:
-    """Tell whether `x` is a layer, or a mapping, tuple or list with one at any depth.
-
-    >>> import flatlayers as fl
-    >>> fl.contains_layer({"a": [1, fl.Dense(2, 2)]}), fl.contains_layer((1, 2))
-    (True, False)
-    """
-    if isinstance(x, Mapping):
-        return any(map(contains_layer, x.values()))
-    if isinstance(x, tuple | list):
-        return any(map(contains_layer, x))
-    return isinstance(x, Declared) and x.as_child() is not None
 
 
 # Fields

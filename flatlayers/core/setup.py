@@ -14,6 +14,7 @@ from ..vectors.names import UnknownNameError, describe, unknown_name
 from ..vectors.packing import pack
 from ..vectors.record import Record, as_record, is_static
 from ..vectors.vector import ComponentVector
+from .constraints import free_leaves
 from .declaration import Declared, Param, as_declared, fold_in_name
 from .layer import Layer, apply, display_name, keeps_state_type
 
@@ -61,6 +62,7 @@ def initial_parameters(key: Key, layer: Model, dtype: DType = jnp.float32) -> Co
         raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
     # Tied names are drawn apart; the one that has the place counts.
     leaves = declared.initial_leaves(_own_key(key), dtype)
+    leaves = free_leaves(declared.declared_transforms(), leaves, dtype)
     leaves |= {path: leaves[place] for path, place in layout.ties.items()}
     return ComponentVector(pack(layout, leaves, dtype), layout)
 

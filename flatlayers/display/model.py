@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import wadler_lindig as wl
 
 from ..core.composite import Wrapper
-from ..core.declaration import Param, as_declared
-from ..core.layer import Layer, constructor_name, contains_layer
+from ..core.declaration import Param, as_declared, contains_layer
+from ..core.layer import Layer, constructor_name
 from ..core.setup import frozen_length, parameter_length, state_length
 from ..core.values import FrozenDict, Hashable, value_text
 from ..vectors.layout import Layout

@@ -78,8 +78,8 @@ class HamiltonianNN(Wrapper):
         is taken with zeros for the other half.
 
         **Returns:** two `diffrax.ODETerm`s, for a state `y0 = (q, p)` and `args = (ps, st)`. The state is
-        frozen during the solve; a vector `ps` is best given unpacked, `args=(ps.unpack(), st)`: once for all
-        steps.
+        frozen during the solve; a vector `ps` is best given unpacked, once for all steps:
+        `args=(fl.constrained(layer, ps), st)`, which is `ps.unpack()` for a layer without bounds.
         """
         return diffrax.ODETerm(_Half(self, 0)), diffrax.ODETerm(_Half(self, 1))
 

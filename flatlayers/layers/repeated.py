@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.composite import Container
+from ..core.constraints import constrain
 from ..core.declaration import Stacked, as_declared
 from ..core.fields import Flag, Size
 from ..types import Input, Key, Output, Params, PyTree, State
@@ -64,7 +65,9 @@ class Repeated(Container):
         return as_declared({"layer": Stacked(self.layer, self.n)}).declared_states(key) or {}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        ps = ps.layer.unpack() if isinstance(ps.layer, ComponentVector) else ps.layer
+        ps = ps.layer
+        if isinstance(ps, ComponentVector):
+            ps = constrain(self.layer.declared_transforms(), ps.unpack())
 
         def step(y: PyTree, own: PyTree) -> tuple[Any, Any]:
             parameters, state = own

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.composite import child_tree, named_parts
-from ..core.declaration import Param, as_declared, fold_in_name
-from ..core.layer import Layer, contains_layer, frozen_field, holds_layers
+from ..core.declaration import Param, as_declared, contains_layer, fold_in_name
+from ..core.layer import Layer, frozen_field, holds_layers
 from ..core.values import FrozenDict, comparison_key, hashable, plain, value_text
 from ..types import Input, Key, Output, Params, PyTree, State as States
 from ..vectors.names import check_name, describe, listing, unknown_name

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.composite import Wrapper
+from ..core.constraints import constrained, free_leaves
 from ..core.declaration import Group, Param, Tied
 from ..core.layer import Layer, as_layer
 from ..layers.fields import AnyLayer, Text, sequence_of
 from ..types import Array, Input, Key, Output, Params, State
-from ..vectors.layout import Layout
+from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import describe
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
@@ -26,7 +27,7 @@ class FrozenLayer(Wrapper):
     **Inputs:** those of `layer`. **Returns:** what it returns.
 
     **Parameters:** those of `layer` that are not frozen. **States:** `frozen`, those that are, under their
-    names; and `layer`, the state of the layer.
+    names, as the layer sees them; and `layer`, the state of the layer.
 
     **Raises:** `KeyError` (also a `ValueError`) for a pattern that matches nothing.
 
@@ -145,9 +146,9 @@ def freeze_parameters(
     """
     frozen = freeze(model, names)
     _check_state(st)
-    whole = _all_of(frozen.layer, ps)
-    trained = _trained(whole, frozen.layout, ps)
-    return frozen, trained, Record(frozen=_part(whole, frozen.frozen_layout), layer=as_record(st))
+    trained = _trained(frozen.layer, frozen.layout, ps)
+    values = constrained(frozen.layer, ps) if isinstance(ps, ComponentVector) else as_record(ps)
+    return frozen, trained, Record(frozen=_part(values, frozen.frozen_layout), layer=as_record(st))
 
 
 def unfreeze(model: Layer) -> Layer:
@@ -191,12 +192,10 @@ def unfreeze_parameters(model: Layer, ps: Params, st: State) -> tuple[Layer, Com
     """
     frozen = _frozen(model)
     _check_state(st)
-    st = as_record(st)
-    return (
-        frozen.layer,
-        ComponentVector.of(frozen.joined(_all_of(frozen, ps), st.frozen), frozen.layer.layout),
-        st.layer,
-    )
+    st, layer = as_record(st), frozen.layer
+    stored = _free(layer, frozen.frozen_layout, st.frozen)
+    joined = frozen.joined(_free_numbers(frozen, ps), stored)
+    return layer, ComponentVector.of(joined, layer.layout), st.layer
 
 
 def _frozen(model: Layer) -> FrozenLayer:
@@ -219,8 +218,9 @@ def _part(whole: Record, layout: Layout) -> Record:
     return layout.nest({path: _leaf(whole, path) for path in layout.view_shapes})
 
 
-def _trained(whole: Record, layout: Layout, ps: Params) -> ComponentVector:
+def _trained(layer: Layer, layout: Layout, ps: Params) -> ComponentVector:
     """Return the vector of what is not frozen. Without numbers it has the dtype and leading axes of `ps`."""
+    whole = _free_numbers(layer, ps)
     if not layout.length and isinstance(ps, ComponentVector):
         return ComponentVector(ps.data[..., :0], layout)
     return ComponentVector.of(_part(whole, layout), layout)
@@ -231,9 +231,16 @@ def _check_state(st: State) -> None:
         raise TypeError(f"expected the state of the layer with its parameters, found {describe(st)}")
 
 
-def _all_of(layer: Layer, ps: Params) -> Record:
+def _free_numbers(layer: Layer, ps: Params) -> Record:
+    """Return the numbers of a vector under their names; a mapping has values, which become free numbers."""
     if isinstance(ps, ComponentVector):
         return layer.layout.unpack(ps)
     if not isinstance(ps, Mapping):
         raise TypeError(f"expected the parameters of the layer, a ComponentVector, found {describe(ps)}")
-    return as_record(ps)
+    return _free(layer, layer.layout, as_record(ps))
+
+
+def _free(layer: Layer, layout: Layout, values: Record) -> Record:
+    """Return the free numbers of values, some or all of the layer's."""
+    transforms = layer.declared_transforms()
+    return layout.nest(free_leaves(transforms, leaves_of(layout, values))) if transforms else values

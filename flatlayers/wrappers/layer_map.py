@@ -8,9 +8,11 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ..core.declaration import Stacked, as_declared
-from ..core.layer import Layer, as_layer, contains_layer
+from ..core.constraints import constrain, constrained, free_leaves, unconstrained
+from ..core.declaration import Stacked, as_declared, contains_layer
+from ..core.layer import Layer, as_layer
 from ..core.rebuild import replaceable, with_children
+from ..transforms import Transform
 from ..types import Params, State
 from ..vectors.layout import Layout, leaves_of
 from ..vectors.names import (
@@ -22,6 +24,7 @@ from ..vectors.names import (
     listing,
     unknown_name,
 )
+from ..vectors.packing import pack
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
 
@@ -46,8 +49,9 @@ def layer_map(f: Change, model: Model, ps: Params, st: State) -> tuple[Any, Any,
     **Arguments:**
 
     - `f`: a function `f(layer, ps, st, path) -> (layer, ps, st)`. `path` is the dotted path of the leaf, `""`
-        for a model that is one; `ps` and `st` are `Record`s. It may return any layer or function, parameters
-        as a `Record`, a mapping or a `ComponentVector`, of other names and shapes too, and such a state.
+        for a model that is one; `ps` and `st` are `Record`s, `ps` with the values that the leaf sees. It
+        may return any layer or function, parameters as a `Record`, a mapping or a `ComponentVector`, of other
+        names and shapes too, and such a state.
     - `model`: a layer, or a mapping as `fl.setup` takes it.
     - `ps`: its parameters, a `ComponentVector` or a mapping.
     - `st`: its state.
@@ -71,11 +75,11 @@ def layer_map(f: Change, model: Model, ps: Params, st: State) -> tuple[Any, Any,
     >>> ps
     ComponentVector(float32[48], layer_0=(weight=(16, 2)), layer_1=(weight=(1, 16)))
     """
-    layout = _layout_of(model)
-    vector = ps if isinstance(ps, ComponentVector) else ComponentVector.of(ps, layout)
-    new, values, st = _mapped(f, model, layout.unpack(vector), as_record(st), "")
-    packed = _packed(_layout_of(new), values, vector)
-    return new, packed if vector is ps else packed.unpack(), st
+    vector = ps if isinstance(ps, ComponentVector) else unconstrained(model, ps)
+    seen = constrain(as_declared(model).declared_transforms(), _layout_of(model).unpack(vector))
+    new, values, st = _mapped(f, model, seen, as_record(st), "")
+    packed = _packed(new, values, vector, _free_numbers_of(model, seen, vector))
+    return new, packed if vector is ps else constrained(new, packed), st
 
 
 def select(model: Model, pattern: str) -> list[tuple[str, Layer]]:
@@ -227,7 +231,7 @@ def _called(f: Change, layer: Layer, ps: Record, st: Record, path: str) -> tuple
             f"layer_map: expected a state with {listing(missing)} for {new!r} at {path!r}, "
             f"found {describe(st)}"
         )
-    return new, ps.unpack() if isinstance(ps, ComponentVector) else as_record(ps), st
+    return new, constrained(new, ps) if isinstance(ps, ComponentVector) else as_record(ps), st
 
 
 def _holds_parameters_of(layer: Layer, children: Mapping[str, Layer]) -> bool:
@@ -254,8 +258,19 @@ def _with_part(record: Record, path: str, value: Record) -> Record:
     return record.replace(**{name: _with_part(record[name], below, value)})
 
 
-def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentVector:
-    for path, value in leaves_of(layout, values).items():
+def _free_numbers_of(model: Part, seen: Record, ps: ComponentVector) -> dict[int, tuple[Transform, Any]]:
+    """Return the free numbers of the values that have bounds, with their transform, by the value's `id`."""
+    leaves, free = leaves_of(_layout_of(model), seen), leaves_of(ps.layout, ps)
+    transforms = as_declared(model).declared_transforms()
+    return {id(leaves[path]): (transform, free[path]) for path, transform in transforms.items()}
+
+
+def _packed(
+    model: Part, values: Record, like: ComponentVector, known: Mapping[int, tuple[Transform, Any]]
+) -> ComponentVector:
+    """Return the vector of values. A value that is as it was has the free numbers that it had, exactly."""
+    layout, leaves = _layout_of(model), leaves_of(_layout_of(model), values)
+    for path, value in leaves.items():
         expected = like.shape[:-1] + layout.view_shapes[path]
         if jnp.shape(value) != expected:
             raise ValueError(
@@ -264,7 +279,12 @@ def _packed(layout: Layout, values: Record, like: ComponentVector) -> ComponentV
             )
     if not layout.length:  # no leaf tells the leading axes
         return ComponentVector(like.data[..., :0], layout)
-    return ComponentVector.of(values, layout, like.dtype)
+    transforms = as_declared(model).declared_transforms()
+    kept = {path: known.get(id(leaves[path]), (None, None)) for path in transforms}
+    changed = {path: new for path, new in transforms.items() if kept[path][0] != new}
+    leaves = free_leaves(changed, leaves, like.dtype)
+    leaves |= {path: free for path, (_, free) in kept.items() if path not in changed}
+    return ComponentVector(pack(layout, leaves, like.dtype), layout)
 
 
 # The state of a wrapper, and that of the layer inside

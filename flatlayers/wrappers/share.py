@@ -45,7 +45,7 @@ class SharedParameters(Wrapper):
 
     def check_fields(self) -> None:
         # A wrong tie is an error where the layer is made.
-        _ = self.layout
+        _ = self.layout, self._transforms
 
     def parameters(self) -> Mapping[str, Any]:
         return Tied(self.layer.parameters(), self.ties)
@@ -65,7 +65,7 @@ def share_parameters(model: Layer, ties: Mapping[str, str]) -> SharedParameters:
 
     **Returns:** a layer with the same names. `ps.decoder.weight` and `ps.encoder.weight` are one.
 
-    **Raises:** `KeyError` for an unknown name, `ValueError` for shapes that differ or a cycle.
+    **Raises:** `KeyError` for an unknown name, `ValueError` for shapes or bounds that differ or a cycle.
 
     >>> import jax
     >>> import flatlayers as fl

@@ -213,6 +213,11 @@ def _axes_of(norm: WeightNorm | SpectralNorm) -> dict[str, int]:
                 f"{where}.names: expected {name!r} to be a parameter of the layer, "
                 f"found {describe(declared[name])}"
             )
+        if declared[name].declared_transforms():
+            raise ValueError(
+                f"{where}.names: expected a parameter without bounds, found {name}={declared[name]}: its "
+                "norm is not its own to choose"
+            )
         axes[name] = output_axis(declared[name]) if norm.axis is None else norm.axis
         shape = declared[name].shape
         if not -len(shape) <= axes[name] < len(shape):
