@@ -55,12 +55,14 @@ from .equilibria.deq import (
 from .equilibria.implicit import PhantomAdjoint as PhantomAdjoint
 from .equilibria.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiScaleDeepEquilibriumNetwork
 from .equilibria.steady_state import SteadyState as SteadyState
+from .fitting.bounds import bounds as bounds
 from .fitting.collocation import collocate as collocate
 from .fitting.loop import (
     NonFiniteLossError as NonFiniteLossError,
     TrainResult as TrainResult,
     train_loop as train_loop,
 )
+from .fitting.minimize import NonFiniteError as NonFiniteError, minimize as minimize
 from .fitting.per_leaf import per_leaf as per_leaf
 from .fitting.shooting import multiple_shooting as multiple_shooting
 from .io.errors import FileFormatError as FileFormatError, LayoutMismatchError as LayoutMismatchError
