@@ -67,6 +67,55 @@ def test_optax_lbfgs(problem):
     assert trained.layout == ps.layout
 
 
+def test_optax_rates_and_decay_by_name(problem):
+    ps, _ = problem
+    st = fl.initial_states(jax.random.key(0), MODEL, float)
+    schedule = optax.cosine_decay_schedule(0.05, 200)
+    rate = ps.layout.values({"layer_0": 1.0, "layer_1": 0.2})
+    decay = ps.layout.values({"*.weight": 1e-2}, default=0.0)
+    flat = optax.adamw(lambda i: schedule(i) * rate, weight_decay=decay)
+
+    def group(share, decay):
+        return optax.adamw(lambda i: schedule(i) * share, weight_decay=decay)
+
+    labels = {f"layer_{i}": {"weight": f"w{i}", "bias": f"b{i}"} for i in range(2)}
+    groups = {f"w{i}": group(share, 1e-2) for i, share in enumerate((1.0, 0.2))}
+    groups |= {f"b{i}": group(share, 0.0) for i, share in enumerate((1.0, 0.2))}
+    tree = optax.multi_transform(groups, labels)
+
+    def loss(ps):
+        return jnp.mean((MODEL(X, ps, st)[0] - Y) ** 2)
+
+    def train(optimizer, ps):
+        def step(carry, _):
+            ps, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(ps), state, ps)
+            return (optax.apply_updates(ps, updates), state), None
+
+        return jax.lax.scan(step, (ps, optimizer.init(ps)), length=200)[0][0]
+
+    found, expected = jax.jit(lambda ps: (train(flat, ps), train(tree, ps.to_dict())))(ps)
+    np.testing.assert_allclose(found, fl.ComponentVector.of(expected, ps.layout), rtol=0, atol=1e-6)
+    assert float(abs(found.layer_0.weight - ps.layer_0.weight).max()) > 0.1
+
+
+def test_optax_keeps_still_what_has_a_rate_of_zero_or_masked_updates(problem):
+    ps, loss = problem
+    ps = ps + 1.0
+    rate = ps.layout.values({"*.weight": 1.0, "*.bias": 0.0})
+    mask = ps.layout.mask("*.weight")
+    gradient = jax.jit(jax.grad(loss))(ps)
+    by_rate = optax.adamw(0.05 * rate, weight_decay=0.1)
+    updates, _ = by_rate.update(gradient, by_rate.init(ps), ps)
+    assert (updates.layer_0.bias == 0).all()
+    plain = optax.adamw(0.05, weight_decay=0.1)
+    masked, _ = plain.update(gradient, plain.init(ps), ps)
+    np.testing.assert_allclose(masked * jnp.asarray(mask, float), updates, rtol=1e-6)
+    # A masked gradient does not keep them still.
+    moved, _ = plain.update(gradient * jnp.asarray(mask, float), plain.init(ps), ps)
+    assert (moved.layer_0.bias != 0).all()
+
+
 def test_optax_masks_by_name(problem):
     ps, loss = problem
     mask = ps.layout.mask("*.weight")
