@@ -48,7 +48,7 @@ def main() -> None:
 
     by_name = ps.layout.values({"season": 0.01}, default=0.05)
     decay = ps.layout.values({"season.*.weight": 1e-3}, default=0)
-    optimizer = optax.adamw(optax.cosine_decay_schedule(by_name, options.steps), weight_decay=decay)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(by_name, options.steps), weight_decay=decay)  # pyright: ignore[reportArgumentType]
     fit = fl.train_loop(loss, ps, st, optimizer, ABOVE, steps=options.steps)
     curve = np.asarray(ode(ABOVE[:1], fit.ps, fit.st)[0])[:, 0]
     terms = np.stack([TIME, *(f(k * np.pi * TIME) for k in (0, 2, 4) for f in (np.cos, np.sin))], axis=-1)
@@ -60,7 +60,7 @@ def main() -> None:
     axis.plot(TIME, CO2, "k.", TIME, line + 280, "C1", TIME, curve + 280, "C0", ms=3, lw=1)
     axis.axvspan(1992, 2002, color="0.93")
     axis.legend(["observed", "line and two harmonics", "differential equation", "held out"])
-    axis.figure.savefig(options.out, format="png", dpi=110)
+    axis.figure.savefig(options.out, format="png", dpi=110)  # pyright: ignore[reportAttributeAccessIssue]
     raise SystemExit(None if forecast < of_line else "expected a better forecast than that of the line")
 
 

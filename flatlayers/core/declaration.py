@@ -97,7 +97,8 @@ class Param(Declared):
     - `transform`: a transform of another kind (`fl.transforms`), in the place of `bounds`.
 
     **Raises:** `TypeError` and `ValueError` for what cannot be an initializer, bounds or a transform;
-    `fl.setup` raises `ValueError` for an initial value that is on or outside of the bounds.
+    `fl.setup` raises `ValueError` for an initial value that is on or outside of the bounds, where numbers are
+    known: not under `jax.jit`.
 
     >>> import flatlayers as fl
     >>> fl.Param((3, 2), fl.initializers.glorot_uniform).shape

@@ -241,7 +241,7 @@ def _limits(
         raise ValueError(
             f"minimize: expected low <= high for {ps.layout.labels()[i]!r}, found {low[i]}, {high[i]}"
         )
-    return Bounds(low, high, keep_feasible=True)
+    return Bounds(low, high, keep_feasible=True)  # pyright: ignore[reportArgumentType]
 
 
 def _inside(start: np.ndarray, ps: ComponentVector, limits: "Bounds") -> np.ndarray:

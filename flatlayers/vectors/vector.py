@@ -215,7 +215,10 @@ class ComponentVector(Arithmetic, NamedArray):
         return self._new(data=data, layout=part)
 
     def unpack(self) -> Record:
-        """Return all leaves as a nested `Record`, in one split. Hot code uses it."""
+        """Return all leaves as a nested `Record`, in one split. Hot code uses it.
+
+        The numbers are those of the vector: of a model with bounds, `fl.constrained` gives what layers see.
+        """
         # Such as the numbers of NumPy that `jax.device_get` leaves: the parts are arrays of JAX all the same.
         data = jnp.asarray(self.data) if isinstance(self.data, np.ndarray) else self.data
         self.layout.check_length(data)
