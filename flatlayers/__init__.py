@@ -57,13 +57,16 @@ from .equilibria.multi_scale import MultiScaleDeepEquilibriumNetwork as MultiSca
 from .equilibria.steady_state import SteadyState as SteadyState
 from .fitting.bounds import bounds as bounds
 from .fitting.collocation import collocate as collocate
-from .fitting.loop import (
-    NonFiniteLossError as NonFiniteLossError,
-    TrainResult as TrainResult,
-    train_loop as train_loop,
-)
+from .fitting.data import Batches as Batches, batches as batches
+from .fitting.loop import train_loop as train_loop
 from .fitting.minimize import NonFiniteError as NonFiniteError, minimize as minimize
 from .fitting.per_leaf import per_leaf as per_leaf
+from .fitting.result import (
+    Best as Best,
+    NonFiniteLossError as NonFiniteLossError,
+    TrainResult as TrainResult,
+    Validation as Validation,
+)
 from .fitting.shooting import multiple_shooting as multiple_shooting
 from .io.errors import FileFormatError as FileFormatError, LayoutMismatchError as LayoutMismatchError
 from .io.files import describe_file as describe_file, load as load, save as save

@@ -1,83 +1,28 @@
 """`train_loop`: many steps of an optimiser in one compiled call."""
 
-import dataclasses
-import itertools
+import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import numpy as np
 
-from ..types import Array, Params, PyTree, State
-from ..vectors.names import describe
-from ..vectors.record import Record, as_record
+from ..core.fields import Count, Flag, Size, checked, integer
+from ..types import Params, PyTree, State
+from ..vectors.record import as_record
+from .data import source_of
 from .leafwise import differs_by_leaf
+from .per_leaf import Optimizer
+from .result import NonFiniteLossError, Stopped, TrainResult
+from .run import Plan, Run
+from .steps import Carry, Loss, compiled_steps, differences, strong
+from .validation import Validator
 
 
 if TYPE_CHECKING:
     import optax
     import tqdm
-
-
-# `loss(ps, st, batch)` gives the loss and the new state.
-Loss = Callable[[Params, State, PyTree], tuple[Array, State]]
-# The parameters, the state and the optimiser's state.
-Carry = tuple[Params, State, PyTree]
-# Takes so many steps with these batches: the new carry and the losses.
-Run = Callable[[Carry, PyTree, int], tuple[Carry, Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """The result of `fl.train_loop`.
-
-    **Attributes:**
-
-    - `ps`, `st`: the parameters and the state after the last step.
-    - `opt_state`: the optimiser's state, to go on with.
-    - `losses`: the loss of each step, of shape `(steps,)`, before the step was taken.
-
-    >>> import optax
-    >>> import flatlayers as fl
-    >>> ps = fl.ComponentVector.of({"a": 1.0})
-    >>> result = fl.train_loop(
-    ...     lambda ps, st, batch: (ps.a**2, st), ps, {}, optax.sgd(0.25), steps=3, progress=False
-    ... )
-    >>> result.losses.tolist(), float(result.ps.a)
-    ([1.0, 0.25, 0.0625], 0.125)
-    """
-
-    ps: Params
-    st: Record
-    opt_state: PyTree
-    losses: np.ndarray
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss that is not finite, found in the step `step`.
-
-    `ps`, `st` and `opt_state` are those that gave the last finite loss; `losses` are the finite ones.
-
-    >>> import jax.numpy as jnp
-    >>> import optax
-    >>> import flatlayers as fl
-    >>> ps = fl.ComponentVector.of({"a": 0.5})
-    >>> loss = lambda ps, st, batch: (jnp.log(ps.a), st)
-    >>> try:
-    ...     fl.train_loop(loss, ps, {}, optax.sgd(0.1), steps=10, progress=False)
-    ... except fl.NonFiniteLossError as error:
-    ...     print(error.step, error.ps.a.round(3))
-    2 0.3
-    """
-
-    def __init__(self, step: int, loss: float, last: TrainResult):
-        super().__init__(
-            f"train_loop: expected a finite loss, found {loss} in step {step}; the exception has the last "
-            "good parameters as `ps`. A smaller learning rate or `optax.clip_by_global_norm` may help"
-        )
-        self.step, self.ps, self.st = step, last.ps, last.st
-        self.opt_state, self.losses = last.opt_state, last.losses
 
 
 def train_loop(
@@ -88,35 +33,54 @@ def train_loop(
     data: PyTree = None,
     *,
     steps: int,
+    opt_state: PyTree = None,
+    start: int = 0,
     chunk: int = 100,
     progress: bool = True,
-    callback: Callable[[int, float, Params, State], object] | None = None,
+    callback: Callable[..., object] | None = None,
+    validate: tuple[Loss, PyTree, int] | None = None,
+    patience: int | None = None,
 ) -> TrainResult:
-    """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled `jax.lax.scan`.
+    """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled call.
 
-    The vector, the state and the optimiser's state stay on the device. They are there three times: as they
-    were before the last chunk and before this one, and after it. So a loss that is not finite costs no good
-    parameters: the steps up to it are taken again.
+    The vector, the state and the optimiser's state stay on the device, with the parameters of the step
+    before: a loss that is not finite costs no good parameters. Above 64 MiB each chunk is written in the
+    place of the one before, so that with Adam there are six vectors at most, that of the caller included.
+
+    A further call with the same loss and the same optimiser compiles nothing, whatever its numbers of steps.
 
     **Arguments:**
 
-    - `loss`: a function `loss(ps, st, batch) -> (value, st)`.
+    - `loss`: a function `loss(ps, st, batch)` that returns `(value, st)`, or `(value, (st, metrics))` with a
+        mapping of names to numbers.
     - `ps`: the parameters, a `ComponentVector` or any pytree of floating arrays.
-    - `st`: the state.
-    - `optimizer`: an optax optimiser that needs no more than gradients and parameters. One that works leaf by
-        leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
-    - `data`: `None`; one batch, a pytree of arrays that is used in each step; or an iterator of batches of
-        the same shapes, `chunk` of which are stacked at a time.
-    - `steps`: the number of steps.
-    - `chunk`: the number of steps in one call. The first and, if it is shorter, the last are compiled.
-    - `progress`: whether there is a bar (tqdm) with the mean loss of the last chunk.
+    - `st`: the state. If the first step changes its names, shapes or dtypes, it is taken alone.
+    - `optimizer`: any optax optimiser. `value`, `grad` and `value_fn` are passed on to those that need them,
+        such as `optax.lbfgs()`. One that works leaf by leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
+    - `data`: `None`; one batch that is used in each step, an array, a tuple, a mapping or another registered
+        pytree; `fl.batches`; an iterator of batches, which is consumed as it comes; or any other iterable of
+        them, a list or a DataLoader of PyTorch, which is gone through again when it ends. Batches have the
+        same shapes. Those of the next chunk are fetched while a chunk runs.
+    - `steps`: the number of steps taken by this call.
+    - `opt_state`: the optimiser's state to go on with; `None` makes a new one.
+    - `start`: the number of steps taken before. Callbacks, errors and the place in the data count from there.
+        An iterator is taken to be at this place.
+    - `chunk`: the number of steps in one call. A validation ends a chunk early.
+    - `progress`: whether there is a bar (tqdm) with the mean loss and metrics of the last chunk.
     - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
-        taken and the chunk's last loss; training stops if it returns `True`.
+        taken and the chunk's last loss, and with the means of the metrics in this chunk as a fifth argument
+        if the loss returns metrics. Training stops if it returns `True`.
+    - `validate`: `(loss, data, every)`: after each so many steps this loss is evaluated in test mode, and its
+        mean over all batches of the data is kept. They are like `data`, but no iterator.
+    - `patience`: stop after so many validations in a row without a lower value.
 
-    **Returns:** a `TrainResult` with `ps`, `st`, `opt_state` and `losses`.
+    **Returns:** a `TrainResult`. Ctrl-C ends the run early, with a warning: the result is that of the steps
+    up to the end of the chunk.
 
-    **Raises:** `NonFiniteLossError`, with the step and the last good parameters, as soon as a chunk has a
-    loss that is not finite; `ValueError` if the batches come to an end before the steps do.
+    **Raises:** `NonFiniteLossError`, with the step and the last good parameters, for a loss or new parameters
+    that are not finite; `ValueError` if the batches come to an end before the steps do, or differ in shape;
+    `TypeError` for a state that changes its type in each step, and for data that are no batches of arrays.
+    These, and exceptions of the callback, the data and the validation, have the result so far as `result`.
 
     **Warns:** if the optimiser works leaf by leaf and sees a vector, as far as a short trial tells.
 
@@ -131,34 +95,67 @@ def train_loop(
     >>> result.losses.shape
     (300,)
     """
-    for name, value in (("steps", steps), ("chunk", chunk)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"train_loop: expected {name} to be a positive integer, found {value!r}")
-    if differs_by_leaf(optimizer, ps):
+    steps = checked(Size, "train_loop: steps", steps)
+    start = checked(Count, "train_loop: start", start)
+    validator = _validator(validate, patience)
+    plan = Plan(start + steps, checked(Size, "train_loop: chunk", chunk), validator, callback=callback)
+    if _sees_no_leaves(optimizer, ps):
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
-    several = isinstance(data, Iterator)
-    run = jax.jit(_scan_steps(loss, optimizer, several), static_argnums=2)
-    carry = (ps, as_record(st), optimizer.init(ps))
-    before, losses = None, []
-    with _bar(steps, progress) as bar:
-        for start in range(0, steps, chunk):
-            length = min(chunk, steps - start)
-            batches = _stacked(data, length, start) if several else data
-            new, values = run(carry, batches, length)
-            values = np.asarray(values)
-            if not np.isfinite(values).all():
-                step = int(np.argmin(np.isfinite(values)))
-                ps, st, opt_state = _last_good(run, step, (carry, batches), before)
-                last = TrainResult(ps, st, opt_state, np.concatenate([*losses, values[:step]]))
-                raise NonFiniteLossError(start + step, float(values[step]), last)
-            before, carry = (carry, batches, length), new
-            losses.append(values)
-            bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
-            bar.update(length)
-            if callback is not None and callback(start + length, float(values[-1]), *carry[:2]) is True:
-                break
-    ps, st, opt_state = carry
-    return TrainResult(ps, st, opt_state, np.concatenate(losses))
+    carry = _first_carry(ps, st, optimizer, opt_state)
+    source = source_of(data, start, skip=False)
+    with _bar(steps, checked(Flag, "train_loop: progress", progress)) as bar:
+        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start)
+        return _through(run)
+
+
+def _through(run: Run) -> TrainResult:
+    """Return the result of a run, also of one that is interrupted."""
+    stopped: Stopped
+    try:
+        stopped = run.go()
+    except KeyboardInterrupt:
+        run.settle()
+        stopped = "interrupt"
+    except NonFiniteLossError:
+        raise
+    except Exception as error:
+        run.attach_to(error)
+        raise
+    result = run.result(stopped)
+    if result is None:
+        raise KeyboardInterrupt("train_loop: the parameters were lost")
+    if stopped == "interrupt":
+        run.bar.set_description(f"interrupted after step {run.step}")
+        warnings.warn(
+            f"train_loop: interrupted after step {run.step} of {run.plan.end}; this is the result so far",
+            UserWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def _validator(validate: tuple[Loss, PyTree, int] | None, patience: int | None) -> Validator | None:
+    if patience is not None:
+        patience = checked(Annotated[int, integer(1)], "train_loop: patience", patience)
+        if validate is None:
+            raise ValueError("train_loop: expected validate with patience, found none")
+    return None if validate is None else Validator(validate, patience)
+
+
+def _first_carry(ps: Params, st: State, optimizer: Optimizer, opt_state: PyTree) -> Carry:
+    """Return the carry of the first step. **Raises:** `ValueError` for the state of another optimiser."""
+    ps, st = strong(ps), strong(as_record(st))
+    if opt_state is None:
+        opt_state = strong(optimizer.init(ps))
+    else:
+        opt_state = strong(opt_state)
+        expected = jax.eval_shape(lambda: strong(optimizer.init(ps)))
+        if jax.tree.structure(opt_state) != jax.tree.structure(expected) or differences(expected, opt_state):
+            raise ValueError(
+                "train_loop: expected the opt_state of this optimiser and these parameters, found another; "
+                f"by the optimiser before and as it is given after: {differences(expected, opt_state)}"
+            )
+    return Carry(ps, st, opt_state, (ps, st))
 
 
 _BY_LEAF = (
@@ -167,54 +164,23 @@ _BY_LEAF = (
 )
 
 
-def _scan_steps(loss: Loss, optimizer: "optax.GradientTransformation", several: bool) -> Run:
-    """Return `run(carry, batches, length)`, which takes so many steps: the new carry and the losses."""
-    import optax  # here, so that importing the library does not cost it
-
-    def step(carry: Carry, batch: PyTree) -> tuple[Carry, Array]:
-        ps, st, opt_state = carry
-        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(ps, st, batch)
-        updates, opt_state = optimizer.update(gradient, opt_state, ps)
-        return (optax.apply_updates(ps, updates), as_record(new), opt_state), value
-
-    def run(carry: Carry, batches: PyTree, length: int) -> tuple[Carry, Array]:
-        if several:
-            return jax.lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[:length], batches))
-        return jax.lax.scan(lambda carry, _: step(carry, batches), carry, length=length)
-
-    return run
+def _sees_no_leaves(optimizer: Optimizer, ps: Params) -> bool:
+    """Tell whether to warn. The trial is compiled, so its answer is kept."""
+    types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), strong(ps))
+    leaves, structure = jax.tree.flatten(types)
+    try:
+        return _tried(optimizer, structure, tuple(leaves))
+    except TypeError:  # an optimiser that cannot be hashed
+        return differs_by_leaf(optimizer, ps)
 
 
-def _last_good(
-    run: Run, step: int, now: tuple[Carry, PyTree], before: tuple[Carry, PyTree, int] | None
-) -> Carry:
-    """Return the carry that gave the last finite loss, by taking the steps up to there again."""
-    if step > 0:
-        carry, batches = now
-        steps = step - 1
-    elif before is not None:
-        carry, batches, length = before
-        steps = length - 1
-    else:
-        return now[0]
-    return run(carry, batches, steps)[0] if steps else carry
-
-
-def _stacked(batches: Iterator[PyTree], n: int, start: int) -> PyTree:
-    """Return the next `n` batches, stacked along a new first axis."""
-    found = list(itertools.islice(batches, n))
-    if len(found) < n:
-        raise ValueError(
-            f"train_loop: expected a batch for each step, found none for step {start + len(found)}"
-        )
-    shapes = [jax.tree.map(np.shape, batch) for batch in found]
-    if any(shape != shapes[0] for shape in shapes):
-        different = next(batch for batch, shape in zip(found, shapes, strict=True) if shape != shapes[0])
-        raise ValueError(
-            "train_loop: expected batches of the same shapes, found "
-            f"{describe(found[0])} and {describe(different)}"
-        )
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+@functools.lru_cache(maxsize=64)
+def _tried(
+    optimizer: Optimizer, structure: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> bool:
+    # One number each, seen as an array of this shape.
+    zeros = [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in leaves]
+    return differs_by_leaf(optimizer, structure.unflatten(zeros))
 
 
 def _bar(steps: int, progress: bool) -> "tqdm.tqdm":

@@ -1,0 +1,277 @@
+"""`Run`: the chunks of a training loop, one after another, and what was reached so far."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..types import Array, Params, PyTree
+from ..vectors.record import Record
+from .data import Chunk, Source
+from .interrupts import deferred_interrupts
+from .result import (
+    NonFiniteLossError,
+    Stopped,
+    TrainResult,
+    attach,
+    loss_not_finite,
+    parameters_not_finite,
+)
+from .steps import FINE, LOSS, Carry, Log, Steps, differences
+from .validation import Validator
+
+
+if TYPE_CHECKING:
+    import tqdm
+
+
+# Below it, the arrays that a chunk starts from are kept: an error in its steps then loses no others.
+_SMALL_BYTES = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run is cut into chunks, and what is done between them."""
+
+    end: int
+    chunk: int
+    validator: Validator | None = None
+    save: Callable[["Run"], None] | None = None
+    save_every: int | None = None
+    callback: Callable[..., object] | None = None
+
+    def next_stop(self, step: int) -> int:
+        """Return the number of steps at the end of the chunk that starts after `step` of them."""
+        every = [self.validator.every if self.validator else None, self.save_every]
+        multiples = [n * (step // n + 1) for n in every if n is not None]
+        return min(self.end, step + self.chunk, *multiples)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InFlight:
+    """A chunk that was started: the places of its log from `first` to `last`, and what it started from."""
+
+    log: Log
+    first: int
+    last: int
+    before: Carry | None
+
+
+class Run:
+    """A run of `plan`: `step` steps were taken, and `carry` is what they made."""
+
+    def __init__(self, steps: Steps, source: Source, plan: Plan, bar: "tqdm.tqdm", carry: Carry, step: int):
+        self.steps, self.source, self.plan, self.bar = steps, source, plan, bar
+        self.carry: Carry | None = carry
+        self.step = self.start = step
+        self.size = max(1, min(plan.chunk, plan.end - step))
+        self.losses: list[np.ndarray] = []
+        self.metrics: dict[str, list[np.ndarray]] = {}
+        self.in_place = sum(x.nbytes for x in jax.tree.leaves(carry[:3])) > _SMALL_BYTES
+        self._given = (carry.ps, carry.st)
+        # The first steps before which only what was given had a finite loss.
+        self._given_until = step
+        self._in_flight: _InFlight | None = None
+        self._is_first = True
+
+    def go(self) -> Stopped:
+        """Take the steps of the plan, those of the next chunk's batches fetched while a chunk runs."""
+        end = self.plan.end
+        wanted, chunk = self._fetch(self.step)
+        while self.step < end:
+            after = self.step + chunk.count
+            complete = chunk.count == wanted
+            if chunk.count:
+                self._dispatch(chunk)
+            if complete and after < end:
+                wanted, chunk = self._fetch(after)
+            self.settle()
+            if not complete:
+                empty = "; data that can be gone through again were empty" if not self.step else ""
+                raise ValueError(
+                    f"train_loop: expected a batch for each step, found none for step {self.step}{empty}"
+                )
+            if stopped := self._between_chunks():
+                return stopped
+        return "steps"
+
+    def _fetch(self, step: int) -> tuple[int, Chunk]:
+        """Return the number of steps of the next chunk, and its data."""
+        count = self.plan.next_stop(step) - step
+        return count, self.source.take(step, count, self.size) if count > 0 else Chunk(None, 0)
+
+    def _dispatch(self, chunk: Chunk) -> None:
+        """Start the steps of a chunk."""
+        first = self._settle_types(chunk.data) if self._is_first else 0
+        if first == chunk.count or self.carry is None:
+            return
+        if self.steps.is_new(self.carry, chunk.data, self.size):
+            self.bar.set_description("compiling")
+        program = self.steps.in_place if self.in_place else self.steps.beside
+        with deferred_interrupts():
+            before = None if self.in_place else self.carry
+            self.carry, log = program(self.carry, chunk.data, first, chunk.count, self.size)
+            self._in_flight = _InFlight(log, first, chunk.count, before)
+        self.bar.set_description("training")
+
+    def _settle_types(self, data: PyTree) -> int:
+        """Take the first step alone if it changes the types of the carry. Return whether, as a number."""
+        self._is_first = False
+        assert self.carry is not None
+        taken = 0
+        if differences(self.carry[:3], self.steps.after_one(self.carry, data)[:3]):
+            with deferred_interrupts():
+                before = self.carry
+                self.carry, log = self.steps.alone(before, data)
+                log = jax.tree.map(lambda x: x[None], log)
+                self._in_flight = _InFlight(log, 0, 1, before)
+            self.settle()
+            self._given_until = self.step
+            ps, st, opt_state, old = self.carry
+            self.carry = Carry(ps, st, opt_state, (old[0], st))
+            self._expect_fixed_types(data)
+            taken = 1
+        if self.in_place:
+            self.carry = _owned(self.carry, self._given)
+        return taken
+
+    def _expect_fixed_types(self, data: PyTree) -> None:
+        """Raise unless a further step keeps the types."""
+        assert self.carry is not None
+        problem, cause = "", None
+        try:
+            after = self.steps.after_one(self.carry, data)
+            problem = differences(self.carry[:3], after[:3])
+        except Exception as error:  # of the loss, in words that do not tell that it is the second step
+            problem, cause = f"a state that the loss does not take: {self.carry.st!r}", error
+        if problem:
+            raise TypeError(
+                "train_loop: expected the state to keep its names, shapes and dtypes from the second step "
+                f"on, found {problem}"
+            ) from cause
+
+    def settle(self) -> None:
+        """Wait for the chunk in flight. **Raises:** `NonFiniteLossError`."""
+        pending, self._in_flight = self._in_flight, None
+        if pending is None:
+            return
+        with deferred_interrupts():
+            try:
+                log: Any = jax.device_get(pending.log)
+            except Exception:
+                self.carry = pending.before
+                raise
+            failures = log.failure[pending.first : pending.last]
+            failed = np.flatnonzero(failures != FINE)
+            taken = int(failed[0]) if failed.size else len(failures)
+            of_loss = failed.size > 0 and failures[taken] == LOSS
+            places = slice(pending.first, pending.first + taken + (failed.size > 0 and not of_loss))
+            self.losses.append(log.value[places])
+            for name, values in log.metrics.items():
+                self.metrics.setdefault(name, []).append(values[places])
+            self.step += taken
+        if failed.size:
+            raise self._failure(of_loss, float(log.value[pending.first + taken]))
+        self.bar.set_postfix(self._shown(), refresh=False)
+        self.bar.update(taken)
+
+    def _failure(self, of_loss: bool, value: float) -> NonFiniteLossError:
+        """Return the error for the step that is not finite."""
+        assert self.carry is not None
+        _, _, opt_state, (ps, st) = self.carry
+        if self.step <= (self._given_until if of_loss else self.start):
+            ps, st = self._given
+        failed, self.carry = self.step, Carry(ps, st, opt_state, (ps, st))
+        if of_loss:
+            self.step = max(self.step - 1, self.start)
+        result = self.result("error")
+        assert result is not None
+        return loss_not_finite(failed, value, result) if of_loss else parameters_not_finite(failed, result)
+
+    def _shown(self) -> dict[str, str]:
+        """Return what the bar shows: the means of the last chunk, and the last validation."""
+        numbers = {"loss": self.losses[-1].mean(), **self._chunk_metrics()}
+        if self.plan.validator and self.plan.validator.values:
+            numbers["validation"] = self.plan.validator.values[-1]
+        return {name: f"{number:.4g}" for name, number in numbers.items()}
+
+    def _chunk_metrics(self) -> dict[str, float]:
+        return {name: float(values[-1].mean()) for name, values in self.metrics.items()}
+
+    def _between_chunks(self) -> Stopped | None:
+        """Validate, save and call back, each at its time. Return why to stop."""
+        plan, stopped = self.plan, None
+        ps, st = self.reached()
+        if plan.validator and self.step % plan.validator.every == 0:
+            plan.validator(self.step, ps, st)
+            self.bar.set_postfix(self._shown(), refresh=False)
+            stopped = "patience" if plan.validator.out_of_patience() else None
+        if plan.save and plan.save_every and self.step % plan.save_every == 0:
+            plan.save(self)
+        if plan.callback is not None:
+            if (
+                self.in_place
+            ):  # the next chunk is written in the place of this one, and a callback may keep it
+                ps, st = jax.tree.map(jnp.copy, (ps, st))
+            metrics = [self._chunk_metrics()] if self.metrics else []
+            if _is_true(plan.callback(self.step, float(self.losses[-1][-1]), ps, st, *metrics)):
+                stopped = "callback"
+        return stopped
+
+    def reached(self) -> tuple[Params, Record]:
+        """Return the parameters and the state."""
+        assert self.carry is not None
+        return self.carry.ps, self.carry.st
+
+    def result(self, stopped: Stopped) -> TrainResult | None:
+        """Return what was reached; `None` if it was lost."""
+        carry, validator = self.carry, self.plan.validator
+        if carry is None or any(x.is_deleted() for x in jax.tree.leaves(carry)):
+            return None
+        return TrainResult(
+            *carry[:3],
+            losses=np.concatenate(self.losses) if self.losses else np.zeros(0),
+            step=self.step,
+            metrics={name: np.concatenate(values) for name, values in self.metrics.items()},
+            validation=validator and validator.result(),
+            best=validator and validator.best,
+            stopped=stopped,
+        )
+
+    def attach_to(self, error: Exception) -> None:
+        """Let an exception carry what was reached, the chunk in flight included."""
+        with contextlib.suppress(Exception):
+            self.settle()
+        attach(error, self.result("error"))
+
+
+def _owned(carry: Carry, given: PyTree) -> Carry:
+    """Return a carry that can be given up: with copies of what is given or is in it twice."""
+    seen = set(map(_place, jax.tree.leaves(given)))
+
+    def own(x: Array) -> Array:
+        if _place(x) in seen:
+            return jnp.copy(x)
+        seen.add(_place(x))
+        return x
+
+    return jax.tree.map(own, carry)
+
+
+def _place(x: Array) -> int:
+    """Return the place of an array in memory, or a number of the object where there is no single one."""
+    try:
+        return x.unsafe_buffer_pointer()
+    except Exception:  # keys, and arrays on several devices
+        return id(x)
+
+
+def _is_true(answer: object) -> bool:
+    """Tell whether a callback wants to stop: `True`, of Python, NumPy or JAX."""
+    if isinstance(answer, jax.Array | np.ndarray):
+        return answer.ndim == 0 and answer.dtype == bool and bool(answer)
+    return isinstance(answer, bool | np.bool_) and bool(answer)

@@ -1,0 +1,97 @@
+"""Validation during training: a loss in test mode, the best parameters, and when to stop."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.fields import Size, checked
+from ..core.setup import testmode
+from ..types import Array, Params, PyTree
+from ..vectors.names import describe
+from ..vectors.record import Record
+from .data import Batches, as_arrays, on_device, several
+from .result import Best, Validation
+from .steps import Loss, evaluate
+
+
+class Validator:
+    """Evaluates `validate=(loss, data, every)`, and keeps the values and the best parameters."""
+
+    def __init__(self, validate: tuple[Loss, PyTree, int], patience: int | None):
+        if not isinstance(validate, tuple) or len(validate) != 3 or not callable(validate[0]):
+            raise TypeError(f"train_loop: expected validate=(loss, data, every), found {describe(validate)}")
+        self._loss, self._data, every = validate
+        self.every = checked(Size, "train_loop: every, the third of validate", every)
+        self._patience = patience
+        if several(self._data) and hasattr(self._data, "__next__"):
+            raise TypeError(
+                "train_loop: expected validation data that can be gone through again and again, found an "
+                f"iterator, {type(self._data).__name__}; a list of its batches would do"
+            )
+        if not several(self._data):
+            self._data = on_device(self._data, "train_loop: expected validation data to be arrays or batches")
+        self.steps: list[int] = []
+        self.values: list[float] = []
+        self.metrics: dict[str, list[float]] = {}
+        self.best: Best | None = None
+
+    def __call__(self, step: int, ps: Params, st: Record) -> float:
+        """Return the mean over all batches; keep copies of the best parameters and state."""
+        means = self._means(ps, testmode(st))
+        value = means.pop("")
+        self.steps.append(step)
+        self.values.append(value)
+        for name, metric in means.items():
+            self.metrics.setdefault(name, []).append(metric)
+        if np.isfinite(value) and (self.best is None or value < self.best.value):
+            ps, st = jax.tree.map(jnp.copy, (ps, st))
+            self.best = Best(ps, st, step, value)
+        return value
+
+    def result(self) -> Validation:
+        """Return all values so far."""
+        metrics = {name: np.array(values) for name, values in self.metrics.items()}
+        return Validation(np.array(self.steps, int), np.array(self.values), metrics)
+
+    def out_of_patience(self) -> bool:
+        """Tell whether there were enough validations since the best, or altogether without any."""
+        best = 0 if self.best is None else self.best.step
+        return self._patience is not None and sum(step > best for step in self.steps) >= self._patience
+
+    def _means(self, ps: Params, st: Record) -> dict[str, float]:
+        """Return the means of the loss, under an empty name, and of its metrics."""
+        evaluated = compiled_loss(self._loss)
+        found = [evaluated(ps, st, batch) for batch in self._batches()]
+        if not found:
+            raise ValueError("train_loop: expected at least one batch to validate with, found none")
+        return {name: float(np.mean([float(one[name]) for one in found])) for name in found[0]}
+
+    def _batches(self) -> Any:
+        if isinstance(self._data, Batches):
+            return self._data
+        if not several(self._data):
+            return [self._data]
+        return (as_arrays(batch, "train_loop: expected a validation batch of arrays") for batch in self._data)
+
+
+def compiled_loss(loss: Loss) -> Any:
+    """Return a function of `(ps, st, batch)` that gives the loss and the metrics by name."""
+    try:
+        hash(loss)
+    except TypeError:
+        return _compile(loss)
+    return _kept(loss)
+
+
+def _compile(loss: Loss) -> Any:
+    def values(ps: Params, st: Record, batch: PyTree) -> dict[str, Array]:
+        value, (_, metrics) = evaluate(loss, ps, st, batch)
+        return {"": value, **metrics}
+
+    return jax.jit(values)
+
+
+_kept = functools.lru_cache(maxsize=16)(_compile)
