@@ -1,4 +1,4 @@
-"""What the command lines of the examples have in common: `--steps`, `--seed` and `--out`."""
+"""What the command lines of the examples have in common: `--steps`, `--seed` and `--out`, or more."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ def parse(
     steps: int = 1000,
     steps_of: str = "steps of Adam",
     chunk: int = 1,
+    file: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
     """The options `steps`, `seed` and `out` of a script.
@@ -24,6 +25,8 @@ def parse(
     - `seed`: what is drawn with the seed, for `--help`.
     - `steps`: the default number of steps; `steps_of`: what they are, for `--help`.
     - `chunk`: what the number of steps is rounded up to a multiple of.
+    - `file`: the default name of the file in which the run is saved; with it there are the options `file` and
+        `resume`.
     - `argv`: the command line, `None` for that of the process.
 
     **Raises:** `SystemExit` with code 2 for steps below 1 and for a picture in a directory that is not there.
@@ -35,6 +38,9 @@ def parse(
     parser.add_argument("--steps", type=int, default=steps, help=steps_of + rounded)
     parser.add_argument("--seed", type=int, default=0, help=seed)
     parser.add_argument("--out", type=Path, default=Path(out), help="where the PNG goes")
+    if file is not None:
+        parser.add_argument("--file", type=Path, default=Path(file), help="where the run is saved")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in the file")
     options = parser.parse_args(argv)
     if options.steps < 1:
         parser.error(f"--steps: expected a positive number, found {options.steps}")

@@ -1,16 +1,22 @@
 """Handwritten digits: a small convolutional network that reads 8x8 images.
 
 The 1797 images of scikit-learn's `load_digits`, written by people with real pens, are split once and for all
-into four fifths to learn from and a fifth to test on, with the same share of every digit in both. A network
-after LeNet-5 (LeCun et al., 1998), two convolutions with a pooling each and two dense layers, learns them by
-Adam inside a scanned `jit`. All its weights are one vector, which is what Adam steps; dropout draws its masks
-with a key in the state, and is off in the test.
+into four fifths to learn from and a fifth to test on, with the same share of every digit in both; of those to
+learn from, a fifth is kept for validation. A network after LeNet-5 (LeCun et al., 1998), two convolutions
+with batch normalisation and a pooling each and two dense layers, learns them by Adam in shuffled
+mini-batches; the weights of the best validation count, and training ends early if there are no better ones.
+All weights are one vector, which is what Adam steps; dropout draws its masks with a key in the state, and is
+off in the test.
+
+The run is saved as it goes. Kill it at any moment: `python digits.py --resume` goes on, and ends with the
+same weights, bit for bit, as if nothing had happened.
 
 Out come the model, its accuracy on the test images and a picture of some of them: the mistakes first, then
 images that were read right. With an accuracy below 97 % the exit code is 1. It takes 10 to 20 seconds on two
 cores.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -18,19 +24,18 @@ from typing import Any, NamedTuple
 
 import command_line
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 import flatlayers as fl
 
 
-CHUNK = 50  # steps in one call of a compiled function
+CHUNK = 50  # steps in one call of a compiled function, after which there is a validation and a checkpoint
 BATCH = 64
+PATIENCE = 8  # validations without a better one
 REQUIRED = 0.97  # accuracy on the test images
 SHOWN = (4, 10)  # rows and columns of the picture
 
@@ -42,20 +47,28 @@ class Digits(NamedTuple):
     labels: np.ndarray
 
     @staticmethod
-    def load() -> tuple["Digits", "Digits"]:
-        """Those to learn from and those to test on; always the same."""
+    def load() -> tuple["Digits", "Digits", "Digits"]:
+        """Those to learn from, to validate with and to test on; always the same."""
         images, labels = load_digits(return_X_y=True)
-        images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-        parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
-        learned_images, tested_images, learned_labels, tested_labels = map(np.asarray, parts)
-        return Digits(learned_images, learned_labels), Digits(tested_images, tested_labels)
+        whole = Digits((images / 16).astype(np.float32).reshape(-1, 8, 8, 1), labels)
+        first, tested = whole.split()
+        learned, validated = first.split()
+        return learned, validated, tested
+
+    def split(self) -> tuple["Digits", "Digits"]:
+        """Four fifths and the rest."""
+        parts = train_test_split(*self, test_size=0.2, random_state=0, stratify=self.labels)
+        images, other_images, labels, other_labels = map(np.asarray, parts)
+        return Digits(images, labels), Digits(other_images, other_labels)
 
 
 def network() -> fl.Chain:
     return fl.Chain(
-        fl.Conv((3, 3), 1, 16, jax.nn.relu, pad=fl.SamePad()),
+        fl.Conv((3, 3), 1, 16, pad=fl.SamePad()),
+        fl.BatchNorm(16, jax.nn.relu),
         fl.MaxPool((2, 2)),
-        fl.Conv((3, 3), 16, 32, jax.nn.relu, pad=fl.SamePad()),
+        fl.Conv((3, 3), 16, 32, pad=fl.SamePad()),
+        fl.BatchNorm(32, jax.nn.relu),
         fl.MaxPool((2, 2)),
         fl.FlattenLayer(),
         fl.Dense(2 * 2 * 32, 64, jax.nn.relu),
@@ -64,30 +77,27 @@ def network() -> fl.Chain:
     )
 
 
-def train(model: fl.Chain, ps: Any, st: Any, digits: Digits, steps: int, key: jax.Array) -> tuple[Any, Any]:
-    """The parameters and the state after so many steps of Adam, each on a batch drawn at random."""
-    images, labels = jnp.asarray(digits.images), jnp.asarray(digits.labels)
-    adam = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+def train(model: fl.Chain, learned: Digits, validated: Digits, options: argparse.Namespace) -> fl.TrainResult:
+    """At most so many steps of Adam, saved and validated every chunk."""
+    setup_key, data_key = jax.random.split(jax.random.key(options.seed))
+    ps, st = fl.setup(setup_key, model)
+    adam = optax.adam(optax.cosine_decay_schedule(3e-3, options.steps))
 
-    def loss(ps: Any, st: Any, batch: Any) -> tuple[Any, Any]:
-        logits, st = model(images[batch], ps, st)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean(), st
+    def loss(ps: Any, st: Any, batch: Digits) -> tuple[Any, Any]:
+        logits, st = model(batch.images, ps, st)
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+        return value, (st, {"right": (logits.argmax(axis=1) == batch.labels).mean()})
 
-    def step(carry: Any, key: jax.Array) -> Any:
-        ps, st, moments = carry
-        batch = jax.random.randint(key, (BATCH,), 0, len(labels))
-        (value, st), gradient = jax.value_and_grad(loss, has_aux=True)(ps, st, batch)
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), st, moments), value
-
-    chunk = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
-    carry = (ps, st, adam.init(ps))
-    with tqdm(total=steps, desc="training", unit="step") as bar:
-        for keys in jax.random.split(key, steps).reshape(-1, CHUNK):
-            carry, values = chunk(carry, keys)
-            bar.set_postfix(loss=f"{values.mean():.4f}", refresh=False)
-            bar.update(CHUNK)
-    return carry[0], carry[1]
+    return fl.train_loop(
+        *(loss, ps, st, adam, fl.batches(learned, BATCH, key=data_key)),
+        steps=options.steps,
+        chunk=CHUNK,
+        validate=(loss, validated, CHUNK),
+        patience=PATIENCE,
+        save=options.file,
+        save_every=CHUNK,
+        resume=options.file if options.resume else None,
+    )
 
 
 def probabilities(model: fl.Chain, ps: Any, st: Any, images: np.ndarray) -> np.ndarray:
@@ -118,19 +128,23 @@ def main() -> None:
         out="digits.png",
         seed="of the first weights, batches and dropout",
         chunk=CHUNK,
+        file="digits.safetensors",
     )
     start = time.perf_counter()
-    learned, tested = Digits.load()
+    learned, validated, tested = Digits.load()
     model = network()
     print(fl.pformat(model), flush=True)
-    setup_key, train_key = jax.random.split(jax.random.key(options.seed))
-    ps, st = fl.setup(setup_key, model)
-    ps, st = train(model, ps, st, learned, options.steps, train_key)
-    chances = probabilities(model, ps, st, tested.images)
+    result = train(model, learned, validated, options)
+    best = result.best
+    assert best is not None
+    print(
+        f"\nThe best of {result.step} steps is after {best.step}, with a validation loss of {best.value:.3f}"
+    )
+    chances = probabilities(model, best.ps, best.st, tested.images)
     right = chances.argmax(axis=1) == tested.labels
     plot(tested, chances, options.out)
     print(
-        f"\n{right.sum()} of {len(right)} test images read right: {right.mean():.1%}, "
+        f"{right.sum()} of {len(right)} test images read right: {right.mean():.1%}, "
         f"after {time.perf_counter() - start:.1f} s\nThe picture is in {options.out}"
     )
     if right.mean() < REQUIRED:

@@ -1,8 +1,11 @@
 """The examples, in a few steps: each as a user runs it, with x64 off and JAX's own promotion."""
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import diffrax
@@ -14,6 +17,7 @@ import scipy.linalg
 from scipy import stats
 
 import flatlayers as fl
+from tests.helpers import assert_same
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -274,6 +278,43 @@ def test_digits_by_a_deep_equilibrium(monkeypatch, tmp_path, capsys):
     for values in followed:
         np.testing.assert_allclose(values[:2], followed[0][:2], rtol=1e-6)
         assert values[3] < 0.2 * values[0]
+
+
+# Digits
+
+
+def digits_script(tmp_path, name, *options):
+    command = [sys.executable, str(EXAMPLES / "digits.py"), "--steps", "100", *options]
+    command += ["--file", str(tmp_path / f"{name}.safetensors"), "--out", str(tmp_path / f"{name}.png")]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)})
+
+
+@pytest.mark.slow
+def test_digits_killed_and_resumed(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    killed, file = digits_script(tmp_path, "killed"), tmp_path / "killed.safetensors"
+    while killed.poll() is None and not file.exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert fl.describe_file(file)["step"] == 50
+    assert not (tmp_path / "killed.png").exists()
+    for process in (
+        digits_script(tmp_path, "killed", "--resume"),
+        digits_script(tmp_path, "whole"),
+    ):
+        assert process.wait() in (0, 1)
+    resumed, whole = (fl.load(tmp_path / f"{name}.safetensors") for name in ("killed", "whole"))
+    assert resumed["step"] == whole["step"] == 100
+    assert_same(*([part[name] for name in ("ps", "st", "opt_state")] for part in (resumed, whole)))
+    np.testing.assert_array_equal(resumed["losses"], whole["losses"])
+    assert_same(resumed["best"]["ps"], whole["best"]["ps"])
+    assert (resumed["best"]["step"], resumed["best"]["value"]) == (
+        whole["best"]["step"],
+        whole["best"]["value"],
+    )
+    assert (tmp_path / "killed.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
 # The command line

@@ -27,7 +27,7 @@ BELOW = {
     "wrappers": {"layers", "initializers", "core", "vectors", "transforms", "types", "dtypes"},
     "equations": {"layers", "adjoints", "core", "vectors", "types", "dtypes"},
     "equilibria": {"equations", "layers", "adjoints", "core", "vectors", "types", "dtypes"},
-    "fitting": {"equations", "layers", "core", "vectors", "transforms", "types", "dtypes"},
+    "fitting": {"equations", "io", "layers", "core", "vectors", "transforms", "types", "dtypes"},
     "display": {"core", "vectors", "types", "dtypes", "wrappers", "layers"},
 }
 

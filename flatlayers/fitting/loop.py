@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from ..core.fields import Count, Flag, Size, checked, integer
+from ..io.files import Path
 from ..types import Params, PyTree, State
-from ..vectors.record import as_record
+from ..vectors.record import Record, as_record
+from .checkpoint import load_result, save_result
 from .data import source_of
 from .leafwise import differs_by_leaf
 from .per_leaf import Optimizer
@@ -40,6 +42,9 @@ def train_loop(
     callback: Callable[..., object] | None = None,
     validate: tuple[Loss, PyTree, int] | None = None,
     patience: int | None = None,
+    save: Path | None = None,
+    save_every: int | None = None,
+    resume: Path | None = None,
 ) -> TrainResult:
     """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled call.
 
@@ -61,11 +66,12 @@ def train_loop(
         pytree; `fl.batches`; an iterator of batches, which is consumed as it comes; or any other iterable of
         them, a list or a DataLoader of PyTorch, which is gone through again when it ends. Batches have the
         same shapes. Those of the next chunk are fetched while a chunk runs.
-    - `steps`: the number of steps taken by this call.
+    - `steps`: the number of steps taken by this call; with `resume`, that of the whole run.
     - `opt_state`: the optimiser's state to go on with; `None` makes a new one.
     - `start`: the number of steps taken before. Callbacks, errors and the place in the data count from there.
         An iterator is taken to be at this place.
-    - `chunk`: the number of steps in one call. A validation ends a chunk early.
+    - `chunk`: the number of steps in one call. A validation or a file to be written ends
+        one early.
     - `progress`: whether there is a bar (tqdm) with the mean loss and metrics of the last chunk.
     - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
         taken and the chunk's last loss, and with the means of the metrics in this chunk as a fifth argument
@@ -73,6 +79,14 @@ def train_loop(
     - `validate`: `(loss, data, every)`: after each so many steps this loss is evaluated in test mode, and its
         mean over all batches of the data is kept. They are like `data`, but no iterator.
     - `patience`: stop after so many validations in a row without a lower value.
+
+    - `save`: a file, written by `fl.save` at the end of the call, after Ctrl-C too, and every `save_every`
+        steps: the parameters, the states, the number of steps, the losses and metrics, the validations and
+        the best parameters. Nothing is written in which parameters are not finite.
+    - `resume`: such a file to go on from: the steps up to `steps` that are left are taken. If it does not
+        exist, the run starts anew. Usually it is the path of `save`, and the same script can be killed and
+        run again. `opt_state` and `start` come from it, and an iterator of batches is taken to be at its
+        start.
 
     **Returns:** a `TrainResult`. Ctrl-C ends the run early, with a warning: the result is that of the steps
     up to the end of the chunk.
@@ -97,14 +111,24 @@ def train_loop(
     """
     steps = checked(Size, "train_loop: steps", steps)
     start = checked(Count, "train_loop: start", start)
+    if resume is not None and (start or opt_state is not None):
+        raise ValueError("train_loop: expected no start and no opt_state with resume, which has its own")
+    chunk = checked(Size, "train_loop: chunk", chunk)
+    progress = checked(Flag, "train_loop: progress", progress)
     validator = _validator(validate, patience)
-    plan = Plan(start + steps, checked(Size, "train_loop: chunk", chunk), validator, callback=callback)
+    plan = Plan(start + steps, chunk, validator, *_writer(save, save_every), callback)
     if _sees_no_leaves(optimizer, ps):
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
+    ps, st = strong(ps), strong(as_record(st))
+    saved = None if resume is None else load_result(resume, ps, st, optimizer)
+    if saved is not None:
+        ps, st, opt_state, start = saved.ps, saved.st, saved.opt_state, saved.step
     carry = _first_carry(ps, st, optimizer, opt_state)
-    source = source_of(data, start, skip=False)
-    with _bar(steps, checked(Flag, "train_loop: progress", progress)) as bar:
+    source = source_of(data, start, skip=saved is not None)
+    with _bar(plan.end, start, progress) as bar:
         run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start)
+        if saved is not None:
+            run.restore(saved)
         return _through(run)
 
 
@@ -113,8 +137,10 @@ def _through(run: Run) -> TrainResult:
     stopped: Stopped
     try:
         stopped = run.go()
+        run.save()
     except KeyboardInterrupt:
         run.settle()
+        run.save()
         stopped = "interrupt"
     except NonFiniteLossError:
         raise
@@ -142,9 +168,19 @@ def _validator(validate: tuple[Loss, PyTree, int] | None, patience: int | None) 
     return None if validate is None else Validator(validate, patience)
 
 
-def _first_carry(ps: Params, st: State, optimizer: Optimizer, opt_state: PyTree) -> Carry:
+def _writer(
+    save: Path | None, save_every: int | None
+) -> tuple[Callable[[TrainResult], None] | None, int | None]:
+    """Return what writes the file, and after how many steps."""
+    if save_every is not None:
+        save_every = checked(Size, "train_loop: save_every", save_every)
+        if save is None:
+            raise ValueError("train_loop: expected save with save_every, found none")
+    return None if save is None else functools.partial(save_result, save), save_every
+
+
+def _first_carry(ps: Params, st: Record, optimizer: Optimizer, opt_state: PyTree) -> Carry:
     """Return the carry of the first step. **Raises:** `ValueError` for the state of another optimiser."""
-    ps, st = strong(ps), strong(as_record(st))
     if opt_state is None:
         opt_state = strong(optimizer.init(ps))
     else:
@@ -183,10 +219,10 @@ def _tried(
     return differs_by_leaf(optimizer, structure.unflatten(zeros))
 
 
-def _bar(steps: int, progress: bool) -> "tqdm.tqdm":
+def _bar(steps: int, start: int, progress: bool) -> "tqdm.tqdm":
     """Return the bar, which is off without `progress`."""
     if progress:  # imported here, as optax
         from tqdm.auto import tqdm
     else:  # which does not look for what a notebook draws a bar with
         from tqdm import tqdm
-    return tqdm(total=steps, desc="training", unit="step", disable=not progress)
+    return tqdm(total=steps, initial=start, desc="training", unit="step", disable=not progress)

@@ -40,7 +40,7 @@ class Plan:
     end: int
     chunk: int
     validator: Validator | None = None
-    save: Callable[["Run"], None] | None = None
+    save: Callable[[TrainResult], None] | None = None
     save_every: int | None = None
     callback: Callable[..., object] | None = None
 
@@ -71,6 +71,7 @@ class Run:
         self.size = max(1, min(plan.chunk, plan.end - step))
         self.losses: list[np.ndarray] = []
         self.metrics: dict[str, list[np.ndarray]] = {}
+        self._saved = step
         self.in_place = sum(x.nbytes for x in jax.tree.leaves(carry[:3])) > _SMALL_BYTES
         self._given = (carry.ps, carry.st)
         # The first steps before which only what was given had a finite loss.
@@ -80,7 +81,9 @@ class Run:
 
     def go(self) -> Stopped:
         """Take the steps of the plan, those of the next chunk's batches fetched while a chunk runs."""
-        end = self.plan.end
+        end, validator = self.plan.end, self.plan.validator
+        if validator and validator.out_of_patience():
+            return "patience"
         wanted, chunk = self._fetch(self.step)
         while self.step < end:
             after = self.step + chunk.count
@@ -210,8 +213,8 @@ class Run:
             plan.validator(self.step, ps, st)
             self.bar.set_postfix(self._shown(), refresh=False)
             stopped = "patience" if plan.validator.out_of_patience() else None
-        if plan.save and plan.save_every and self.step % plan.save_every == 0:
-            plan.save(self)
+        if plan.save_every and self.step % plan.save_every == 0:
+            self.save()
         if plan.callback is not None:
             if (
                 self.in_place
@@ -221,6 +224,20 @@ class Run:
             if _is_true(plan.callback(self.step, float(self.losses[-1][-1]), ps, st, *metrics)):
                 stopped = "callback"
         return stopped
+
+    def restore(self, result: TrainResult) -> None:
+        """Go on from a result: with its losses, metrics and validations."""
+        self.losses.append(result.losses)
+        self.metrics = {name: [values] for name, values in result.metrics.items()}
+        if self.plan.validator:
+            self.plan.validator.restore(result.validation, result.best)
+
+    def save(self) -> None:
+        """Write what was reached to the file, if there is one and it does not have it."""
+        result = self.result("steps")
+        if self.plan.save and result is not None and self.step > self._saved:
+            self.plan.save(result)
+            self._saved = self.step
 
     def reached(self) -> tuple[Params, Record]:
         """Return the parameters and the state."""

@@ -51,6 +51,13 @@ class Validator:
             self.best = Best(ps, st, step, value)
         return value
 
+    def restore(self, validation: Validation | None, best: Best | None) -> None:
+        """Go on from the validations of a run that was saved."""
+        if validation is not None:
+            self.steps, self.values = validation.steps.tolist(), validation.values.tolist()
+            self.metrics = {name: values.tolist() for name, values in validation.metrics.items()}
+        self.best = best
+
     def result(self) -> Validation:
         """Return all values so far."""
         metrics = {name: np.array(values) for name, values in self.metrics.items()}

@@ -69,11 +69,55 @@ def test_a_chunk_is_compiled_once(key):
         return loss(ps, st, x)
 
     ps, st = fl.setup(key, MODEL, float)
-    fl.train_loop(counted, ps, st, OPTIMIZER, BATCHES[0], steps=12, chunk=4, progress=False)
-    once = len(traced)
-    fl.train_loop(counted, ps, st, OPTIMIZER, BATCHES[0], steps=4, chunk=4, progress=False)
-    assert len(traced) == 2 * once
-    assert once <= 2
+    for steps in (12, 4, 10):
+        fl.train_loop(counted, ps, st, OPTIMIZER, BATCHES[0], steps=steps, chunk=4, progress=False)
+    assert len(traced) == 1
+    # Chunks of other lengths are the same program.
+    fl.train_loop(
+        *(counted, ps, st, OPTIMIZER, BATCHES[0]),
+        steps=15,
+        chunk=4,
+        progress=False,
+        validate=(loss, BATCHES[0], 3),
+    )
+    assert len(traced) == 1
+
+
+def test_a_second_call_compiles_nothing(key, caplog):
+    ps, st = fl.setup(key, MODEL, float)
+
+    def train():
+        fl.train_loop(
+            *(loss, ps, st, OPTIMIZER, fl.batches(BATCHES[0], 2, key=key)),
+            steps=7,
+            chunk=3,
+            progress=False,
+            validate=(loss, BATCHES[0], 2),
+        )
+
+    train()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        train()
+    assert [record.message for record in caplog.records if "ompil" in record.message] == []
+
+
+def test_a_loss_and_an_optimiser_that_cannot_be_hashed(key):
+    class Loss(dict):
+        def __call__(self, ps, st, x):
+            return loss(ps, st, x)
+
+    class Optimizer(dict):
+        init = staticmethod(OPTIMIZER.init)
+
+        def update(self, updates, state, params=None):
+            return OPTIMIZER.update(updates, state, params)
+
+    ps, st = fl.setup(key, MODEL, float)
+    options = {"steps": 3, "progress": False}
+    found = fl.train_loop(
+        Loss(), ps, st, Optimizer(), BATCHES[0], **options, validate=(Loss(), BATCHES[0], 3)
+    )
+    assert_same(found.ps, fl.train_loop(loss, ps, st, OPTIMIZER, BATCHES[0], **options).ps)
 
 
 def test_going_on_and_stopping_early(key):
@@ -121,18 +165,28 @@ def test_bad_input(key):
     with pytest.raises(ValueError, match="expected a batch for each step, found none for step 7"):
         fl.train_loop(loss, ps, st, OPTIMIZER, iter(BATCHES), steps=8, chunk=4, progress=False)
     with pytest.raises(
-        ValueError, match=r"batches of the same shapes, found float64\[5,2\] and float64\[3,2\]"
+        ValueError, match=r"batches of the same shapes, found float64\[5,2\] and, for step 1, float64\[3,2\]"
     ):
         fl.train_loop(loss, ps, st, OPTIMIZER, iter([BATCHES[0], BATCHES[0, :3]]), steps=2, progress=False)
     for options in ({"steps": 0}, {"steps": 3, "chunk": 0}, {"steps": 2.0}):
-        with pytest.raises(ValueError, match="to be a positive integer, found"):
+        with pytest.raises(ValueError, match="train_loop: (steps|chunk): expected an integer of at least 1"):
             fl.train_loop(loss, ps, st, OPTIMIZER, BATCHES[0], progress=False, **options)
+    with pytest.raises(TypeError, match="train_loop: steps: expected an integer of at least 1, found True"):
+        fl.train_loop(loss, ps, st, OPTIMIZER, BATCHES[0], progress=False, steps=True)
+    with pytest.raises(ValueError, match="train_loop: start: expected an integer of at least 0, found -1"):
+        fl.train_loop(loss, ps, st, OPTIMIZER, BATCHES[0], progress=False, steps=1, start=-1)
+    assert fl.train_loop(loss, ps, st, OPTIMIZER, BATCHES[0], progress=False, steps=np.int64(2)).step == 2
 
 
 def test_there_is_a_bar(key, capsys):
     ps, st = fl.setup(key, MODEL, float)
     fl.train_loop(loss, ps, st, OPTIMIZER, itertools.cycle(BATCHES), steps=3, chunk=2)
-    assert "3/3" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "compiling" in shown
+    assert "loss=" in shown
+    fl.train_loop(loss, ps, st, OPTIMIZER, itertools.cycle(BATCHES), steps=3, chunk=2)
+    assert "compiling" not in capsys.readouterr().err
 
 
 def test_the_vector_is_whole_in_the_loop(key):
