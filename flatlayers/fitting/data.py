@@ -59,7 +59,7 @@ def _rows(key: Key | None, step: Array, places: tuple[int, int, int, int]) -> Ar
     length, size, in_epoch, count = places
     steps = step + jnp.arange(count)
     # A short last batch is filled up with the first rows of its epoch.
-    row = ((steps % in_epoch)[:, None] * size + jnp.arange(size)) % length
+    row = ((steps % in_epoch)[:, None] * size + jnp.arange(size)[None, :]) % length
     if key is None:
         return row
     epochs = step // in_epoch + jnp.arange((count - 1) // in_epoch + 2)
@@ -217,7 +217,7 @@ class Stacked:
 
     def _checked(self, batch: PyTree, step: int) -> PyTree:
         """Return the batch as arrays. **Raises:** unless it is like the first."""
-        if isinstance(batch, int | float | complex | str | bytes):
+        if isinstance(batch, int | float | complex | str | bytes) and not isinstance(batch, np.generic):
             raise TypeError(
                 f"train_loop: expected batches of arrays, found {_found(batch)} for step {step}. A list is "
                 "taken for a list of batches; one batch is an array, a tuple or a mapping"
@@ -269,7 +269,7 @@ def source_of(data: PyTree, step: int, skip: bool) -> Source:
 
 def several(data: PyTree) -> bool:
     """Tell whether data are to be gone through, one batch after another."""
-    if isinstance(data, list | Batches):
+    if isinstance(data, list | Batches | Iterator):
         return True
     opaque = jax.tree.structure(data) == jax.tree.structure(0) and not is_array(data)
     return opaque and isinstance(data, Iterable) and not isinstance(data, str | bytes)

@@ -121,12 +121,13 @@ def train_loop(
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
     ps, st = strong(ps), strong(as_record(st))
     saved = None if resume is None else load_result(resume, ps, st, optimizer)
+    lent = opt_state
     if saved is not None:
         ps, st, opt_state, start = saved.ps, saved.st, saved.opt_state, saved.step
     carry = _first_carry(ps, st, optimizer, opt_state)
     source = source_of(data, start, skip=saved is not None)
     with _bar(plan.end, start, progress) as bar:
-        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start)
+        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start, lent)
         if saved is not None:
             run.restore(saved)
         return _through(run)

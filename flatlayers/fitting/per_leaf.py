@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
@@ -110,7 +111,19 @@ def with_extra_args(optimizer: "Optimizer") -> "optax.GradientTransformationExtr
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optax optimiser, found {type(optimizer).__name__}")
     # `optax.MultiSteps` is no transformation, but has its functions and passes further arguments on.
-    return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+    update: Callable[..., tuple[Params, PyTree]] = optimizer.update
+    known = inspect.signature(update).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known):
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    names = {parameter.name for parameter in known}
+
+    def update_with(
+        updates: Params, state: PyTree, params: Params | None = None, **extra_args: object
+    ) -> tuple[Params, PyTree]:
+        taken = {name: value for name, value in extra_args.items() if name in names}
+        return update(updates, state, params, **taken)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update_with)
 
 
 def show(tree: PyTree) -> Any:

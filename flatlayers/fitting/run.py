@@ -11,7 +11,7 @@ import numpy as np
 
 from ..types import Array, Params, PyTree
 from ..vectors.record import Record
-from .data import Chunk, Source
+from .data import Chunk, Source, Stacked
 from .interrupts import deferred_interrupts
 from .result import (
     NonFiniteLossError,
@@ -44,6 +44,12 @@ class Plan:
     save_every: int | None = None
     callback: Callable[..., object] | None = None
 
+    @property
+    def longest(self) -> int:
+        """The most steps in a chunk."""
+        every = (self.validator.every if self.validator else None, self.save_every)
+        return min([self.chunk, *(n for n in every if n is not None)])
+
     def next_stop(self, step: int) -> int:
         """Return the number of steps at the end of the chunk that starts after `step` of them."""
         every = [self.validator.every if self.validator else None, self.save_every]
@@ -62,18 +68,34 @@ class _InFlight:
 
 
 class Run:
-    """A run of `plan`: `step` steps were taken, and `carry` is what they made."""
+    """A run of `plan`: `step` steps were taken, and `carry` is what they made.
 
-    def __init__(self, steps: Steps, source: Source, plan: Plan, bar: "tqdm.tqdm", carry: Carry, step: int):
+    The arrays in `lent` belong to the caller, as do the first parameters and the first state.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        source: Source,
+        plan: Plan,
+        bar: "tqdm.tqdm",
+        carry: Carry,
+        step: int,
+        lent: PyTree = None,
+    ):
         self.steps, self.source, self.plan, self.bar = steps, source, plan, bar
         self.carry: Carry | None = carry
         self.step = self.start = step
-        self.size = max(1, min(plan.chunk, plan.end - step))
+        # At least two: a program with one place is another one, with other bits. Batches that are stacked
+        # fill all places; other data have as many in each call, for which nothing is then compiled again.
+        stacked = isinstance(source, Stacked)
+        self.size = max(2, min(plan.longest, plan.end - step) if stacked else plan.longest)
         self.losses: list[np.ndarray] = []
         self.metrics: dict[str, list[np.ndarray]] = {}
         self._saved = step
         self.in_place = sum(x.nbytes for x in jax.tree.leaves(carry[:3])) > _SMALL_BYTES
         self._given = (carry.ps, carry.st)
+        self._lent = lent
         # The first steps before which only what was given had a finite loss.
         self._given_until = step
         self._in_flight: _InFlight | None = None
@@ -139,7 +161,7 @@ class Run:
             self._expect_fixed_types(data)
             taken = 1
         if self.in_place:
-            self.carry = _owned(self.carry, self._given)
+            self.carry = _owned(self.carry, (self._given, self._lent))
         return taken
 
     def _expect_fixed_types(self, data: PyTree) -> None:

@@ -141,7 +141,7 @@ def strong(tree: PyTree) -> PyTree:
 
     def one(x: Any) -> Array:
         x = jnp.asarray(x)
-        return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+        return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
     return jax.tree.map(one, tree)
 

@@ -1,6 +1,7 @@
 """Validation during training: a loss in test mode, the best parameters, and when to stop."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ class Validator:
         self._loss, self._data, every = validate
         self.every = checked(Size, "train_loop: every, the third of validate", every)
         self._patience = patience
-        if several(self._data) and hasattr(self._data, "__next__"):
+        if isinstance(self._data, Iterator):
             raise TypeError(
                 "train_loop: expected validation data that can be gone through again and again, found an "
                 f"iterator, {type(self._data).__name__}; a list of its batches would do"

@@ -21,6 +21,13 @@ MODEL = fl.Chain(fl.Dense(2, 4, jnp.tanh), fl.BatchNorm(4), fl.Dropout(0.3), fl.
 X = np.random.default_rng(0).normal(size=(30, 2))
 
 
+@pytest.fixture(autouse=True)
+def _standard():
+    """Optimisers mix floats and integers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def loss(ps, st, x):
     y, st = MODEL(x, ps, st)
     value = jnp.mean((y[:, 0] - x[:, 0] * x[:, 1]) ** 2)
@@ -71,7 +78,7 @@ def test_a_run_that_is_killed_and_run_again(tmp_path, kind):
         pass
 
     def killed(step, *_):
-        if step > 12:
+        if step > 10:
             raise Killed
 
     def data():
@@ -118,7 +125,7 @@ def test_patience_goes_on_where_it_was(tmp_path):
     rising = iter(range(100))
 
     def worse(ps, st, batch):
-        return batch + 0.0 * ps[0], st
+        return batch + 0.0 * ps.data[0], st
 
     class Data:
         def __iter__(self):
@@ -138,7 +145,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
     ps, path = fl.ComponentVector.of({"a": 1.0}, dtype=float), tmp_path / "it"
     with pytest.raises(fl.NonFiniteLossError, match="finite parameters|finite loss"):
         fl.train_loop(
-            lambda ps, st, _: (jnp.where(ps.a < 0.95, jnp.sqrt(0 * ps.a), ps.a), st),
+            lambda ps, st, _: (jnp.where(ps.a < 0.95, jnp.nan, ps.a), st),
             *(ps, {}, optax.sgd(0.02)),
             steps=20,
             chunk=5,
@@ -152,7 +159,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
 
 def test_a_state_that_changes_its_type_in_the_first_step(tmp_path):
     def counting(ps, st, batch):
-        return ps.sum() ** 2, {"count": st.count + 0.5}
+        return ps.data.sum() ** 2, {"count": st.count + 0.5}
 
     def script(steps, **options):
         return fl.train_loop(
@@ -167,7 +174,7 @@ def test_a_state_that_changes_its_type_in_the_first_step(tmp_path):
 def test_what_cannot_be_resumed(tmp_path):
     path = tmp_path / "it"
     fl.save(path, ps=jnp.ones(3))
-    with pytest.raises(ValueError, match="expected a file of train_loop itself to resume, found none of"):
+    with pytest.raises(ValueError, match="expected a file of train_loop to resume, found no "):
         train(3, resume=path)
     train(3, save=path)
     with pytest.raises(fl.LayoutMismatchError, match="opt_state"):

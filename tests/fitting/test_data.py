@@ -17,7 +17,7 @@ X = np.random.default_rng(0).normal(size=(6, 4, 2))
 
 
 def loss(ps, st, x):
-    return ((ps.a - x) ** 2).mean(), st
+    return ((ps.a[None, :] - x) ** 2).mean(), st
 
 
 def losses(data, steps=6, start=0, chunk=4, loss=loss):
@@ -148,7 +148,7 @@ def test_a_loader_of_pytorch():
 
     def of_both(ps, st, batch):
         x, i = batch
-        return loss(ps, st, x)[0] + i.sum() * 0, st
+        return loss(ps, st, x)[0] + 0 * i.sum().astype(float), st
 
     np.testing.assert_allclose(losses(loader, 9, loss=of_both), expected([*X, *X[:3]]), rtol=1e-12)
     np.testing.assert_allclose(losses(torch.tensor(X[0]), 2), expected([X[0]] * 2), rtol=1e-12)

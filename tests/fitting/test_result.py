@@ -36,7 +36,14 @@ def _large(request, monkeypatch):
     monkeypatch.setattr(running, "_SMALL_BYTES", -1 if request.param else 2**26)
 
 
-pytestmark = pytest.mark.usefixtures("_large")
+@pytest.fixture
+def _standard():
+    """Adam mixes floats and integers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("_large", "_standard")
 
 
 def check(result, step, stopped):
@@ -63,7 +70,7 @@ def test_an_exception_of_the_data_carries_the_result_with_the_chunk_in_flight():
         raise OSError("unplugged")
 
     with pytest.raises(OSError, match="unplugged") as info:
-        train(data=(np.asarray(x) for x in batches()))
+        train(data=batches())
     check(info.value.result, 4, "error")
 
 
@@ -95,7 +102,7 @@ def test_an_exception_at_run_time_in_the_loss(request):
     with pytest.raises(Exception, match="solver") as info:
         train(loss)
     if "beside" in request.node.name:  # the steps up to the chunk
-        check(info.value.result, 2, "error")
+        check(info.value.result, 4, "error")
     else:
         assert not hasattr(info.value, "result")
         assert "the parameters were lost, since a large vector is trained in place" in info.value.__notes__[0]
@@ -118,7 +125,7 @@ def test_an_interrupt_in_the_data_ends_after_the_chunk_in_flight():
         raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match="interrupted after step 2"):
-        result = train(data=(np.asarray(x) for x in batches()))
+        result = train(data=batches())
     check(result, 2, "interrupt")
 
 
@@ -186,19 +193,14 @@ def test_parameters_that_are_not_finite_are_found_in_the_step_that_made_them():
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize("last", [False, True])
 def test_no_callback_gets_nan(chunk, last):
-    # The gradient of step 3 is infinite.
-    def loss(ps, st, batch):
-        bad = st.count == 3
-        return jnp.where(bad, jnp.sqrt(ps.a - jax.lax.stop_gradient(ps.a)) + 7.0, ps.a), {
-            "count": st.count + 1
-        }
-
-    seen = []
+    # The rate of step 3 is infinite.
+    optimizer, seen = optax.sgd(lambda step: jnp.where(step == 3, jnp.inf, 1.0)), []
     with pytest.raises(fl.NonFiniteLossError, match="after step 3, whose loss is finite: 7") as info:
-        train(
-            loss,
+        fl.train_loop(
+            *(falling, *start(), optimizer),
             steps=4 if last else 9,
             chunk=chunk,
+            progress=False,
             callback=lambda step, value, ps, st: seen.append(float(ps.a)),
         )
     assert np.isfinite(seen).all()
@@ -254,13 +256,7 @@ def test_what_a_callback_got_stays():
 
 def test_an_optimizer_that_keeps_the_parameters_it_is_given():
     ps, st = start()
-    result = fl.train_loop(
-        lambda ps, st, batch: falling(ps.fast, st, batch),
-        optax.LookaheadParams.init_synced(ps),
-        *(st, optax.lookahead(optax.sgd(1.0), 5, 0.5)),
-        steps=3,
-        chunk=1,
-        progress=False,
-    )
-    assert float(result.ps.fast.a) == 7.0
+    optimizer = optax.contrib.schedule_free_sgd(1.0)
+    result = fl.train_loop(falling, ps, st, optimizer, steps=3, chunk=1, progress=False)
+    assert float(result.ps.a) < 10.0
     assert float(ps.a) == 10.0

@@ -18,6 +18,13 @@ TARGET = RNG.normal(size=12)
 PS = fl.ComponentVector.of({"a": np.zeros(4), "b": np.zeros(2)}, dtype=float)
 
 
+@pytest.fixture(autouse=True)
+def _standard():
+    """Optimisers mix floats and integers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def squares(ps, st, batch):
     """A least-squares problem, solved by `np.linalg.lstsq`."""
     return ((jnp.asarray(MATRIX) @ ps.data - TARGET) ** 2).sum(), st
@@ -75,7 +82,7 @@ def test_against_the_steps_by_hand(optimizer):
 
 def test_a_plateau_lowers_the_rate():
     optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2, factor=0.5))
-    result = train(lambda ps, st, _: (1.0 + 0 * ps.sum(), st), optimizer=optimizer, steps=9)
+    result = train(lambda ps, st, _: (1.0 + 0 * ps.data.sum(), st), optimizer=optimizer, steps=9)
     assert float(result.opt_state[-1].scale) < 1.0
 
 
@@ -117,14 +124,17 @@ def test_metrics(capsys):
     ("loss", "message"),
     [
         (
-            lambda ps, st, _: ps.sum(),
+            lambda ps, st, _: ps.data.sum(),
             r"to return \(value, st\) or .*, found float64\[\]",
         ),
-        (lambda ps, st, _: (ps.sum(), st, {}), r"or \(value, \(st, metrics\)\), found \("),
+        (lambda ps, st, _: (ps.data.sum(), st, {}), r"or \(value, \(st, metrics\)\), found \("),
         (lambda ps, st, _: (ps.data, st), r"the loss to be one floating number, found float64\[6\]"),
         (lambda ps, st, _: (jnp.array(1), st), r"the loss to be one floating number, found int64\[\]"),
-        (lambda ps, st, _: (ps.sum(), (st, 3.0)), "metrics as a mapping of numbers, found 3.0"),
-        (lambda ps, st, _: (ps.sum(), (st, {"a": ps.data})), r"mapping of numbers, found {a: float64\[6\]}"),
+        (lambda ps, st, _: (ps.data.sum(), (st, 3.0)), "metrics as a mapping of numbers, found 3.0"),
+        (
+            lambda ps, st, _: (ps.data.sum(), (st, {"a": ps.data})),
+            r"mapping of numbers, found {a: float64\[6\]}",
+        ),
     ],
 )
 def test_what_a_loss_does_not_return(loss, message):
@@ -149,8 +159,7 @@ def test_what_a_loss_does_not_return(loss, message):
 )
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_a_state_that_settles_in_the_first_step(st, change, expected, chunk):
-    with jax.numpy_dtype_promotion("standard"):
-        result = train(lambda ps, st, _: (squares(ps, st, _)[0], change(st)), st=st, chunk=chunk, data=None)
+    result = train(lambda ps, st, _: (squares(ps, st, _)[0], change(st)), st=st, chunk=chunk, data=None)
     assert np.all(np.asarray(result.st.n) == expected)
     assert_close(result.ps.data, train(squares).ps.data)
     assert result.losses.shape == (5,)
@@ -178,15 +187,18 @@ def test_states_that_never_settle():
     with pytest.raises(
         TypeError, match=r"from the second step on, found .*n: float64\[2\] before and float64\[3\] after"
     ) as info:
-        train(lambda ps, st, _: (ps.sum(), {"n": jnp.concatenate([st.n, jnp.ones(1)])}), st={"n": np.ones(1)})
+        train(
+            lambda ps, st, _: (ps.data.sum(), {"n": jnp.concatenate([st.n, jnp.ones(1)])}),
+            st={"n": np.ones(1)},
+        )
     assert info.value.result.step == 1
     with pytest.raises(TypeError, match="a state that the loss does not take: Record"):
-        train(lambda ps, st, _: (ps.sum() * st.n, {}), st={"n": 1.0})
+        train(lambda ps, st, _: (ps.data.sum() * st.n, {}), st={"n": 1.0})
 
 
 def test_not_finite_after_a_first_step_alone():
     def loss(ps, st, _):
-        return jnp.where(st.n > 0, jnp.nan, ps.sum()), {"n": st.n + 1.0}
+        return jnp.where(st.n > 0, jnp.nan, ps.data.sum()), {"n": st.n + 1.0}
 
     with (
         jax.numpy_dtype_promotion("standard"),

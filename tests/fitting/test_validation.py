@@ -62,7 +62,7 @@ def test_the_mean_over_all_batches(kind):
         "loader": Loader(),
     }[kind]
     result = train((lambda ps, st, x: (((ps.a - x) ** 2).mean(), st), data, 6))
-    assert_close(result.validation.values, [np.mean((a - numbers) ** 2) for a in (4.0, -2.0)])
+    assert_close(result.validation.values, np.array([np.mean((a - numbers) ** 2) for a in (4.0, -2.0)]))
 
 
 def test_it_runs_in_test_mode_and_leaves_the_state_alone(key):
