@@ -65,7 +65,7 @@ def train_loop(
     - `data`: `None`; one batch that is used in each step, an array, a tuple, a mapping or another registered
         pytree; `fl.batches`; an iterator of batches, which is consumed as it comes; or any other iterable of
         them, a list or a DataLoader of PyTorch, which is gone through again when it ends. Batches have the
-        same shapes. Those of the next chunk are fetched while a chunk runs.
+        same shapes. The next chunk's are fetched while a chunk runs.
     - `steps`: the number of steps taken by this call; with `resume`, that of the whole run.
     - `opt_state`: the optimiser's state to go on with; `None` makes a new one.
     - `start`: the number of steps taken before. Callbacks, errors and the place in the data count from there.

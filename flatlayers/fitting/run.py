@@ -35,7 +35,7 @@ _SMALL_BYTES = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a run is cut into chunks, and what is done between them."""
+    """The ends of the chunks of a run, and the things to do between them."""
 
     end: int
     chunk: int

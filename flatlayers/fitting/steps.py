@@ -20,7 +20,7 @@ Pick = Callable[[PyTree, Array], PyTree]
 
 
 class Carry(NamedTuple):
-    """What a step makes anew. `before` has the parameters and the state of the last finite loss."""
+    """The numbers that a step makes anew. `before` has the parameters and the state of the last finite loss."""
 
     ps: Params
     st: Record
@@ -29,7 +29,7 @@ class Carry(NamedTuple):
 
 
 class Log(NamedTuple):
-    """What is known of a step: its loss, the metrics, and `FINE`, `LOSS` or `PARAMETERS`."""
+    """The record of a step: its loss, the metrics, and `FINE`, `LOSS` or `PARAMETERS`."""
 
     value: Array
     metrics: dict[str, Array]
