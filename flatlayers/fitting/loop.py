@@ -50,7 +50,7 @@ def train_loop(
 
     The vector, the state and the optimiser's state stay on the device, with the parameters of the step
     before: a loss that is not finite costs no good parameters. Above 64 MiB each chunk is written in the
-    place of the one before, so that with Adam there are six vectors at most, that of the caller included.
+    place of the one before: there are two vectors more than in a loop written by hand that does the same.
 
     A further call with the same loss and the same optimiser compiles nothing, whatever its numbers of steps.
 

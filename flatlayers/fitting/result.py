@@ -93,8 +93,8 @@ class NonFiniteLossError(RuntimeError):
 
     - `ps`, `st`: those that gave the last finite loss. If that of the first step of the call is not finite,
         those that were given.
-    - `opt_state`: for a loss that is not finite, the optimiser's state before the step, one update after
-        `ps`. For parameters that are not finite, its state after the step, in which there may be NaN.
+    - `opt_state`: the optimiser's state after the step, in which there may be NaN: of two states of this
+        size only one is kept. Go on with a new one, or with that of a file.
     - `losses`: the finite ones.
 
     >>> import jax.numpy as jnp

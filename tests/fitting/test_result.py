@@ -220,8 +220,8 @@ def test_a_loss_that_is_not_finite(chunk):
         fl.train_loop(loss, *start(), optimizer, steps=10, chunk=chunk, progress=False)
     error = info.value
     assert (error.step, float(error.ps.a), int(error.st.count)) == (4, 7.0, 3)
-    # The optimiser's state is that before the step: it has counted the steps that made its parameters.
-    assert [int(x) for x in jax.tree.leaves(error.opt_state)] == [4]
+    # The optimiser's state is that after the step.
+    assert [int(x) for x in jax.tree.leaves(error.opt_state)] == [5]
     assert error.losses.tolist() == [10.0, 9.0, 8.0, 7.0]
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.step, float(again.ps.a)) == (str(error), 4, 7.0)
