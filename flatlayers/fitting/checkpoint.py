@@ -62,5 +62,5 @@ def load_result(path: Path, ps: Params, st: State, optimizer: Optimizer) -> Trai
 
 
 def _load(path: Path, has_best: bool, ps: Params, st: State, opt_state: PyTree) -> dict[str, Any]:
-    best = {"best": {"ps": ps, "st": st, "step": 0, "value": 0.0}} if has_best else {}
-    return load(path, ps=ps, st=st, opt_state=opt_state, **best)
+    best: dict[str, Any] = {"best": {"ps": ps, "st": st, "step": 0, "value": 0.0}} if has_best else {}
+    return load(path, ps=ps, st=st, opt_state=opt_state, **best)  # pyright: ignore[reportArgumentType]

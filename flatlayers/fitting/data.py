@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,8 @@ def is_array(leaf: object) -> bool:
     return hasattr(leaf, "__array__") and hasattr(leaf, "shape")
 
 
-class Chunk(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Chunk:
     """The data of a call of the compiled steps: for `count` of them, the wanted number or fewer."""
 
     data: PyTree

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import numpy as np
@@ -212,9 +212,7 @@ def _sees_no_leaves(optimizer: Optimizer, ps: Params) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _tried(
-    optimizer: Optimizer, structure: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
-) -> bool:
+def _tried(optimizer: Optimizer, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
     # One number each, seen as an array of this shape.
     zeros = [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in leaves]
     return differs_by_leaf(optimizer, structure.unflatten(zeros))

@@ -156,6 +156,7 @@ class Run:
                 self._in_flight = _InFlight(log, 0, 1, before)
             self.settle()
             self._given_until = self.step
+            assert self.carry is not None
             ps, st, opt_state, old = self.carry
             self.carry = Carry(ps, st, opt_state, (old[0], st))
             self._expect_fixed_types(data)

@@ -74,7 +74,7 @@ class Steps:
         self._seen: set[Hashable] = set()
         self.in_place = jax.jit(self._many, static_argnums=4, donate_argnums=0)
         self.beside = jax.jit(self._many, static_argnums=4)
-        self.alone = jax.jit(lambda carry, data: self._step(carry, pick(data, 0)))
+        self.alone = jax.jit(lambda carry, data: self._step(carry, pick(data, jnp.array(0))))
 
     def _many(self, carry: Carry, data: PyTree, first: Array, last: Array, size: int) -> tuple[Carry, Log]:
         """Take the steps from `first` to before `last`, or up to one that is not finite.
