@@ -40,6 +40,11 @@ class Batches:
     def __len__(self) -> int:
         return self.length // self.size if self.drop_last else -(-self.length // self.size)
 
+    @property
+    def repeats(self) -> bool:
+        """Tell whether the last batch of an epoch is filled up with samples of others."""
+        return not self.drop_last and self.length % self.size > 0
+
     def at(self, step: int) -> PyTree:
         """Return the batch of a step."""
         rows = self.rows(step, 1)[0]

@@ -52,7 +52,8 @@ def train_loop(
     before: a loss that is not finite costs no good parameters. Above 64 MiB each chunk is written in the
     place of the one before: there are two vectors more than in a loop written by hand that does the same.
 
-    A further call with the same loss and the same optimiser compiles nothing, whatever its numbers of steps.
+    A further call with the same loss and the same optimiser compiles nothing, whatever its number of steps,
+    if batches do not come one by one and fewer than a chunk.
 
     **Arguments:**
 
@@ -60,8 +61,9 @@ def train_loop(
         mapping of names to numbers.
     - `ps`: the parameters, a `ComponentVector` or any pytree of floating arrays.
     - `st`: the state. If the first step changes its names, shapes or dtypes, it is taken alone.
-    - `optimizer`: any optax optimiser. `value`, `grad` and `value_fn` are passed on to those that need them,
+    - `optimizer`: an optax optimiser. `value`, `grad` and `value_fn` are passed on to those that need them,
         such as `optax.lbfgs()`. One that works leaf by leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
+        `optax.lookahead` is none of them: it wants a pair in the place of the parameters.
     - `data`: `None`; one batch that is used in each step, an array, a tuple, a mapping or another registered
         pytree; `fl.batches`; an iterator of batches, which is consumed as it comes; or any other iterable of
         them, a list or a DataLoader of PyTorch, which is gone through again when it ends. Batches have the
@@ -70,8 +72,7 @@ def train_loop(
     - `opt_state`: the optimiser's state to go on with; `None` makes a new one.
     - `start`: the number of steps taken before. Callbacks, errors and the place in the data count from there.
         An iterator is taken to be at this place.
-    - `chunk`: the number of steps in one call. A validation or a file to be written ends
-        one early.
+    - `chunk`: the number of steps in one call. A validation or a file to be written ends one early.
     - `progress`: whether there is a bar (tqdm) with the mean loss and metrics of the last chunk.
     - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
         taken and the chunk's last loss, and with the means of the metrics in this chunk as a fifth argument
@@ -79,7 +80,6 @@ def train_loop(
     - `validate`: `(loss, data, every)`: after each so many steps this loss is evaluated in test mode, and its
         mean over all batches of the data is kept. They are like `data`, but no iterator.
     - `patience`: stop after so many validations in a row without a lower value.
-
     - `save`: a file, written by `fl.save` at the end of the call, after Ctrl-C too, and every `save_every`
         steps: the parameters, the states, the number of steps, the losses and metrics, the validations and
         the best parameters. Nothing is written in which parameters are not finite.

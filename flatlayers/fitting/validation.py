@@ -32,6 +32,11 @@ class Validator:
                 "train_loop: expected validation data that can be gone through again and again, found an "
                 f"iterator, {type(self._data).__name__}; a list of its batches would do"
             )
+        if isinstance(self._data, Batches) and self._data.repeats:
+            raise ValueError(
+                f"train_loop: expected validation batches of a size that divides the {self._data.length} "
+                f"samples, or drop_last=True, found {self._data.size}: the last batch has samples twice"
+            )
         if not several(self._data):
             self._data = on_device(self._data, "train_loop: expected validation data to be arrays or batches")
         self.steps: list[int] = []

@@ -140,3 +140,6 @@ def test_wrong_validation():
         train((distance, "text", 2))
     with pytest.raises(TypeError, match="validation batch of arrays, found 'text'"):
         train((distance, ["text"], 2))
+    filled = fl.batches(jnp.arange(5.0), 2, shuffle=False, drop_last=False)
+    with pytest.raises(ValueError, match="divides the 5 samples, or drop_last=True, found 2"):
+        train((distance, filled, 2))
