@@ -129,7 +129,9 @@ def as_arrays(tree: PyTree, expected: str) -> PyTree:
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
             return leaf
-        array = np.asarray(leaf) if is_array(leaf) or isinstance(leaf, int | float | complex) else None
+        is_known = is_array(leaf) or isinstance(leaf, int | float | complex)
+        # A masked array has numbers under its mask.
+        array = np.asarray(leaf) if is_known and not isinstance(leaf, np.ma.MaskedArray) else None
         if array is None or array.dtype.kind not in "biufcV":
             place = f" at {jax.tree_util.keystr(path)}" if path else ""
             raise TypeError(f"{expected}, found {_found(leaf)}{place}")
@@ -229,6 +231,8 @@ class Stacked:
                 "taken for a list of batches; one batch is an array, a tuple or a mapping"
             )
         batch = as_arrays(batch, f"train_loop: expected a batch of arrays for step {step}")
+        # A source may fill one buffer again and again.
+        batch = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), batch)
         if self._first is None:
             self._first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (batch,))
         (first,) = self._first

@@ -1,6 +1,7 @@
 """`train_loop`: many steps of an optimiser in one compiled call."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,7 +64,7 @@ def train_loop(
     - `st`: the state. If the first step changes its names, shapes or dtypes, it is taken alone.
     - `optimizer`: an optax optimiser. `value`, `grad` and `value_fn` are passed on to those that need them,
         such as `optax.lbfgs()`. One that works leaf by leaf, such as LAMB or Muon, goes into `fl.per_leaf`.
-        `optax.lookahead` is none of them: it wants a pair in the place of the parameters.
+        `optax.lookahead`, `contrib.sam` and `contrib.sophia` are none of them: they want more than a loss.
     - `data`: `None`; one batch that is used in each step, an array, a tuple, a mapping or another registered
         pytree; `fl.batches`; an iterator of batches, which is consumed as it comes; or any other iterable of
         them, a list or a DataLoader of PyTorch, which is gone through again when it ends. Batches have the
@@ -121,15 +122,17 @@ def train_loop(
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
     ps, st = strong(ps), strong(as_record(st))
     saved = None if resume is None else load_result(resume, ps, st, optimizer)
-    lent = opt_state
-    if saved is not None:
-        ps, st, opt_state, start = saved.ps, saved.st, saved.opt_state, saved.step
-    carry = _first_carry(ps, st, optimizer, opt_state)
+    if saved is None:
+        carry = _first_carry(ps, st, optimizer, opt_state)
+    else:
+        start = _expect_steps(saved.step, steps)
+        carry = _first_carry(saved.ps, saved.st, optimizer, saved.opt_state)
     source = source_of(data, start, skip=saved is not None)
     with _bar(plan.end, start, progress) as bar:
-        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start, lent)
-        if saved is not None:
-            run.restore(saved)
+        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start, opt_state)
+        if saved is not None and resume is not None:
+            given = jax.eval_shape(lambda: _first_carry(ps, st, optimizer, None))
+            run.restore(saved, given, is_saved=save is not None and _same(save, resume))
         return _through(run)
 
 
@@ -177,7 +180,22 @@ def _writer(
         save_every = checked(Size, "train_loop: save_every", save_every)
         if save is None:
             raise ValueError("train_loop: expected save with save_every, found none")
+    if save is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(save))):
+        raise FileNotFoundError(f"train_loop: expected a folder for the file to save, found none: {folder}")
     return None if save is None else functools.partial(save_result, save), save_every
+
+
+def _same(a: Path, b: Path) -> bool:
+    return os.path.abspath(a) == os.path.abspath(b)
+
+
+def _expect_steps(found: int, steps: int) -> int:
+    if found > steps:
+        raise ValueError(
+            f"train_loop: expected a file of at most {steps} steps to resume, found one of {found}; steps is "
+            "the number of steps of the whole run"
+        )
+    return found
 
 
 def _first_carry(ps: Params, st: Record, optimizer: Optimizer, opt_state: PyTree) -> Carry:

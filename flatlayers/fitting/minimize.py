@@ -74,7 +74,8 @@ def minimize(
     - `bounds`: pattern → `(low, high)` as for `fl.bounds`, or the two vectors that it returns; for
         `L-BFGS-B`, `TNC`, `SLSQP`, `trust-constr`, `Nelder-Mead`, `Powell`, `COBYLA` and `COBYQA`. They bound
         the numbers of the vector: those of a parameter that is declared with bounds are free, and need none.
-    - `callback`: called as `callback(ps)` after each iteration; `StopIteration` ends the search.
+    - `callback`: called as `callback(ps)` after each iteration; `StopIteration` ends the search, but it comes
+        out of `TNC`.
     - `**options`: further keywords of `scipy.optimize.minimize`: `tol`, `options`, `constraints`.
 
     **Returns:** SciPy's `OptimizeResult`. `x` is a `ComponentVector` in the dtype of `ps`, inside of the

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..types import Array, Params, PyTree
+from ..vectors.names import listing
 from ..vectors.record import Record
 from .data import Chunk, Source, Stacked
 from .interrupts import deferred_interrupts
@@ -93,6 +94,9 @@ class Run:
         self.losses: list[np.ndarray] = []
         self.metrics: dict[str, list[np.ndarray]] = {}
         self._saved = step
+        self._restored: TrainResult | None = None
+        # The types that the state has to have after the first step of a run that is gone on with.
+        self._given_to_check: Carry | None = None
         self.in_place = sum(x.nbytes for x in jax.tree.leaves(carry[:3])) > _SMALL_BYTES
         self._given = (carry.ps, carry.st)
         self._lent = lent
@@ -104,6 +108,10 @@ class Run:
     def go(self) -> Stopped:
         """Take the steps of the plan, those of the next chunk's batches fetched while a chunk runs."""
         end, validator = self.plan.end, self.plan.validator
+        # A run that was stopped between a chunk and its validation.
+        if self._restored and validator and validator.is_due(self.step):
+            validator(self.step, *self.reached())
+            self._saved = -1
         if validator and validator.out_of_patience():
             return "patience"
         wanted, chunk = self._fetch(self.step)
@@ -131,6 +139,8 @@ class Run:
 
     def _dispatch(self, chunk: Chunk) -> None:
         """Start the steps of a chunk."""
+        if self._given_to_check is not None:
+            self._check_restored(self._given_to_check, chunk.data)
         first = self._settle_types(chunk.data) if self._is_first else 0
         if first == chunk.count or self.carry is None:
             return
@@ -142,6 +152,16 @@ class Run:
             self.carry, log = program(self.carry, chunk.data, first, chunk.count, self.size)
             self._in_flight = _InFlight(log, first, chunk.count, before)
         self.bar.set_description("training")
+
+    def _check_restored(self, given: Carry, data: PyTree) -> None:
+        """Raise unless the state of the file is what a first step makes of the given one."""
+        self._given_to_check = None
+        assert self.carry is not None
+        if problem := differences(self.steps.after_one(given, data).st, self.carry.st):
+            raise ValueError(
+                "train_loop: expected the file to have the state of this model after its first step, found "
+                f"another; of the model before and of the file after: {problem}"
+            )
 
     def _settle_types(self, data: PyTree) -> int:
         """Take the first step alone if it changes the types of the carry. Return whether, as a number."""
@@ -196,6 +216,11 @@ class Run:
             taken = int(failed[0]) if failed.size else len(failures)
             of_loss = failed.size > 0 and failures[taken] == LOSS
             places = slice(pending.first, pending.first + taken + (failed.size > 0 and not of_loss))
+            if self._restored and set(log.metrics) != set(self._restored.metrics):
+                raise ValueError(
+                    f"train_loop: expected the metrics {listing(self._restored.metrics)} of the run that is "
+                    f"resumed, found {listing(log.metrics)}"
+                )
             self.losses.append(log.value[places])
             for name, values in log.metrics.items():
                 self.metrics.setdefault(name, []).append(values[places])
@@ -239,17 +264,23 @@ class Run:
         if plan.save_every and self.step % plan.save_every == 0:
             self.save()
         if plan.callback is not None:
-            if (
-                self.in_place
-            ):  # the next chunk is written in the place of this one, and a callback may keep it
+            if self.in_place:  # the next chunk is written in its place, and a callback may keep this one
                 ps, st = jax.tree.map(jnp.copy, (ps, st))
             metrics = [self._chunk_metrics()] if self.metrics else []
             if _is_true(plan.callback(self.step, float(self.losses[-1][-1]), ps, st, *metrics)):
                 stopped = "callback"
         return stopped
 
-    def restore(self, result: TrainResult) -> None:
-        """Go on from a result: with its losses, metrics and validations."""
+    def restore(self, result: TrainResult, given: Carry, *, is_saved: bool) -> None:
+        """Go on from a result: with its losses, metrics and validations.
+
+        `given`: the types of the script's, whose state may be that before the first step. `is_saved`: whether
+        the file that it is from is the one to be written.
+        """
+        self._restored = result
+        self._saved = result.step if is_saved else -1
+        if differences(given.st, result.st):
+            self._given_to_check = given
         self.losses.append(result.losses)
         self.metrics = {name: [values] for name, values in result.metrics.items()}
         if self.plan.validator:
@@ -277,8 +308,8 @@ class Run:
             losses=np.concatenate(self.losses) if self.losses else np.zeros(0),
             step=self.step,
             metrics={name: np.concatenate(values) for name, values in self.metrics.items()},
-            validation=validator and validator.result(),
-            best=validator and validator.best,
+            validation=validator.result() if validator else self._restored and self._restored.validation,
+            best=validator.best if validator else self._restored and self._restored.best,
             stopped=stopped,
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.fields import Size, checked
 from ..core.setup import testmode
 from ..types import Array, Params, PyTree
-from ..vectors.names import describe
+from ..vectors.names import describe, listing
 from ..vectors.record import Record
 from .data import Batches, as_arrays, on_device, several
 from .result import Best, Validation
@@ -46,8 +46,12 @@ class Validator:
 
     def __call__(self, step: int, ps: Params, st: Record) -> float:
         """Return the mean over all batches; keep copies of the best parameters and state."""
-        means = self._means(ps, testmode(st))
-        value = means.pop("")
+        value, means = self._means(ps, testmode(st))
+        if self.steps and set(means) != set(self.metrics):
+            raise ValueError(
+                f"train_loop: expected the validation metrics {listing(self.metrics)} of those before, found "
+                f"{listing(means)}"
+            )
         self.steps.append(step)
         self.values.append(value)
         for name, metric in means.items():
@@ -56,6 +60,10 @@ class Validator:
             ps, st = jax.tree.map(jnp.copy, (ps, st))
             self.best = Best(ps, st, step, value)
         return value
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether there should have been a validation after so many steps, and was none."""
+        return step > 0 and step % self.every == 0 and step not in self.steps
 
     def restore(self, validation: Validation | None, best: Best | None) -> None:
         """Go on from the validations of a run that was saved."""
@@ -74,13 +82,14 @@ class Validator:
         best = 0 if self.best is None else self.best.step
         return self._patience is not None and sum(step > best for step in self.steps) >= self._patience
 
-    def _means(self, ps: Params, st: Record) -> dict[str, float]:
-        """Return the means of the loss, under an empty name, and of its metrics."""
+    def _means(self, ps: Params, st: Record) -> tuple[float, dict[str, float]]:
+        """Return the means of the loss and of its metrics."""
         evaluated = compiled_loss(self._loss)
         found = [evaluated(ps, st, batch) for batch in self._batches()]
         if not found:
             raise ValueError("train_loop: expected at least one batch to validate with, found none")
-        return {name: float(np.mean([float(one[name]) for one in found])) for name in found[0]}
+        metrics = {name: float(np.mean([float(one[name]) for _, one in found])) for name in found[0][1]}
+        return float(np.mean([float(value) for value, _ in found])), metrics
 
     def _batches(self) -> Any:
         if isinstance(self._data, Batches):
@@ -91,7 +100,7 @@ class Validator:
 
 
 def compiled_loss(loss: Loss) -> Any:
-    """Return a function of `(ps, st, batch)` that gives the loss and the metrics by name."""
+    """Return a function of `(ps, st, batch)` that gives the loss, and the metrics by name."""
     try:
         hash(loss)
     except TypeError:
@@ -100,9 +109,9 @@ def compiled_loss(loss: Loss) -> Any:
 
 
 def _compile(loss: Loss) -> Any:
-    def values(ps: Params, st: Record, batch: PyTree) -> dict[str, Array]:
+    def values(ps: Params, st: Record, batch: PyTree) -> tuple[Array, dict[str, Array]]:
         value, (_, metrics) = evaluate(loss, ps, st, batch)
-        return {"": value, **metrics}
+        return value, metrics
 
     return jax.jit(values)
 

@@ -136,6 +136,8 @@ def _numbers(value: jax.Array | np.ndarray | np.generic, path: str) -> tuple[np.
         raise TypeError(f"cannot save {path!r}: its numbers are known only when a compiled function runs")
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
         raise ValueError(f"cannot save {path!r}: it is spread over several processes; use Orbax")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"cannot save {path!r}: expected {_SAVED}, found a masked array")
     numbers = np.asarray(value, order="C")
     if numbers.dtype.byteorder == ">":
         numbers = numbers.astype(numbers.dtype.newbyteorder("<"))

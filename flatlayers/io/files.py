@@ -1,11 +1,13 @@
 """`save`, `load` and `describe_file`: a run as one file, with names."""
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO, TypeAlias
 
+import jax
 import numpy as np
 
 from ..types import PyTree
@@ -126,6 +128,8 @@ def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, An
     if finite:
         numbers.check_finite(header, spans)
     found = Rebuild(header, numbers.take()).parts(parts)
+    if finite:
+        _check_floats(found)
     return {name: fit(part, like[name], name) if name in like else part for name, part in found.items()}
 
 
@@ -152,6 +156,14 @@ def describe_file(path: Path, /) -> dict[str, Any]:
     with open(path, "rb", buffering=0) as file:
         header, parts, _ = _read_description(file)
     return Rebuild(header, TYPES).parts(parts)
+
+
+def _check_floats(parts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a number that is no array is infinite or NaN."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(dict(parts))[0]:
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{where!r}: expected a finite number, found {leaf}")
 
 
 def _tensors(blocks: list[Block]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,6 +58,9 @@ def transfer(
     _check_options(missing=missing, changed=changed, gone=gone)
     if old.dtype != into.dtype and dtype is None:
         raise TypeError(f"expected one dtype, found {old.dtype} and {into.dtype}; `dtype=` converts both")
+    wanted = into.dtype if dtype is None else jnp.dtype(dtype)
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        raise TypeError(f"expected a dtype that JAX has, found {wanted}, which needs x64")
     if old.shape[:-1] != into.shape[:-1]:
         raise ValueError(f"expected the same leading axes, found the shapes {old.shape} and {into.shape}")
     match = _Match.of(old, into, rename)
@@ -68,7 +72,7 @@ def transfer(
     if refused:
         raise LayoutMismatchError("expected a vector that fits, found another one:", refused)
     # A copy in any case: the numbers of `into` stay.
-    numbers = np.array(into.data, dtype=into.dtype if dtype is None else jnp.dtype(dtype))
+    numbers = np.array(into.data, dtype=wanted)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(old).items()}
     for path, source in match.sources.items():
         _take(numbers, into, path, leaves[source], corner=changed == "corner")

@@ -141,6 +141,72 @@ def test_patience_goes_on_where_it_was(tmp_path):
     same(again, first)
 
 
+def test_a_validation_that_an_interrupt_left_out_is_made_up_for(tmp_path):
+    path = tmp_path / "it"
+
+    class Interrupting:
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after step 6 of 12"):
+        train(12, validate=(loss, Interrupting(), 6), save=path)
+    assert fl.load(path)["validation"]["steps"].tolist() == []
+    resumed, whole = (train(12, validate=(loss, X, 6), **more) for more in ({"resume": path}, {}))
+    same(resumed, whole)
+    np.testing.assert_array_equal(resumed.validation.values, whole.validation.values)
+    assert resumed.best.step == whole.best.step
+
+
+def test_another_file_is_written_though_nothing_is_left_to_do(tmp_path):
+    result = train(6, save=tmp_path / "a")
+    train(6, resume=tmp_path / "a", save=tmp_path / "b")
+    assert_same(fl.load(tmp_path / "b")["ps"], result.ps)
+
+
+def test_validations_stay_in_the_file_of_a_run_without_any(tmp_path):
+    path = tmp_path / "it"
+    first = train(6, validate=(loss, X, 3), save=path)
+    train(12, save=path, resume=path)
+    saved = fl.load(path)
+    assert saved["validation"]["steps"].tolist() == [3, 6]
+    assert saved["best"]["step"] == first.best.step
+
+
+def test_a_run_of_other_metrics_is_not_gone_on_with(tmp_path):
+    def without(ps, st, x):
+        value, (st, _) = loss(ps, st, x)
+        return value, st
+
+    path = tmp_path / "it"
+    train(6, save=path)
+    ps, st = fl.setup(jax.random.key(0), MODEL, float)
+    with pytest.raises(ValueError, match="the metrics largest of the run that is resumed, found no names"):
+        fl.train_loop(without, ps, st, optimizer(), batches(), steps=9, resume=path, progress=False)
+    train(6, validate=(loss, X, 3), save=path)
+    with pytest.raises(ValueError, match="expected the validation metrics largest of those before"):
+        train(12, validate=(without, X, 3), resume=path)
+
+
+def test_a_state_of_other_shapes_is_not_gone_on_with(tmp_path):
+    def summed(ps, st, batch):
+        return ps.a**2 + st.n.sum(), st
+
+    def script(n, steps):
+        ps = fl.ComponentVector.of({"a": 1.0}, dtype=float)
+        return fl.train_loop(
+            *(summed, ps, {"n": jnp.zeros(n)}, optax.sgd(0.1)),
+            steps=steps,
+            save=path,
+            resume=path,
+            progress=False,
+        )
+
+    path = tmp_path / "it"
+    script(3, 2)
+    with pytest.raises(ValueError, match=r"the state of this model after its first step.*n: .*5.*3"):
+        script(5, 4)
+
+
 def test_nothing_that_is_not_finite_is_saved(tmp_path):
     ps, path = fl.ComponentVector.of({"a": 1.0}, dtype=float), tmp_path / "it"
     with pytest.raises(fl.NonFiniteLossError, match="finite parameters|finite loss"):
@@ -187,9 +253,12 @@ def test_what_cannot_be_resumed(tmp_path):
         ({"save_every": 3}, "expected save with save_every, found none"),
         ({"save": path, "save_every": 0}, "save_every: expected an integer of at least 1, found 0"),
         ({"patience": 3}, "expected validate with patience, found none"),
+        ({"resume": path, "steps": 2}, "expected a file of at most 2 steps to resume, found one of 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(3, **options)
+            train(**{"steps": 3, **options})
+    with pytest.raises(FileNotFoundError, match="expected a folder for the file to save, found none"):
+        train(3, save=tmp_path / "none" / "it")
 
 
 def test_the_state_of_another_optimiser():

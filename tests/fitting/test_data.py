@@ -126,6 +126,16 @@ def test_iterables_are_gone_through_again_and_started_in_the_middle():
         np.testing.assert_allclose(losses(data, 4, start=16), expected(X[[4, 5, 0, 1]]), rtol=1e-12)
 
 
+def test_a_buffer_that_is_filled_again():
+    def filled():
+        buffer = np.zeros_like(X[0])
+        for x in X:
+            buffer[:] = x
+            yield buffer
+
+    assert_same(losses(filled()), losses(list(X)))
+
+
 def test_an_iterator_is_at_its_place():
     np.testing.assert_allclose(losses(iter(X), 6, start=100), expected(X), rtol=1e-12)
 
@@ -190,6 +200,7 @@ def test_the_next_batches_are_fetched_while_a_chunk_runs():
         ([1.0, 2.0], TypeError, "expected batches of arrays, found 1.0 for step 0. A list is"),
         (range(5), TypeError, "expected batches of arrays, found 0 for step 0. A list is"),
         (["a"], TypeError, "expected batches of arrays, found 'a' for step 0"),
+        ([np.ma.array([1.0], mask=[True])], TypeError, "a batch of arrays for step 0, found"),
         ("text", TypeError, "expected data to be arrays, batches or None, found 'text'"),
         ({"x": object()}, TypeError, r"found object at \['x'\]"),
         ([{"x": print}], TypeError, "a batch of arrays for step 0, found builtin"),

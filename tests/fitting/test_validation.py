@@ -143,3 +143,13 @@ def test_wrong_validation():
     filled = fl.batches(jnp.arange(5.0), 2, shuffle=False, drop_last=False)
     with pytest.raises(ValueError, match="divides the 5 samples, or drop_last=True, found 2"):
         train((distance, filled, 2))
+
+
+def test_a_metric_without_a_name_is_not_the_value():
+    def named(ps, st, batch):
+        value, st = distance(ps, st, batch)
+        return value, (st, {"": 0.0 * value})
+
+    np.testing.assert_array_equal(
+        train((named, 4.4, 2)).validation.values, train((distance, 4.4, 2)).validation.values
+    )

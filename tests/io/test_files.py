@@ -328,6 +328,9 @@ def test_numbers_that_are_not_finite(tmp_path):
         fl.load(tmp_path / "x", finite=True)
     fl.save(tmp_path / "x", n=jnp.arange(2), ps=v.a)
     assert_same(fl.load(tmp_path / "x", finite=True)["ps"], v.a)
+    fl.save(tmp_path / "x", best={"value": float("inf")})
+    with pytest.raises(ValueError, match=r"'best\.value': expected a finite number, found inf"):
+        fl.load(tmp_path / "x", finite=True)
 
 
 # What cannot be saved
@@ -342,6 +345,7 @@ def test_numbers_that_are_not_finite(tmp_path):
         (b"abc", "found bytes"),
         (np.array(["a"]), "no numbers of dtype <U1"),
         (np.array([None]), "no numbers of dtype object"),
+        (np.ma.array([1.0, 2.0], mask=[False, True]), "found a masked array"),
         (jnp.ones(2, "int4"), "no numbers of dtype int4"),
         ({1: 2}, "names that are text, found 1"),
         (fl.ComponentVector._new(data=None, layout=fl.Layout({"a": ()})), "a vector of numbers"),

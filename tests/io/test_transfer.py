@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +127,8 @@ def test_dtypes_are_asked_for():
         new, _ = fl.transfer(old, into, dtype=dtype)
         assert new.dtype == jnp.dtype(dtype)
         assert float(new.gain) == 9.0
+    with jax.enable_x64(False), pytest.raises(TypeError, match="found float64, which needs x64"):
+        fl.transfer(old, old, dtype="float64")
 
 
 @pytest.mark.parametrize("option", ["missing", "changed", "gone"])
