@@ -224,7 +224,10 @@ def test_a_last_attempt_that_is_no_number(solver, kept, save):
     options = {"solver": solver, "throw": False, "t1": 1.5}
     controller = diffrax.PIDController(rtol=1e-4, atol=1e-4)
     fails = {"stepsize_controller": controller, "dt0": 0.05, "max_steps": 40, "field": bounded}
-    solution = network_solve(DEFAULT, START, WEIGHTS, saveat=SAVES["steps"], **options | fails)
+    some = keeping(kept, solver, save != "end")
+    # An error that is all but rounding chooses the times of steps: they are of a solve that rounds alike.
+    alike = some if kept < 7 else DEFAULT
+    solution = network_solve(alike, START, WEIGHTS, saveat=SAVES["steps"], **options | fails)
     count = int(solution.stats["num_accepted_steps"])
     assert solution.result == diffrax.RESULTS.max_steps_reached
     assert solution.stats["num_rejected_steps"] > 5
@@ -239,13 +242,11 @@ def test_a_last_attempt_that_is_no_number(solver, kept, save):
 
     to = {"stepsize_controller": diffrax.StepTo(ts), "dt0": None, "t1": ts[-1]}
     to["field"] = lambda t, y, p: network(t, y, p) + 1.0
-    some = keeping(kept, solver, save != "end")
     found, expected = (
         jax.jit(jax.grad(lambda x, adjoint=adjoint, more=more: loss(x, adjoint, more)))((START, WEIGHTS))
         for adjoint, more in ((some, fails), (DEFAULT, to))
     )
-    # The times of steps are of another solve: an error that is all but rounding may choose them.
-    assert_equal_gradients(found, expected, 1e-9)
+    assert_equal_gradients(found, expected, 1e-10)
 
 
 # States, fields and weights of all kinds
