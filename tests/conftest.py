@@ -1,8 +1,13 @@
 """Tests run in float64, with no promotion that was not asked for."""
 
+import os
+
 import jax
 import pytest
 
+
+# Before the first use of a device. Arrays are on the first one, unless a test places them.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,0 +1,26 @@
+"""The mapped axis over which a loss has its batch divided: known to layers while the loss is traced."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+
+_DATA_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("data_axis", default=None)
+
+
+@contextlib.contextmanager
+def data_axis(name: str) -> Iterator[None]:
+    """Say, for what is traced inside, that each device sees its part of the batch alone.
+
+    So a layer for which the parts are not as good as the whole can refuse to go on.
+    """
+    token = _DATA_AXIS.set(name)
+    try:
+        yield
+    finally:
+        _DATA_AXIS.reset(token)
+
+
+def current_data_axis() -> str | None:
+    """Return the name of this axis; `None` where a layer sees the whole batch."""
+    return _DATA_AXIS.get()
