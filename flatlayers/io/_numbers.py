@@ -15,7 +15,7 @@ from ._rebuild import Span, Take
 _ALIGNMENT = 64  # bytes
 
 
-def read_numbers(file: BinaryIO, spans: Iterable[Span]) -> "tuple[Numbers, int]":
+def read_numbers(file: BinaryIO, spans: Iterable[Span]) -> "tuple[Numbers, bytes]":
     """Return the bytes of all spans, which lie one after another from here on, and their checksum."""
     found: dict[tuple[int, int], np.ndarray] = {}
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO, TypeAlias
 
@@ -11,10 +10,10 @@ import jax
 import numpy as np
 
 from ..types import PyTree
-from ..vectors.json_text import is_size, strict_json
+from ..vectors.json_text import strict_json
 from ..vectors.names import UnknownNameError, listing
 from ._atomic import replace_file
-from ._checksum import checksum, pieces_of
+from ._checksum import checksum, digest, pieces_of
 from ._describe import Block, Description, describe
 from ._format import Header, Tensor, header_bytes, read_header
 from ._like import fit
@@ -75,7 +74,7 @@ def save(path: Path, /, **parts: PyTree) -> None:
     of_numbers = checksum(piece for part in numbers for piece in pieces_of(part))
     content = {
         "version": _VERSION,
-        "crc32": _whole_checksum(of_numbers, tensors, described),
+        "checksum": _whole_checksum(of_numbers, tensors, described),
         "parts": described,
     }
     replace_file(os.fspath(path), [header_bytes(tensors, {_KEY: json.dumps(content)}), *numbers])
@@ -182,13 +181,13 @@ def _tensors(blocks: list[Block]) -> dict[str, Tensor]:
     return tensors
 
 
-def _whole_checksum(of_numbers: int, tensors: Mapping[str, Tensor], parts: Description) -> int:
+def _whole_checksum(of_numbers: bytes, tensors: Mapping[str, Tensor], parts: Description) -> str:
     """Return the checksum of the numbers, the table of tensors and the description together."""
     table = {name: [t.code, t.shape, t.start, t.stop] for name, t in tensors.items()}
-    return zlib.crc32(json.dumps([table, parts]).encode(), of_numbers)
+    return digest(of_numbers + json.dumps([table, parts]).encode()).hex()
 
 
-def _read_description(file: BinaryIO) -> tuple[Header, Description, int]:
+def _read_description(file: BinaryIO) -> tuple[Header, Description, str]:
     """Return the header, the description of the parts and the checksum."""
     header = read_header(file)
     if _KEY not in header.metadata:
@@ -200,12 +199,12 @@ def _read_description(file: BinaryIO) -> tuple[Header, Description, int]:
         content = strict_json(header.metadata[_KEY])
     except ValueError as error:
         raise FileFormatError(f"the description: {error}") from None
-    if not isinstance(content, dict) or set(content) != {"version", "crc32", "parts"}:
-        raise FileFormatError("the description: expected version, crc32 and parts")
-    version, expected, parts = content["version"], content["crc32"], content["parts"]
+    if not isinstance(content, dict) or set(content) != {"version", "checksum", "parts"}:
+        raise FileFormatError("the description: expected version, checksum and parts")
+    version, expected, parts = content["version"], content["checksum"], content["parts"]
     if type(version) is not int or version != _VERSION:
         raise FileFormatError(f"expected a file of version {_VERSION}, found {str(version)[:80]}")
-    if not is_size(expected) or not isinstance(parts, dict):
+    if not isinstance(expected, str) or not isinstance(parts, dict):
         raise FileFormatError("the description: expected a checksum and parts by name")
     return header, parts, expected
 

@@ -132,7 +132,7 @@ DATA = bytes(8)
 
 def head(text, data=b""):
     """A header by hand, with the metadata of a good file in front of it."""
-    description = json.dumps(json.dumps({"version": 1, "crc32": 0, "parts": PART}))
+    description = json.dumps(json.dumps({"version": 1, "checksum": "", "parts": PART}))
     return file_of('{"__metadata__":{"flatlayers":' + description + "}" + text + "}", data)
 
 
