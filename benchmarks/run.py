@@ -15,7 +15,6 @@ import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import diffrax
 import jax
 from adjoints import ADJOINTS, KEEPING, STATES_ONLY, adjoints, errors, keeping, memory, slope
 from applications import deep_equilibrium, simple_chains
@@ -295,14 +294,26 @@ def measure_kept(options: dict) -> list[Table]:
     ]
 
 
-def _kilobytes(problem: Problem, adjoint: diffrax.AbstractAdjoint) -> str:
-    return str(program(gradient(problem, flat_loss, adjoint=adjoint)).memory // 1024)
+def measure_programs(options: dict) -> list[Table]:
+    """What the compiled gradients of all sizes take; nothing is timed."""
+    ways = {name: KEEPING[name] for name in ("diffrax default", "nothing", "auto")}
+    programs = {
+        f"{w}, {d}, {b}": {
+            name: program(gradient(Problem(w, d, b), flat_loss, adjoint=adjoint))
+            for name, adjoint in ways.items()
+        }
+        for w in WIDTHS
+        for d in DEPTHS
+        for b in BATCHES
+    }
+    return [_programs("Temporary memory in kB, and instructions, by size", "width, depth, batch", programs)]
 
 
 GROUPS: dict[str, Callable[[dict], list[Table]]] = {
     "training": measure_training,
     "adjoints": measure_adjoints,
     "kept": measure_kept,
+    "programs": measure_programs,
     "applications": measure_applications,
     "vectors": measure_vectors,
     "layers": measure_layers,
