@@ -152,10 +152,17 @@ from .layers.reshape import (
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.windows import SamePad as SamePad
+from .parallel.gradient import sharded_value_and_grad as sharded_value_and_grad
+from .parallel.shard import optimizer_state as optimizer_state, shard as shard
+from .parallel.synchronize import (
+    check_synchronized as check_synchronized,
+    synchronize as synchronize,
+)
 from .vectors.layout import Layout as Layout
 from .vectors.matrix import ComponentMatrix as ComponentMatrix
 from .vectors.places import Slot as Slot
 from .vectors.record import Record as Record
+from .vectors.sharded import ShardedVector as ShardedVector
 from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug

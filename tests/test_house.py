@@ -20,6 +20,7 @@ BELOW = {
     "adjoints": {"types", "dtypes"},
     "io": {"vectors", "types", "dtypes"},
     "core": {"vectors", "transforms", "types", "dtypes"},
+    "parallel": {"core", "vectors", "types", "dtypes"},
     "activations": {"types", "dtypes"},
     "initializers": {"core", "vectors", "types", "dtypes"},
     "derivatives": {"core", "vectors", "types", "dtypes"},
@@ -27,7 +28,7 @@ BELOW = {
     "wrappers": {"layers", "initializers", "core", "vectors", "transforms", "types", "dtypes"},
     "equations": {"layers", "adjoints", "core", "vectors", "types", "dtypes"},
     "equilibria": {"equations", "layers", "adjoints", "core", "vectors", "types", "dtypes"},
-    "fitting": {"equations", "io", "layers", "core", "vectors", "transforms", "types", "dtypes"},
+    "fitting": {"equations", "io", "parallel", "layers", "core", "vectors", "transforms", "types", "dtypes"},
     "display": {"core", "vectors", "types", "dtypes", "wrappers", "layers"},
 }
 

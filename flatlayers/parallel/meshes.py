@@ -1,0 +1,35 @@
+"""Meshes of devices: their axes, and how arrays lie on them."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def auto_mesh(mesh: Mesh, axis: str, name: str) -> Mesh:
+    """Return a mesh of the same devices whose axes have the type `Auto`, as arrays are placed here.
+
+    **Raises:** `TypeError` for what is no mesh, `ValueError` for an axis that it has not; `name` is the
+    function that was called.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"{name}: expected a mesh, such as jax.make_mesh((8,), ('data',)), found {mesh!r}")
+    if axis not in mesh.axis_names:
+        raise ValueError(
+            f"{name}: expected an axis of the mesh, {', '.join(mesh.axis_names)}, found {axis!r}"
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return how an array lies that each device has."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def spec_along(axis: str, lead: int) -> PartitionSpec:
+    """Return the spec of an array that is cut along the axis behind so many leading ones."""
+    return PartitionSpec(*[None] * lead, axis)
+
+
+def is_key(x: object) -> bool:
+    """Tell whether it is an array of typed PRNG keys."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
