@@ -1,0 +1,61 @@
+"""Reading what XLA made of a program: its collectives, their bytes, and which of them are in a loop."""
+
+import math
+import re
+
+import jax
+
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+BYTES |= {"f64": 8, "c64": 8, "c128": 16}
+_CALL = re.compile(rf"\s*(?:ROOT )?\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?(%?[\w.\-]+) .*\{$")
+_USED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)")
+
+
+def optimized(function, *args):
+    """The program that XLA runs, as text."""
+    return jax.jit(function).lower(*args).compile().as_text()
+
+
+def collectives(text):
+    """For each kind the bytes of the results of each: `{"all-gather": [102176]}`."""
+    found = {}
+    for match in filter(None, map(_CALL.match, text.splitlines())):
+        sizes = (
+            BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
+            for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+        )
+        found.setdefault(match[2], []).append(sum(sizes))
+    return found
+
+
+def collectives_in_loops(text):
+    """The collectives inside of `while` loops, and inside of anything called there."""
+    bodies, name = {}, None
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            name = start[1].lstrip("%")
+            bodies[name] = []
+        elif name is not None:
+            bodies[name].append(line)
+    used = {
+        name: {u.strip().lstrip("%") for line in lines for us in _USED.findall(line) for u in us.split(",")}
+        for name, lines in bodies.items()
+    }
+    todo = {
+        u.strip().lstrip("%")
+        for lines in bodies.values()
+        for line in lines
+        if re.search(r"\bwhile\(", line)
+        for us in _USED.findall(line)
+        for u in us.split(",")
+    }
+    inside = set()
+    while todo:
+        name = todo.pop()
+        if name not in inside:
+            inside.add(name)
+            todo |= used.get(name, set())
+    return collectives("\n".join(line for name in inside for line in bodies.get(name, [])))
