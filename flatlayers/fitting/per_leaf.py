@@ -16,6 +16,7 @@ from ..types import Array, Params, PyTree, Shape
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
 from ..vectors.places import Leaf, join, split
+from ..vectors.sharded import ShardedVector
 from ..vectors.vector import ComponentVector
 
 
@@ -52,7 +53,8 @@ def per_leaf(optimizer: "Optimizer") -> "optax.GradientTransformationExtraArgs":
     **Raises:** `ValueError`, from `init` and `update`, for a vector with leading axes: the members of an
     ensemble would be one leaf together, and `jax.vmap` trains each on its own, by
     `optax.GradientTransformation(jax.vmap(opt.init), jax.vmap(opt.update))`; and if the optimiser changes
-    the shape of a leaf. `TypeError` for what is no optimiser.
+    the shape of a leaf. `TypeError` for what is no optimiser, and for a `ShardedVector`, whose parts end
+    anywhere in a leaf.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -149,8 +151,15 @@ class _Shown:
 
     @staticmethod
     def of(tree: PyTree) -> "_Shown":
-        leaves, outside = jax.tree.flatten(tree, is_leaf=is_vector)
+        leaves, outside = jax.tree.flatten(
+            tree, is_leaf=lambda part: is_vector(part) or isinstance(part, ShardedVector)
+        )
         for leaf in leaves:
+            if isinstance(leaf, ShardedVector):
+                raise TypeError(
+                    "per_leaf: a shard has no leaves, since its parts end anywhere in one; keep the whole "
+                    "vector on each device, or take an optimiser that works number by number"
+                )
             if is_vector(leaf) and leaf.ndim > 1:
                 raise ValueError(
                     f"per_leaf: expected a vector of shape ({leaf.layout.length},), found {leaf!r}; for an "

@@ -1,14 +1,17 @@
 """`sharded_value_and_grad`: each device the gradient of its part of the batch, one sum over all devices."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from ..core.data_axis import data_axis
-from ..types import Array, Key, Params, PyTree, State
+from ..dtypes import promoted
+from ..types import Array, ArrayLike, DType, Key, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.sharded import ShardedVector
 from .meshes import auto_mesh, is_key, spec_along
@@ -17,6 +20,8 @@ from .meshes import auto_mesh, is_key, spec_along
 # `loss(ps, st, batch)` gives `(value, st)` or `(value, (st, metrics))`.
 Loss = Callable[[Params, State, PyTree], tuple[Array, Any]]
 ValueAndGrad = Callable[[ShardedVector, State, PyTree], tuple[tuple[Array, Any], ShardedVector]]
+# The keys of JAX that lead to a leaf of a pytree.
+Path: TypeAlias = tuple[Any, ...]
 
 
 def sharded_value_and_grad(loss: Loss, mesh: Mesh, axis: str = "data") -> ValueAndGrad:
@@ -24,9 +29,9 @@ def sharded_value_and_grad(loss: Loss, mesh: Mesh, axis: str = "data") -> ValueA
 
     Each device gathers the vector, evaluates the loss for its part of the batch, and takes part in one sum
     after which it has its part of the gradient: one all-gather and one reduce-scatter, however many layers
-    there are. A solver takes its own steps on each device. The loss is the mean over the devices of what they
-    find: of a mean over the batch, that of the whole batch. A ratio of sums, such as a mean with a mask, needs
-    its sums over all devices, `jax.lax.psum(x, axis)`, inside the loss.
+    there are. A solver takes its own steps on each device. The loss is the mean over the devices of what
+    they find: of a mean over the batch, that of the whole batch. A ratio of sums, such as a mean with a mask,
+    needs its sums over all devices, `jax.lax.psum(x, axis)`, inside the loss.
 
     An optimiser belongs outside: in plain `jax.jit` norms of the whole vector are right.
 
@@ -81,43 +86,122 @@ def sharded_value_and_grad(loss: Loss, mesh: Mesh, axis: str = "data") -> ValueA
 
 
 def _on_a_device(loss: Loss, axis: str, ps: ShardedVector, st: State, batch: PyTree) -> Any:
-    own = jax.tree.map(lambda x: jax.random.fold_in(x, jax.lax.axis_index(axis)) if is_key(x) else x, st)
+    device = jax.lax.axis_index(axis)
+    own = jax.tree.map(lambda x: fold_in(x, device) if is_key(x) else x, st)
+    merge = _Merge(axis, ps.parts, st, own)
 
     def evaluate(ps: ShardedVector) -> tuple[Array, Any]:
         with data_axis(axis):
-            value, rest = loss(ps.gather(), own, batch)
-        return _floating(value), rest
+            found = loss(ps.gather(), own, batch)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(
+                "sharded_value_and_grad: expected the loss to return (value, st) or (value, (st, metrics)), "
+                f"found {describe(found)}"
+            )
+        merge.see(found[1])
+        return _floating(found[0]), found[1]
 
     (value, rest), gradient = jax.value_and_grad(evaluate, has_aux=True)(ps)
-    # What all devices find was summed, since each of them needs the parameters of all.
+    # Devices' gradients were summed, since each of them needs the parameters of all.
     gradient = jax.tree.map(lambda x: x / jnp.asarray(ps.parts, x.dtype), gradient)
-    has_metrics = isinstance(rest, tuple) and len(rest) == 2
-    new, metrics = rest if has_metrics else (rest, {})
-    new = _same_states(axis, ps.parts, st, own, new)
-    metrics = {name: jax.lax.pmean(_floating(x, name), axis) for name, x in metrics.items()}
-    return (jax.lax.pmean(value, axis), (new, metrics) if has_metrics else new), gradient
+    return merge.results(value, rest), gradient
 
 
-def _same_states(axis: str, parts: int, st: State, own: State, new: State) -> State:
-    """Return the states that devices found as ones that are the same on all of them."""
-    before = dict(jax.tree_util.tree_leaves_with_path(st))
-    given = dict(jax.tree_util.tree_leaves_with_path(own))
+@dataclasses.dataclass
+class _Merge:
+    """From the states that devices find to those that all of them have.
 
-    def one(path: Any, x: Any) -> Any:
-        if is_key(x):
-            return _same_key(axis, parts, before.get(path), given.get(path), x)
-        return jax.lax.pmean(x, axis) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
+    `before` are the states that came in, `own` those with the keys of this device. `same` has the paths of
+    those that the loss handed on as they were.
+    """
 
-    return jax.tree_util.tree_map_with_path(one, new)
+    axis: str
+    parts: int
+    before: State
+    own: State
+    same: set[Path] = dataclasses.field(default_factory=set)
+
+    def see(self, rest: Any) -> None:
+        """Take notice of what is handed on while the loss is traced: later it can no longer be told."""
+        own = _by_path(self.own)
+        self.same = {path for path, x in _by_path(_state_of(rest)).items() if x is own.get(path)}
+
+    def results(self, value: Array, rest: Any) -> tuple[Array, Any]:
+        """Return the value and the states, with metrics if there are any, as ones for all devices."""
+        new, metrics = _state_of(rest), rest[1] if _has_metrics(rest) else {}
+        if not isinstance(metrics, Mapping):
+            raise TypeError(
+                f"sharded_value_and_grad: expected metrics as a mapping of numbers, found {describe(metrics)}"
+            )
+        metrics = {name: _floating(x, f"the metric {name!r}") for name, x in metrics.items()}
+        states = _by_path(new)
+        changed = {path: jnp.asarray(x) for path, x in states.items() if path not in self.same}
+        floats = {path: x for path, x in changed.items() if _is_inexact(x)}
+        value, metrics, floats = self._means((value, metrics, floats))
+        merged = {**_by_path(self.before), **floats}
+        for path, x in changed.items():
+            if is_key(x):
+                merged[path] = self._key(path, x)
+            elif path not in floats:
+                merged[path] = self._first(x)
+        new = jax.tree.unflatten(jax.tree.structure(new), [merged[path] for path in states])
+        return value, (new, metrics) if _has_metrics(rest) else new
+
+    def _means(self, tree: PyTree) -> Any:
+        """Return means over all devices, by one sum of one array, whatever the dtypes."""
+        leaves, structure = jax.tree.flatten(tree)
+        dtype = promoted(*(x.dtype for x in leaves))
+        packed = jax.lax.pmean(jnp.concatenate([x.astype(dtype).reshape(-1) for x in leaves]), self.axis)
+        places = itertools.accumulate((x.size for x in leaves), initial=0)
+        parts = (packed[i : i + x.size].reshape(x.shape) for i, x in zip(places, leaves, strict=False))
+        return jax.tree.unflatten(structure, [_cast(a, x.dtype) for a, x in zip(parts, leaves, strict=True)])
+
+    def _first(self, x: Array) -> Array:
+        """Return the numbers of the first device, in all of them."""
+        numbers = x.astype(jnp.uint8) if x.dtype == bool else x
+        mine = jnp.where(jax.lax.axis_index(self.axis) == 0, numbers, jnp.zeros_like(numbers))
+        return jax.lax.psum(mine, self.axis).astype(x.dtype)
+
+    def _key(self, path: Path, new: Key) -> Key:
+        """Return one key for all devices: that of before if the loss did not use it, else the next one."""
+        before, own = _by_path(self.before).get(path), _by_path(self.own).get(path)
+        if not is_key(before) or (before.shape, before.dtype) != (new.shape, new.dtype):
+            first = self._first(jax.random.key_data(new))
+            return jax.random.wrap_key_data(first, impl=jax.random.key_impl(new))
+        unused = jnp.all(jax.random.key_data(new) == jax.random.key_data(own))
+        # The devices' own keys are those folded with 0 to `parts - 1`.
+        return jnp.where(unused, before, fold_in(before, self.parts))
 
 
-def _same_key(axis: str, parts: int, before: Key | None, given: Key | None, new: Key) -> Key:
-    """Return one key for all devices: that of before if it was not used, else the next one."""
-    if before is None:
-        numbers = jax.lax.all_gather(jax.random.key_data(new), axis)
-        return jax.random.wrap_key_data(numbers[0], impl=jax.random.key_impl(new))
-    # The devices' own are those folded with 0 to `parts - 1`.
-    return before if new is given else jax.random.fold_in(before, parts)
+def _has_metrics(rest: Any) -> bool:
+    # A state is no tuple, but `None`, a record or another mapping.
+    return isinstance(rest, tuple) and len(rest) == 2
+
+
+def _state_of(rest: Any) -> State:
+    return rest[0] if _has_metrics(rest) else rest
+
+
+def _by_path(tree: PyTree) -> dict[Path, Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
+
+
+def _is_inexact(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _cast(x: Array, dtype: DType) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x.real
+    return x.astype(dtype)
+
+
+def fold_in(keys: Key, number: ArrayLike) -> Key:
+    """Fold a number into a key, or into each of an array of them."""
+    if not jnp.shape(keys):
+        return jax.random.fold_in(keys, number)
+    each = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return each(keys.reshape(-1), jnp.asarray(number)).reshape(keys.shape)
 
 
 def _floating(x: Any, name: str = "the loss") -> Array:

@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ..dtypes import is_traced
-from ..types import Params, PyTree
+from ..types import Array, Params, PyTree
 from ..vectors.names import describe
-from ..vectors.sharded import ShardedVector, padded_length
+from ..vectors.sharded import ShardedVector, cut, padded_length
 from ..vectors.vector import ComponentVector
 from .meshes import auto_mesh, replicated, spec_along
 from .synchronize import check_synchronized
@@ -28,13 +28,13 @@ def shard(ps: ComponentVector, mesh: Mesh, axis: str = "data") -> ShardedVector:
     **Arguments:**
 
     - `ps`: the vector, of shape `(..., n)`. With several processes each has the same one.
-    - `mesh`: the devices. Its axes may be of any type.
+    - `mesh`: the devices. Its axes may be of any type; along those other than `axis` the parts are repeated.
     - `axis`: the name of the axis.
 
     **Returns:** a `ShardedVector` whose parts have `ceil(n / devices)` numbers each, the last ones zeros.
 
-    **Raises:** `TypeError` for what is no `ComponentVector` or no mesh, `ValueError` for an axis that the mesh
-    has not, and for processes with different vectors.
+    **Raises:** `TypeError` for what is no `ComponentVector` or no mesh, `ValueError` for an axis that the
+    mesh has not, and for processes with different vectors.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -45,22 +45,32 @@ def shard(ps: ComponentVector, mesh: Mesh, axis: str = "data") -> ShardedVector:
     """
     if isinstance(ps, ShardedVector):
         raise TypeError("shard: expected a ComponentVector, found a ShardedVector; `.gather()` gives one")
-    if not isinstance(ps, ComponentVector):
+    if not isinstance(ps, ComponentVector) or not isinstance(ps.data, jax.Array | np.ndarray):
         raise TypeError(f"shard: expected a ComponentVector, found {describe(ps)}")
-    mesh = auto_mesh(mesh, axis, "shard")
-    length, lead = ps.layout.length, ps.ndim - 1
-    padding = padded_length(length, mesh.shape[axis]) - length
-    sharding = NamedSharding(mesh, spec_along(axis, lead))
-    widths = [(0, 0)] * lead + [(0, padding)]
-    if is_traced(ps.data):
-        data = jax.lax.with_sharding_constraint(jnp.pad(ps.data, widths), sharding)
-    elif jax.process_count() > 1:
+    mesh, data = auto_mesh(mesh, axis, "shard"), ps.data
+    if isinstance(data, np.ndarray) or (jax.process_count() > 1 and _is_on_host(data)):
         check_synchronized(ps)
-        numbers = np.pad(np.asarray(ps.data), widths)
-        data = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+        return cut(np.asarray(data), ps.layout, mesh, axis)
+    sharding = NamedSharding(mesh, spec_along(axis, data.ndim - 1))
+    padding = padded_length(ps.layout.length, mesh.shape[axis]) - ps.layout.length
+    if is_traced(data):
+        data = jax.lax.with_sharding_constraint(_padded(data, padding), sharding)
+    elif jax.process_count() > 1:
+        data = jax.jit(_padded, static_argnums=1, out_shardings=sharding)(data, padding)
     else:
-        data = jax.device_put(jnp.pad(ps.data, widths) if padding else jnp.copy(ps.data), sharding)
+        # The copy is what is given away: one that lies right already would be shared.
+        data = jax.device_put(_padded(data, padding), sharding)
     return ShardedVector(data, ps.layout, mesh, axis)
+
+
+def _padded(data: Array, padding: int) -> Array:
+    """Return a copy with so many zeros behind it."""
+    return jnp.pad(data, [(0, 0)] * (data.ndim - 1) + [(0, padding)]) if padding else jnp.copy(data)
+
+
+def _is_on_host(data: Array) -> bool:
+    """Tell whether this process has all of the numbers."""
+    return not is_traced(data) and (data.is_fully_addressable or data.is_fully_replicated)
 
 
 def optimizer_state(optimizer: "optax.GradientTransformation", ps: Params) -> PyTree:
@@ -70,7 +80,7 @@ def optimizer_state(optimizer: "optax.GradientTransformation", ps: Params) -> Py
 
     **Arguments:**
 
-    - `optimizer`: an optax optimiser.
+    - `optimizer`: an optax optimiser. One that works leaf by leaf has no leaves here, see `fl.per_leaf`.
     - `ps`: the parameters. Of a `ShardedVector`, moments are cut alike and all else is on each device.
 
     **Returns:** the state, as `optimizer.init(ps)` gives it.
@@ -95,9 +105,12 @@ def shardings_of(tree: PyTree, mesh: Mesh) -> PyTree:
     def one(node: Any) -> Any:
         if not isinstance(node, ShardedVector):
             return replicated(mesh)
-        data = node.data
-        # An optimiser may have something else in the place of the numbers, such as one number for all.
-        is_vector = data.shape[-1:] == (node.layout.length + node.padding,)
-        return node.with_data(node.sharding(len(data.shape) - 1) if is_vector else replicated(mesh))
+
+        def of_data(data: Any) -> NamedSharding:
+            # An optimiser may have something else in the place of the numbers, such as one number for all.
+            is_whole = node.with_data(data).is_whole
+            return node.sharding(len(data.shape) - 1) if is_whole else replicated(mesh)
+
+        return node.with_data(jax.tree.map(of_data, node.data))
 
     return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, ShardedVector))

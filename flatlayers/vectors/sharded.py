@@ -1,15 +1,22 @@
 """`ShardedVector`: a vector cut evenly over the devices of a mesh."""
 
+import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..types import Array, Shape
 from .immutable import Immutable
 from .layout import Layout
 from .vector import ComponentVector
+from .vector_text import names_in_a_line
+
+
+class NoViewError(TypeError, AttributeError):
+    """A name or an index that only the whole vector has. For `hasattr` it is an attribute that is missing."""
 
 
 class ShardedVector(Immutable):
@@ -26,7 +33,8 @@ class ShardedVector(Immutable):
     - `mesh`: the devices, with axes of type `Auto`.
     - `axis`: the name of the axis along which the last axis of `data` is cut.
 
-    **Raises:** `TypeError` for a name, an index or arithmetic; `ValueError` for data of another length.
+    **Raises:** `TypeError` for a name, an index, arithmetic and pickling; `ValueError` for data of another
+    length.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -78,6 +86,14 @@ class ShardedVector(Immutable):
         """The shape of the whole vector, without the zeros."""
         return (*self.data.shape[:-1], self.layout.length)
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the data are the numbers of all parts.
+
+        They are not inside of `jax.shard_map`, and where an optimiser has one number in their place.
+        """
+        return self.data.shape[-1:] == (self.layout.length + self.padding,)
+
     def sharding(self, lead: int = 0) -> NamedSharding:
         """Return how such a vector lies, with so many leading axes."""
         return NamedSharding(self.mesh, PartitionSpec(*[None] * lead, self.axis))
@@ -88,28 +104,70 @@ class ShardedVector(Immutable):
         It works outside of `jax.jit`, inside of it, and inside of a `jax.shard_map` over the axis. Of several
         processes all have to call it.
         """
-        lead = self.data.ndim - 1
-        if self.axis in jax.sharding.get_abstract_mesh().manual_axes:
-            data = jax.lax.all_gather(self.data, self.axis, axis=lead, tiled=True)
-        else:
-            whole = NamedSharding(self.mesh, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * lead, None))
-            data = _constrained(self.data, whole)
-        return ComponentVector._new(data=data[..., : self.layout.length], layout=self.layout)
+        data, length = self.data, self.layout.length
+        is_mapped = self.axis in jax.sharding.get_abstract_mesh().manual_axes
+        if is_mapped and data.shape[-1] * self.parts == length + self.padding:
+            data = jax.lax.all_gather(data, self.axis, axis=data.ndim - 1, tiled=True)
+        elif not self.is_whole:
+            raise ValueError(
+                f"expected data of shape (..., {length + self.padding}), or one part inside of a shard_map "
+                f"over {self.axis!r}, found shape {tuple(data.shape)}"
+            )
+        elif isinstance(data, jax.core.Tracer) and not is_mapped:
+            # In parts first, for the sake of the gradient: it comes back as it went in.
+            data = _constrained(_constrained(data, self.mesh, self.axis), self.mesh, None)
+        elif isinstance(data, jax.Array) and not is_mapped:
+            # Compiled, since of several processes each has only its own parts.
+            data = jax.jit(_same, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(data)
+        return ComponentVector._new(data=data[..., :length], layout=self.layout)
+
+    # What there is not
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.layout or name in ("at", "unpack", "to_dict", "pick", "lead", "map"):
-            raise TypeError(f"a shard has no views: call `.gather()` for `.{name}`")
+        # A value that is being made has no layout yet.
+        if name in self.__slots__ or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in self.layout or hasattr(ComponentVector, name):
+            raise NoViewError(f"a shard has no views: call `.gather()` for `.{name}`")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __getitem__(self, key: object) -> Any:
-        raise TypeError(f"a shard has no views: call `.gather()` for `[{key!r}]`")
+    def __getitem__(self, key: object) -> NoReturn:
+        raise NoViewError(f"a shard has no views: call `.gather()` for `[{key!r}]`")
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "a shard has no arithmetic: call `.gather()` for the vector; `jax.tree.map` goes over the parts"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = __rmatmul__ = _refuse
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = __array__ = _refuse
+    __array_ufunc__ = None  # so that an array on the left leaves it to the methods above
+    # A vector compares number by number, which a shard does not: not equal to itself would be no answer.
+    __eq__ = __ne__ = _refuse
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    # Copies and text
+
+    def __copy__(self) -> "ShardedVector":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ShardedVector":
+        return self.with_data(copy.deepcopy(self.data, memo))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a shard cannot be pickled, since its devices are those of this process: `fl.save` writes it to "
+            "a file, and `.gather()` can be pickled"
+        )
 
     def __repr__(self) -> str:
         parts = f"{self.parts} part{'s' if self.parts > 1 else ''} along {self.axis!r}"
-        names = "".join(f", {name}={shape}" for name, shape in self.layout.shapes.items())
-        shape = getattr(self.data, "shape", None)
-        numbers = "" if shape is None else f"{self.dtype}[{','.join(map(str, self.shape))}]"
-        return f"ShardedVector({numbers}{names}, {parts})"
+        # Transformations put others than arrays in the place of the data.
+        is_array = getattr(self.data, "shape", None) is not None
+        numbers = f"{self.dtype}[{','.join(map(str, self.shape))}]" if is_array else ""
+        return f"ShardedVector({', '.join(filter(None, [numbers, names_in_a_line(self.layout), parts]))})"
 
 
 def padded_length(length: int, parts: int) -> int:
@@ -117,15 +175,34 @@ def padded_length(length: int, parts: int) -> int:
     return -(-length // parts) * parts
 
 
+def cut(numbers: np.ndarray, layout: Layout, mesh: Mesh, axis: str) -> ShardedVector:
+    """Return the vector of numbers that are on the host, each device with a copy of its own part.
+
+    Of several processes each has all the numbers.
+    """
+    lead, length = numbers.shape[:-1], layout.length
+    padded = padded_length(length, mesh.shape[axis])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[-1].indices(padded)
+        found = numbers[..., start : min(stop, length)]
+        room = np.zeros((*lead, stop - start), numbers.dtype)
+        room[..., : found.shape[-1]] = found
+        return room
+
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * len(lead), axis))
+    data = jax.make_array_from_callback((*lead, padded), sharding, part)
+    return ShardedVector(data, layout, mesh, axis)
+
+
 def _same(x: Array) -> Array:
     return x
 
 
-def _constrained(data: Array, sharding: NamedSharding) -> Array:
-    if isinstance(data, jax.core.Tracer):
-        return jax.lax.with_sharding_constraint(data, sharding)
-    # Compiled, since of several processes each has only its own parts.
-    return jax.jit(_same, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))(data)
+def _constrained(data: Array, mesh: Mesh, along: str | None) -> Array:
+    """Return the data with the last axis in parts along an axis of the mesh, or whole."""
+    spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * (data.ndim - 1), along)
+    return jax.lax.with_sharding_constraint(data, NamedSharding(mesh, spec))
 
 
 def _unflatten(static: tuple[Layout, Mesh, str], children: Iterable[Any]) -> ShardedVector:

@@ -13,12 +13,15 @@ _MOST_LINES = 24
 
 def in_a_line(data: object, layout: Layout) -> str:
     """Return the dtype and the shapes, of the first names where there are many."""
-    names = repr(layout).removeprefix("Layout(").removesuffix(")")
-    if getattr(data, "shape", (layout.length,))[-1:] != (layout.length,):
-        names = f"not the {layout.length} numbers of its layout {names}"
-    if len(names) > 400:
-        names = names[:400].rsplit(", ", 1)[0] + ", ..."
+    is_other = getattr(data, "shape", (layout.length,))[-1:] != (layout.length,)
+    names = names_in_a_line(layout, f"not the {layout.length} numbers of its layout " if is_other else "")
     return f"ComponentVector({describe_data(data)}{', ' if names else ''}{names})"
+
+
+def names_in_a_line(layout: Layout, before: str = "") -> str:
+    """Return the names with their shapes, the first ones where there are many."""
+    names = before + repr(layout).removeprefix("Layout(").removesuffix(")")
+    return names if len(names) <= 400 else names[:400].rsplit(", ", 1)[0] + ", ..."
 
 
 def in_lines(data: object, layout: Layout) -> str:
