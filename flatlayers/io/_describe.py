@@ -15,8 +15,10 @@ from ..vectors.json_text import MAX_DEPTH, to_plain
 from ..vectors.names import join_path
 from ..vectors.pieces import piece_count, pieces
 from ..vectors.record import Record
+from ..vectors.sharded import ShardedVector
 from ..vectors.vector import ComponentVector
 from ._format import CODES
+from ._processes import is_first, on_host
 
 
 # A mapping of one name, the kind of a part, to what there is to say about it.
@@ -45,6 +47,8 @@ def describe(value: object, path: str, blocks: list[Block], depth: int = 0) -> D
         raise ValueError(f"{path[:80]!r}: expected at most {MAX_DEPTH} parts inside each other, found more")
     if isinstance(value, ComponentVector):
         return _vector(value, path, blocks)
+    if isinstance(value, ShardedVector):
+        return _vector(_gathered(value, path), path, blocks)
     if isinstance(value, Mapping):
         kind = "record" if isinstance(value, Record) else "mapping"
         return {kind: _named(value, path, blocks, depth)}
@@ -105,7 +109,8 @@ def _vector(vector: ComponentVector, path: str, blocks: list[Block]) -> Descript
         raise TypeError(f"cannot save {path!r}: expected a vector of numbers, found {vector!r}")
     numbers, code, behind = _numbers(vector.data, path)
     shape = tuple(vector.shape)
-    if len(shape) > 1:
+    # An optimiser may have something else in the place of the numbers, such as one number for all.
+    if shape != (vector.layout.length,):
         named = [(path, shape + behind)]
     elif (count := piece_count(vector.layout)) > MAX_TENSORS:
         raise ValueError(f"cannot save {path!r}: expected at most {MAX_TENSORS} names, found {count}")
@@ -115,6 +120,16 @@ def _vector(vector: ComponentVector, path: str, blocks: list[Block]) -> Descript
         blocks.append(Block(code, numbers, tuple(named)))
     layout = to_plain(vector.layout)
     return {"vector": {"layout": layout, "dtype": vector.dtype.name, "shape": list(shape)}}
+
+
+def _gathered(vector: ShardedVector, path: str) -> ComponentVector:
+    """Return the whole vector on the host, without the zeros behind it."""
+    data = vector.data
+    if isinstance(data, jax.Array) and not is_traced(data):
+        data = on_host(data, path)
+    if isinstance(data, jax.Array | np.ndarray) and vector.is_whole:
+        data = data[..., : vector.layout.length]
+    return ComponentVector._new(data=data, layout=vector.layout)
 
 
 def _array(value: jax.Array | np.ndarray | np.generic, path: str, blocks: list[Block]) -> Description:
@@ -127,18 +142,18 @@ def _array(value: jax.Array | np.ndarray | np.generic, path: str, blocks: list[B
     numbers, code, behind = _numbers(value, path)
     blocks.append(Block(code, numbers, ((path, np.shape(value) + behind),)))
     kind = "array" if isinstance(value, jax.Array) else "numpy" if isinstance(value, np.ndarray) else "scalar"
-    return {kind: {"dtype": np.asarray(value).dtype.name, "shape": list(np.shape(value))}}
+    return {kind: {"dtype": value.dtype.name, "shape": list(np.shape(value))}}
 
 
 def _numbers(value: jax.Array | np.ndarray | np.generic, path: str) -> tuple[np.ndarray, str, Shape]:
     """Return the numbers of an array, flat and in the format's order of bytes, with code and axes behind."""
     if is_traced(value):
         raise TypeError(f"cannot save {path!r}: its numbers are known only when a compiled function runs")
-    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
-        raise ValueError(f"cannot save {path!r}: it is spread over several processes; use Orbax")
+    if isinstance(value, jax.Array):
+        value = on_host(value, path)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"cannot save {path!r}: expected {_SAVED}, found a masked array")
-    numbers = np.asarray(value, order="C")
+    numbers = np.asarray(value, order="C") if is_first() else np.empty(0, value.dtype)
     if numbers.dtype.byteorder == ">":
         numbers = numbers.astype(numbers.dtype.newbyteorder("<"))
     form = stored(numbers.dtype)

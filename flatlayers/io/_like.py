@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ..types import Shape
 from ..vectors.names import describe, listing
 from ..vectors.record import Record
+from ..vectors.sharded import ShardedVector, cut
 from ..vectors.vector import ComponentVector
 from ._describe import fields_of, is_key, is_named_tuple
 from .errors import LayoutMismatchError
@@ -40,7 +42,7 @@ class _Fit:
     other_fields: bool = False
 
     def part(self, value: Any, like: Any, path: str) -> Any:
-        if isinstance(like, ComponentVector):
+        if isinstance(like, ComponentVector | ShardedVector):
             return self.vector(value, like, path)
         if is_named_tuple(like):
             parts = self.named(value, fields_of(like), path)
@@ -57,13 +59,19 @@ class _Fit:
             return value
         raise TypeError(f"{path!r}: expected parts that a file can have, found {type(like).__name__}")
 
-    def vector(self, value: Any, like: ComponentVector, path: str) -> Any:
+    def vector(self, value: Any, like: ComponentVector | ShardedVector, path: str) -> Any:
         if not isinstance(value, ComponentVector):
             self.lines.append(f"{path}: {describe(value)} became {describe(like)}")
         elif value.layout != like.layout:
             self.lines += [f"{path}.{line}" for line in value.layout.diff(like.layout)]
-        elif (value.shape, value.dtype) != (like.shape, like.dtype):
+        elif (value.shape, value.dtype) != (_unpadded(like), like.dtype):
             self.lines.append(f"{path}: {describe(value)} became {describe(like)}")
+        elif not isinstance(like, ShardedVector):
+            return ComponentVector._new(data=_placed(value.data, like.data), layout=like.layout)
+        elif like.is_whole:
+            return cut(value.data, value.layout, like.mesh, like.axis)
+        else:
+            return like.with_data(_placed(value.data, like.data))
         return value
 
     def named(self, value: Any, like: Mapping[str, object], path: str) -> dict[str, Any] | None:
@@ -97,8 +105,32 @@ class _Fit:
         if not same:
             self.lines.append(f"{path}: {describe(value)} became {describe(like)}")
             return None
-        if is_key(value) or isinstance(value, jax.ShapeDtypeStruct):
-            return value
+        if is_key(value):
+            return _placed_keys(value, like)
         if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-            return jnp.asarray(value)
+            return _placed(np.asarray(value), like)
         return np.asarray(value)[()] if isinstance(like, np.generic) else np.asarray(value)
+
+
+def _unpadded(like: ComponentVector | ShardedVector) -> Shape:
+    whole = isinstance(like, ShardedVector) and like.is_whole
+    return like.shape if whole else tuple(like.data.shape)
+
+
+def _placed(numbers: np.ndarray, like: Any) -> jax.Array:
+    """Return an array on the devices of `like`, if these are several, or else on the default one."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or len(sharding.device_set) == 1:
+        # Nothing else writes to the numbers: so on a CPU JAX can have them where they are.
+        return jax.device_put(numbers)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+
+
+def _placed_keys(keys: jax.Array, like: Any) -> jax.Array:
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or len(sharding.device_set) == 1 or not sharding.is_fully_replicated:
+        return keys
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    numbers = np.asarray(jax.random.key_data(keys))
+    placed = jax.make_array_from_callback(numbers.shape, everywhere, lambda index: numbers[index])
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(keys))

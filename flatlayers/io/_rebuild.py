@@ -100,9 +100,9 @@ class Rebuild:
             layout = from_plain(content["layout"], Layout, room)  # pyright: ignore[reportIndexIssue]
         except ValueError as error:
             raise FileFormatError(f"{path!r}: {error}") from None
-        if not shape or shape[-1] != layout.length:
-            raise FileFormatError(f"{path!r}: expected {layout.length} numbers, found the shape {shape}")
-        span = self.span(path, dtype, shape) if len(shape) > 1 else self.vector_span(path, dtype, layout)
+        # With leading axes, or with other numbers in the place of its own, it is one tensor.
+        is_named = shape == (layout.length,)
+        span = self.vector_span(path, dtype, layout) if is_named else self.span(path, dtype, shape)
         return ComponentVector._new(data=self.take.array(span), layout=layout)
 
     def vector_span(self, path: str, dtype: np.dtype, layout: Layout) -> Span:

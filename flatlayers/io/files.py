@@ -18,6 +18,7 @@ from ._describe import Block, Description, describe
 from ._format import Header, Tensor, header_bytes, read_header
 from ._like import fit
 from ._numbers import check_dtype, read_numbers
+from ._processes import first_does
 from ._rebuild import TYPES, Rebuild, Span, Take
 from .errors import FileFormatError
 
@@ -39,17 +40,22 @@ def save(path: Path, /, **parts: PyTree) -> None:
     It is written to `path + ".tmp"`, which takes the place of the file when all of it is on the disk: a
     process that is killed leaves the old file as it was, and the next call removes what it left.
 
+    A `ShardedVector` is gathered, and written as the vector that it was cut from: the file says nothing of
+    devices. Of several processes all have to call it; the first one writes its numbers, one vector after
+    another, and all return when the file is there.
+
     **Arguments:**
 
     - `path`: the file. An old one is replaced.
-    - `**parts`: the parts by name: vectors, records, mappings with text as names, tuples, named tuples such
-        as the states of optax, lists, arrays of JAX and NumPy, typed PRNG keys, numbers, text and `None`,
-        inside each other as you like.
+    - `**parts`: the parts by name: vectors, sharded ones too, records, mappings with text as names, tuples,
+        named tuples such as the states of optax, lists, arrays of JAX and NumPy, typed PRNG keys, numbers,
+        text and `None`, inside each other as you like.
 
     **Returns:** nothing.
 
     **Raises:** `TypeError` for what cannot be saved, with its path; `ValueError` for two parts with one name
-    in the file, and for names that are no identifiers or that `fl.load` has for itself (`finite`).
+    in the file, and for names that are no identifiers or that `fl.load` has for itself (`finite`). An error
+    of the process that writes is one in all of them, an `OSError` in the others.
 
     >>> import os, tempfile
     >>> import jax.numpy as jnp
@@ -67,17 +73,7 @@ def save(path: Path, /, **parts: PyTree) -> None:
             raise ValueError(f"expected identifiers without a leading underscore as names, found {name!r}")
     blocks: list[Block] = []
     described = {name: describe(part, name, blocks) for name, part in parts.items()}
-    # Behind numbers of more bytes, all lie at a multiple of theirs, as PyTorch needs it.
-    blocks.sort(key=lambda block: -block.numbers.dtype.itemsize)
-    tensors = _tensors(blocks)
-    numbers = [block.numbers.view(np.uint8).data for block in blocks]
-    of_numbers = checksum(piece for part in numbers for piece in pieces_of(part))
-    content = {
-        "version": _VERSION,
-        "checksum": _whole_checksum(of_numbers, tensors, described),
-        "parts": described,
-    }
-    replace_file(os.fspath(path), [header_bytes(tensors, {_KEY: json.dumps(content)}), *numbers])
+    first_does(lambda: _write(os.fspath(path), described, blocks))
 
 
 def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, Any]:
@@ -93,7 +89,9 @@ def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, An
     - `finite`: whether to refuse numbers that are infinite or NaN, which are read otherwise.
     - `**like`: for some of the parts what they have to be like: `ps=ps` compares layouts, shapes and dtypes,
         `opt_state=optimizer.init(ps)` also gives the types. Numbers do not matter; in the place of arrays
-        there may be `jax.ShapeDtypeStruct`, as `jax.eval_shape(optimizer.init, ps)` gives them.
+        there may be `jax.ShapeDtypeStruct`, as `jax.eval_shape(optimizer.init, ps)` gives them. For a
+        `ShardedVector` the vector is cut for its devices, whatever devices wrote the file, and arrays that
+        are on several devices are loaded there. Several processes read the file each for itself.
 
     **Returns:** a dictionary of the parts.
 
@@ -126,10 +124,15 @@ def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, An
         raise FileFormatError("the file is damaged: expected another checksum of what is in it")
     if finite:
         numbers.check_finite(header, spans)
-    found = Rebuild(header, numbers.take()).parts(parts)
-    if finite:
-        _check_floats(found)
-    return {name: fit(part, like[name], name) if name in like else part for name, part in found.items()}
+    found: dict[str, Any] = {}
+    for name, description in parts.items():
+        # Parts that are placed like others stay on the host until they are.
+        take = numbers.on_host() if name in like else numbers.take()
+        part = Rebuild(header, take).part(description, name, 1)
+        if finite:
+            _check_floats({name: part})
+        found[name] = fit(part, like[name], name) if name in like else part
+    return found
 
 
 def describe_file(path: Path, /) -> dict[str, Any]:
@@ -155,6 +158,21 @@ def describe_file(path: Path, /) -> dict[str, Any]:
     with open(path, "rb", buffering=0) as file:
         header, parts, _ = _read_description(file)
     return Rebuild(header, TYPES).parts(parts)
+
+
+def _write(path: str, described: Description, blocks: list[Block]) -> None:
+    """Write the file of described parts and their numbers."""
+    # Behind numbers of more bytes, all lie at a multiple of theirs, as PyTorch needs it.
+    blocks.sort(key=lambda block: -block.numbers.dtype.itemsize)
+    tensors = _tensors(blocks)
+    numbers = [block.numbers.view(np.uint8).data for block in blocks]
+    of_numbers = checksum(piece for part in numbers for piece in pieces_of(part))
+    content = {
+        "version": _VERSION,
+        "checksum": _whole_checksum(of_numbers, tensors, described),
+        "parts": described,
+    }
+    replace_file(path, [header_bytes(tensors, {_KEY: json.dumps(content)}), *numbers])
 
 
 def _check_floats(parts: Mapping[str, Any]) -> None:

@@ -136,13 +136,13 @@ class _Merge:
         metrics = {name: _floating(x, f"the metric {name!r}") for name, x in metrics.items()}
         states = _by_path(new)
         changed = {path: jnp.asarray(x) for path, x in states.items() if path not in self.same}
-        floats = {path: x for path, x in changed.items() if _is_inexact(x)}
-        value, metrics, floats = self._means((value, metrics, floats))
-        merged = {**_by_path(self.before), **floats}
+        floats = [path for path, x in changed.items() if _is_inexact(x)]
+        value, metrics, means = self._means((value, metrics, [changed[path] for path in floats]))
+        merged = {**_by_path(self.before), **dict(zip(floats, means, strict=True))}
         for path, x in changed.items():
             if is_key(x):
                 merged[path] = self._key(path, x)
-            elif path not in floats:
+            elif not _is_inexact(x):
                 merged[path] = self._first(x)
         new = jax.tree.unflatten(jax.tree.structure(new), [merged[path] for path in states])
         return value, (new, metrics) if _has_metrics(rest) else new

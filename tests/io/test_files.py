@@ -154,6 +154,7 @@ def optimizers():
         "steps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
         "injected": optax.inject_hyperparams(optax.adam)(learning_rate=schedule),
         "per_leaf": fl.per_leaf(optax.lamb(0.1)),
+        "adafactor": optax.adafactor(0.1),
         "noise": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.1)),
     }
 

@@ -11,7 +11,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "
 BYTES |= {"f64": 8, "c64": 8, "c128": 16}
 _CALL = re.compile(rf"\s*(?:ROOT )?\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%?[\w.\-]+) .*\{$")
-_USED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)")
+_USED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
 
 
 def optimized(function, *args):
@@ -33,29 +33,24 @@ def collectives(text):
 
 def collectives_in_loops(text):
     """The collectives inside of `while` loops, and inside of anything called there."""
-    bodies, name = {}, None
+    lines_of, name = {}, None
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             name = start[1].lstrip("%")
-            bodies[name] = []
+            lines_of[name] = []
         elif name is not None:
-            bodies[name].append(line)
-    used = {
-        name: {u.strip().lstrip("%") for line in lines for us in _USED.findall(line) for u in us.split(",")}
-        for name, lines in bodies.items()
-    }
-    todo = {
-        u.strip().lstrip("%")
-        for lines in bodies.values()
-        for line in lines
-        if re.search(r"\bwhile\(", line)
-        for us in _USED.findall(line)
-        for u in us.split(",")
-    }
-    inside = set()
+            lines_of[name].append(line)
+    loops = [line for lines in lines_of.values() for line in lines if re.search(r"\bwhile\(", line)]
+    todo, inside = _called(loops), set()
     while todo:
         name = todo.pop()
         if name not in inside:
             inside.add(name)
-            todo |= used.get(name, set())
-    return collectives("\n".join(line for name in inside for line in bodies.get(name, [])))
+            todo |= _called(lines_of[name])
+    return collectives("\n".join(line for name in inside for line in lines_of[name]))
+
+
+def _called(lines):
+    """The names of the computations that these lines use."""
+    found = (names or name for line in lines for names, name in _USED.findall(line))
+    return {name.strip().lstrip("%") for names in found for name in names.split(",")}
