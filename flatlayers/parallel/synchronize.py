@@ -75,7 +75,7 @@ def _compare(sums: list[tuple[str, int]], kind: str, ending: str) -> None:
             f"{counts[other]} in process {other}"
         )
     mine = np.array([found for _, found in sums], np.uint32)
-    others = multihost_utils.process_allgather(mine).reshape(-1, mine.size)
+    others = multihost_utils.process_allgather(mine).reshape(counts.size, mine.size)
     for (path, _), found in zip(sums, others.T, strict=True):
         if (found != found[0]).any():
             other = int(np.flatnonzero(found != found[0])[0])

@@ -49,6 +49,7 @@ def the_run(seed=0):
     return ps, st, fl.optimizer_state(OPTIMIZER, ps), batch, step
 
 
+@jax.numpy_dtype_promotion("standard")  # as optax needs it
 def losses_of_fifty_steps(folder):
     ps, st, state, batch, step = the_run()
     values = []
@@ -77,6 +78,7 @@ def test_two_processes_are_as_one(tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
+@jax.numpy_dtype_promotion("standard")
 def train_and_die(folder, way):
     """Save each step; the second process dies in the fifth."""
     ps, st, state, batch, step = the_run()
