@@ -63,7 +63,7 @@ def losses_of_fifty_steps(folder):
         value, ps, st, state = step(ps, st, state, batch)
         values.append(float(value))
     fl.check_synchronized(st)
-    return values, np.asarray(ps.gather().data), np.asarray(st.layer_1.mean)
+    return values, np.asarray(ps.gather().data), np.asarray(st.layer_1.running_mean)
 
 
 def test_two_processes_are_as_one(tmp_path):
@@ -94,6 +94,7 @@ def train_and_die(folder, way):
     return float(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["exit", "kill"])
 def test_a_process_that_dies_ends_the_other_and_leaves_the_last_file(way, tmp_path):
     first, second = outcomes(train_and_die, tmp_path, way, heartbeat=10, timeout=120)
@@ -112,6 +113,7 @@ def wait_for_a_dead_one():
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_a_process_that_only_computes_is_ended_too():
     """Nothing is exchanged, so it is JAX that finds out."""
     first, second = outcomes(wait_for_a_dead_one, heartbeat=10, timeout=120)
