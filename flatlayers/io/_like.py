@@ -105,7 +105,7 @@ class _Fit:
         if not same:
             self.lines.append(f"{path}: {describe(value)} became {describe(like)}")
             return None
-        if is_key(value):
+        if isinstance(value, jax.Array) and is_key(value):
             return _placed_keys(value, like)
         if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
             return _placed(np.asarray(value), like)

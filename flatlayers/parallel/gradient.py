@@ -121,12 +121,12 @@ class _Merge:
     own: State
     same: set[Path] = dataclasses.field(default_factory=set)
 
-    def see(self, rest: Any) -> None:
+    def see(self, rest: PyTree) -> None:
         """Take notice of what is handed on while the loss is traced: later it can no longer be told."""
         own = _by_path(self.own)
         self.same = {path for path, x in _by_path(_state_of(rest)).items() if x is own.get(path)}
 
-    def results(self, value: Array, rest: Any) -> tuple[Array, Any]:
+    def results(self, value: Array, rest: PyTree) -> tuple[Array, Any]:
         """Return the value and the states, with metrics if there are any, as ones for all devices."""
         new, metrics = _state_of(rest), rest[1] if _has_metrics(rest) else {}
         if not isinstance(metrics, Mapping):
@@ -164,21 +164,22 @@ class _Merge:
 
     def _key(self, path: Path, new: Key) -> Key:
         """Return one key for all devices: that of before if the loss did not use it, else the next one."""
-        before, own = _by_path(self.before).get(path), _by_path(self.own).get(path)
+        before = _by_path(self.before).get(path)
         if not is_key(before) or (before.shape, before.dtype) != (new.shape, new.dtype):
             first = self._first(jax.random.key_data(new))
             return jax.random.wrap_key_data(first, impl=jax.random.key_impl(new))
+        own = _by_path(self.own)[path]
         unused = jnp.all(jax.random.key_data(new) == jax.random.key_data(own))
         # The devices' own keys are those folded with 0 to `parts - 1`.
         return jnp.where(unused, before, fold_in(before, self.parts))
 
 
-def _has_metrics(rest: Any) -> bool:
+def _has_metrics(rest: PyTree) -> bool:
     # A state is no tuple, but `None`, a record or another mapping.
     return isinstance(rest, tuple) and len(rest) == 2
 
 
-def _state_of(rest: Any) -> State:
+def _state_of(rest: PyTree) -> State:
     return rest[0] if _has_metrics(rest) else rest
 
 
@@ -204,7 +205,7 @@ def fold_in(keys: Key, number: ArrayLike) -> Key:
     return each(keys.reshape(-1), jnp.asarray(number)).reshape(keys.shape)
 
 
-def _floating(x: Any, name: str = "the loss") -> Array:
+def _floating(x: ArrayLike, name: str = "the loss") -> Array:
     x = jnp.asarray(x)
     if x.shape or not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -233,7 +234,7 @@ def batch_specs(batch: PyTree, axis: str, parts: int, lead: int = 0) -> PyTree:
     **Raises:** `ValueError` for a number of samples that the devices do not divide.
     """
 
-    def one(path: Any, x: Any) -> PartitionSpec:
+    def one(path: Path, x: ArrayLike) -> PartitionSpec:
         shape = jnp.shape(x)[lead:]
         if not shape:
             return PartitionSpec()

@@ -1,7 +1,12 @@
 """Meshes of devices: their axes, and how arrays lie on them."""
 
+from typing import TypeGuard
+
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ..types import Key
 
 
 def auto_mesh(mesh: Mesh, axis: str, name: str) -> Mesh:
@@ -35,7 +40,7 @@ def spec_along(axis: str, lead: int) -> PartitionSpec:
     return PartitionSpec(*[None] * lead, axis)
 
 
-def is_key(x: object) -> bool:
+def is_key(x: object) -> TypeGuard[Key]:
     """Tell whether it is an array of typed PRNG keys."""
     dtype = getattr(x, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

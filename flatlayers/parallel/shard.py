@@ -102,11 +102,11 @@ def optimizer_state(optimizer: "optax.GradientTransformation", ps: Params) -> Py
 def shardings_of(tree: PyTree, mesh: Mesh) -> PyTree:
     """Return how the leaves of a tree lie: those of sharded vectors in parts, all others on each device."""
 
-    def one(node: Any) -> Any:
+    def one(node: PyTree) -> Any:
         if not isinstance(node, ShardedVector):
             return replicated(mesh)
 
-        def of_data(data: Any) -> NamedSharding:
+        def of_data(data: Array) -> NamedSharding:
             # An optimiser may have something else in the place of the numbers, such as one number for all.
             is_whole = node.with_data(data).is_whole
             return node.sharding(len(data.shape) - 1) if is_whole else replicated(mesh)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..types import Array, PyTree
+from ..types import Array, ArrayLike, PyTree
 from .meshes import is_key
 
 
@@ -100,11 +100,11 @@ def _is_in_parts(x: object) -> bool:
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
-def _numbers(x: Any) -> np.ndarray:
+def _numbers(x: ArrayLike) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if is_key(x) else x, order="C")
 
 
-def _like(received: np.ndarray, x: Any) -> Any:
+def _like(received: np.ndarray, x: ArrayLike) -> Any:
     """Return the bytes of an array as one of its kind, on the devices where it is."""
     old = _numbers(x)
     numbers = np.array(received).view(old.dtype).reshape(old.shape)
@@ -122,7 +122,7 @@ def _placed(numbers: np.ndarray, x: Array) -> Array:
     return jax.make_array_from_callback(numbers.shape, x.sharding, lambda index: numbers[index])
 
 
-def _kind_checksum(path: str, x: Any) -> int:
+def _kind_checksum(path: str, x: ArrayLike) -> int:
     numbers = _numbers(x)
     return zlib.crc32(f"{path} {numbers.shape} {numbers.dtype}".encode())
 

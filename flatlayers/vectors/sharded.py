@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..dtypes import is_traced
 from ..types import Array, Shape
 from .immutable import Immutable
 from .layout import Layout
@@ -113,7 +114,7 @@ class ShardedVector(Immutable):
                 f"expected data of shape (..., {length + self.padding}), or one part inside of a shard_map "
                 f"over {self.axis!r}, found shape {tuple(data.shape)}"
             )
-        elif isinstance(data, jax.core.Tracer) and not is_mapped:
+        elif is_traced(data) and not is_mapped:
             # In parts first, for the sake of the gradient: it comes back as it went in.
             data = _constrained(_constrained(data, self.mesh, self.axis), self.mesh, None)
         elif isinstance(data, jax.Array) and not is_mapped:
@@ -183,7 +184,8 @@ def cut(numbers: np.ndarray, layout: Layout, mesh: Mesh, axis: str) -> ShardedVe
     lead, length = numbers.shape[:-1], layout.length
     padded = padded_length(length, mesh.shape[axis])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is so for uninitialised arrays alone
         start, stop, _ = index[-1].indices(padded)
         found = numbers[..., start : min(stop, length)]
         room = np.zeros((*lead, stop - start), numbers.dtype)

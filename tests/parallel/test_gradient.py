@@ -85,9 +85,8 @@ def many_devices(loss, ps, st, mesh, steps=50):
     values = []
     for _ in range(steps):
         value, ps, st, state = step(ps, st, state, batch)
-        values.append(
-            float(value)
-        )  # at once: host devices share threads, and waiting steps can take them all
+        # Before the next step: devices of the host share threads, and steps that wait could take them all.
+        values.append(float(value))
     return np.array(values), ps.gather(), st
 
 
@@ -364,9 +363,7 @@ def test_a_step_has_one_collective_each_way_whatever_the_number_of_leaves(leaves
     model = {f"p{i}": fl.Param((3,), fl.initializers.ones) for i in range(leaves)}
 
     def loss(ps, st, x):
-        for leaf in jax.tree.leaves(ps.to_dict()):
-            x = x * leaf
-        return jnp.mean(x), st
+        return jnp.mean(jnp.tanh(x @ jnp.stack(jax.tree.leaves(ps.to_dict())).T)), st
 
     compiled, length = compiled_step(loss, model, X.astype(np.float32), mesh_of(8))
     found = collectives(compiled.as_text())
