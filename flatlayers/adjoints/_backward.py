@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..checks import checked_by
 from ..types import Array, Cotangent, PyTree, Time, Y
 from . import _diffrax
 from ._diffrax import DenseInfo, SolverState
@@ -201,7 +202,9 @@ class Backward:
         failed = ~diffrax.is_okay(result)
         scale = jnp.where(failed, jnp.full_like(self.scale, jnp.nan), self.scale)
         found = jax.tree.map(lambda x: x * scale.astype(x.dtype), (state.y, total))
-        y, total = result.error_if(found, failed) if self.options.throw else found
+        if self.options.throw:
+            found = checked_by(lambda token: result.error_if(token, failed), found)
+        y, total = found
         return y, jax.tree.map(lambda x, like: x.astype(like.dtype), total, self.moving)
 
     def _blocks(

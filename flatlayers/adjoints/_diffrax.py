@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..types import Args, Array, ArrayLike, PyTree, Y
+from ._traced import TracedFunction
 
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def run(
 class TracedSolver(eqx.Module):
     """A solver whose step has been traced: what it closed over is in the leaves of `trace`."""
 
-    trace: Callable[..., PyTree]
+    trace: TracedFunction
     order: PyTree
     interpolation_cls: Callable[..., diffrax.AbstractPath] = eqx.field(static=True)
 
@@ -271,7 +272,7 @@ class TracedSolver(eqx.Module):
             return solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
 
         example = (state.tprev, state.tnext, state.y, state.solver_state, jnp.asarray(False))
-        trace = eqx.filter_closure_convert(step, *example)
+        trace = TracedFunction.of(step, *example)
         return cls(trace, solver.error_order(terms), solver.interpolation_cls)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
@@ -289,7 +290,7 @@ def trace_saveat(saveat: diffrax.SaveAt, args: Args, state: State) -> diffrax.Sa
     def trace(sub: diffrax.SubSaveAt) -> diffrax.SubSaveAt:
         if saves_y(sub):
             return sub
-        fn = eqx.filter_closure_convert(lambda t, y, _: sub.fn(t, y, args), state.tprev, state.y, None)
+        fn = TracedFunction.of(lambda t, y, _: sub.fn(t, y, args), state.tprev, state.y, None)
         return eqx.tree_at(lambda s: s.fn, sub, fn)
 
     return eqx.tree_at(sub_saveats, saveat, [trace(sub) for sub in sub_saveats(saveat)])

@@ -14,6 +14,7 @@ from ..types import Args, Array, ArrayLike, Cotangent, PyTree, Y
 from ._diffrax import DenseInfo, get_at
 from ._jaxpr import Prepared, SplitField, Values
 from ._stage import StageVjp
+from ._traced import TracedFunction
 from ._trees import add, cast_like, rows_of, set_row, wide_zeros, zeros
 
 
@@ -39,17 +40,17 @@ class TracedStages(eqx.Module):
     def of(
         cls, solver: diffrax.AbstractERK, terms: diffrax.AbstractTerm, args: Args, t0: Array, y0: Y
     ) -> "TracedStages":
-        control: PyTree = eqx.filter_closure_convert(terms.contr, t0, t0)
+        control: PyTree = TracedFunction.of(terms.contr, t0, t0)
         order, tableau = solver.error_order(terms), cast(diffrax.ButcherTableau, solver.tableau)
         if tableau.fsal and not terms.is_vf_expensive(t0, t0, y0, args):
-            field: PyTree = eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t0, y0)
-            product = eqx.filter_closure_convert(terms.prod, field.out_struct, control.out_struct)
+            field: PyTree = TracedFunction.of(lambda t, y: terms.vf(t, y, args), t0, y0)
+            product = TracedFunction.of(terms.prod, field.out_struct, control.out_struct)
             return cls(field, product, control, order, solver)
 
         def vf_prod(t: Array, y: Y, control: PyTree) -> Y:
             return terms.vf_prod(t, y, args, control)
 
-        field = eqx.filter_closure_convert(vf_prod, t0, y0, control.out_struct)
+        field = TracedFunction.of(vf_prod, t0, y0, control.out_struct)
         return cls(field, None, control, order, solver)
 
     @property

@@ -14,6 +14,7 @@ from . import _diffrax, _modes
 from ._backward import Backward, BackwardOptions, SolvedForward, VectorField
 from ._diffrax import LoopOptions, LoopState, TracedSolver
 from ._guards import Guard, stop_gradient
+from ._traced import TracedFunction
 from ._trajectory import SampledSolver, Trajectory
 
 
@@ -182,7 +183,7 @@ def _fields_of_params(
         return parts[i].prod(parts[i].vf(t, y, args), parts[i].contr(jnp.zeros_like(t), jnp.ones_like(t)))
 
     inputs = (jnp.asarray(start.t0), start.y, params)
-    fields = [eqx.filter_closure_convert(partial(field, i), *inputs) for i in range(len(parts))]
+    fields = [TracedFunction.of(partial(field, i), *inputs) for i in range(len(parts))]
     message = (
         f"{_NAME} gives no gradient with respect to a value that the vector field closes over: pass it in "
         f"`args`. Or use {_OTHERS}."

@@ -24,3 +24,14 @@ def data_axis(name: str) -> Iterator[None]:
 def current_data_axis() -> str | None:
     """Return the name of this axis; `None` where a layer sees the whole batch."""
     return _DATA_AXIS.get()
+
+
+def check_sees_batch(axis_name: str | tuple[str, ...] | None) -> None:
+    """Raise if a layer sees a part of the batch, and takes its statistics over other axes, or none."""
+    axis = current_data_axis()
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis is not None and axis not in names:
+        raise ValueError(
+            f"expected axis_name={axis!r}, over which the loss has its batch divided, found {axis_name!r}; "
+            "each device would normalise by the statistics of its own part"
+        )

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..checks import checked_by, error_if
 from ..dtypes import is_traced
 from ..types import Array, PyTree, Y
 
@@ -21,7 +22,7 @@ def require(ok: Array, message: str, token: T) -> T:
     **Raises:** unless `ok`: `ValueError` if that is known, else Equinox's error at run time.
     """
     if is_traced(ok):
-        return eqx.error_if(token, ~ok, message)
+        return error_if(token, ~ok, message)
     if not ok:
         raise ValueError(message)
     return token
@@ -45,7 +46,8 @@ def check_solution(solution: diffrax.Solution, y0: Y, throw: bool) -> diffrax.So
     fine = fine if throw else fine & all_finite(y0)  # `check_start` has raised
     result = diffrax.RESULTS.where(fine, solution.result, diffrax.RESULTS.nonfinite)  # pyright: ignore
     solution = eqx.tree_at(lambda s: s.result, solution, result)
-    return result.error_if(solution, ~diffrax.is_okay(result)) if throw else solution
+    failed = ~diffrax.is_okay(result)
+    return checked_by(lambda token: result.error_if(token, failed), solution) if throw else solution
 
 
 def _saved_finite(solution: diffrax.Solution) -> Array | bool:

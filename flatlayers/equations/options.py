@@ -10,8 +10,10 @@ from jax.core import Tracer
 
 from ..adjoints import _diffrax
 from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
+from ..core.data_axis import current_data_axis
 from ..core.fields import Check
 from ..core.values import Hashable, hashable, plain
+from ..types import PyTree
 
 
 def option(kind: type, expected: str) -> Check:
@@ -56,6 +58,19 @@ Event = Annotated[
 SaveAt = diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable
 
 
+class Throwing(diffrax.AbstractAdjoint):
+    """An adjoint whose solve on the way back, if it has one, raises if it fails.
+
+    Diffrax's `throw=True` says so too, but sends the solution through a callback, to one device.
+    """
+
+    adjoint: diffrax.AbstractAdjoint
+
+    def loop(self, **options: PyTree) -> PyTree:
+        """Run the solve. Called by `diffrax.diffeqsolve`."""
+        return self.adjoint.loop(**{**options, "throw": True})
+
+
 def default_adjoint(event: diffrax.Event | None, max_steps: int | None) -> diffrax.AbstractAdjoint:
     """Return the adjoint of a solve whose layer names none.
 
@@ -64,3 +79,15 @@ def default_adjoint(event: diffrax.Event | None, max_steps: int | None) -> diffr
     if event is not None or max_steps is None or not _diffrax.is_tested():
         return diffrax.RecursiveCheckpointAdjoint()
     return AdaptiveCheckpointAdjoint()
+
+
+def check_divides(adjoint: diffrax.AbstractAdjoint, chosen: bool) -> None:
+    """Raise if a loss has its batch divided and the adjoint, `chosen` by the user or not, cannot do so."""
+    axis = current_data_axis()
+    if axis is not None and isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint):
+        raise ValueError(
+            "expected an adjoint with a gradient in jax.shard_map, such as fl.AdaptiveCheckpointAdjoint(), "
+            f"fl.GaussAdjoint() or diffrax.DirectAdjoint(), for a loss whose batch is divided over {axis!r}, "
+            "found diffrax.RecursiveCheckpointAdjoint()"
+            + ("" if chosen else ", the default with an event or without max_steps")
+        )

@@ -25,7 +25,17 @@ from ..vectors.vector import ComponentVector
 from . import model_states
 from .controllers import fitted
 from .failures import check_solution, check_start
-from .options import Adjoint, Controller, End, Event, SaveAt, Solver, default_adjoint
+from .options import (
+    Adjoint,
+    Controller,
+    End,
+    Event,
+    SaveAt,
+    Solver,
+    Throwing,
+    check_divides,
+    default_adjoint,
+)
 from .solver_dtypes import Dtypes
 from .statistics import initial_statistics, statistics_of
 from .times import Times, canonical, check_first_step, check_saves_values, saves_final_only
@@ -368,10 +378,13 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     solver_dtype = times.dtype(least, isinstance(controller, diffrax.ConstantStepSize))
     dtypes = Dtypes.of(y0, outputs, state, solver_dtype)
     adjoint = plain(layer.adjoint) or default_adjoint(event, layer.max_steps)
-    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
-        adjoint = adjoint.shared_by(samples)
+    check_divides(adjoint, layer.adjoint is not None)
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
+    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
+        adjoint = adjoint.shared_by(samples)
+    elif layer.throw:
+        adjoint = Throwing(adjoint)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     solution = diffrax.diffeqsolve(
         layer.terms(y0, args, dtypes),
@@ -386,8 +399,7 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
         adjoint=adjoint,
         event=_in_dtype(event, dtypes),
         max_steps=layer.max_steps,
-        # The default ones have no solve on the way back that could fail: `check_solution` raises for all.
-        throw=layer.throw and plain(layer.adjoint) is not None,
+        throw=False,  # `check_solution` raises
     )
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..checks import checked_by
 from ..core.composite import Container
 from ..core.fields import Flag, Size, checked, integer
 from ..core.layer import Layer, as_layer, call
 from ..core.setup import count_states
 from ..core.values import Hashable, hashable, plain
+from ..devices import varying_like
 from ..dtypes import at_least_float32, float_dtype
 from ..equations import model_states
 from ..types import Args, Array, Input, Key, Output, Params, PyTree, State
@@ -98,12 +100,14 @@ class Equilibrium(Container):
         solver = as_solver(plain(self.solver))  # pyright: ignore
         adjoint = as_adjoint(plain(self.adjoint), solver, self.max_steps, self.throw)
         try:
-            return optx.fixed_point(
-                fn, solver, z0, args, max_steps=self.max_steps, adjoint=adjoint, throw=self.throw
+            solution = optx.fixed_point(
+                fn, solver, z0, args, max_steps=self.max_steps, adjoint=adjoint, throw=False
             )
         except Exception as error:  # Not every solver takes every dtype.
             error.add_note(f"in the solve for z, {describe(z0)}, by {type(solver).__name__}")
             raise
+        failed = solution.result != optx.RESULTS.successful
+        return _checked(solution, failed) if self.throw else solution
 
     def _jacobian_loss(self, fn: "_Application", z: Z, args: Args, st: State) -> tuple[State, Array | float]:
         if not self.jacobian_regularization:
@@ -303,12 +307,17 @@ def _in_dtype_of_output(fn: _Application, z0: Z, args: Args) -> Z:
 
 def _applied(fn: _Application, z0: Z, args: Args, depth: int, throw: bool) -> optx.Solution:
     """Return `depth` applications as a solution."""
+    z0 = varying_like(z0, (z0, args))
     z, _ = jax.lax.scan(lambda z, _: (fn(z, args), None), z0, length=depth)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(z)]).all()
     result = optx.RESULTS.where(finite, optx.RESULTS.successful, optx.RESULTS.nonfinite)
-    if throw:
-        z = result.error_if(z, ~finite)
-    return optx.Solution(value=z, result=result, aux=None, stats={"num_steps": depth}, state=None)
+    solution = optx.Solution(value=z, result=result, aux=None, stats={"num_steps": depth}, state=None)
+    return _checked(solution, ~finite) if throw else solution
+
+
+def _checked(solution: optx.Solution, failed: Array) -> optx.Solution:
+    """Return the solution. **Raises:** if it `failed`."""
+    return checked_by(lambda token: solution.result.error_if(token, failed), solution)
 
 
 def check_like(z: Z, found: Z, dtypes: bool = False) -> None:

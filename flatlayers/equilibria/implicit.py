@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from ..adjoints._guards import stop_gradient
+from ..adjoints._traced import TracedFunction
+from ..checks import error_if
+from ..core.data_axis import current_data_axis
 from ..core.fields import Size, check_module_fields, number
 from ..dtypes import at_least_float32, common_real_dtype
 from ..types import Args, Array, PyTree, Y
@@ -81,6 +84,7 @@ class PhantomAdjoint(optx.AbstractAdjoint):
 
     def apply(self, primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, tags: Tags) -> tuple[Y, PyTree]:
         """Return the root and the rest; called by optimistix."""
+        inputs = _on_any_device(inputs)
         root, rest = stop_gradient(primal_fn((*stop_gradient(inputs), _while_loop)))
 
         def step(y: Y, _: None) -> tuple[Y, None]:
@@ -115,7 +119,8 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
 
     def apply(self, primal_fn: Primal, rewrite_fn: Rewrite, inputs: PyTree, tags: Tags) -> tuple[Y, PyTree]:
         """Return the root and the rest; called by optimistix."""
-        root, rest = _solved(primal_fn, rewrite_fn, (*inputs, _while_loop), self.linear_solve)
+        inputs = (*_on_any_device(inputs), _while_loop)
+        root, rest = _solved(primal_fn, rewrite_fn, inputs, self.linear_solve)
         return root, jax.tree.map(eqxi.nondifferentiable_backward, rest)
 
     def linear_solve(self, product: Callable[[Y], Y], b: Y) -> Y:
@@ -127,7 +132,7 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
         accuracy = Accuracy(max(2 * float(finest), 1e-3 * tolerance), min(100 * tolerance, 0.1), self.most)
         x, solved, _ = gmres(lambda v: _as_vector(product(restore(v)))[0], vector, accuracy)
         if self.throw:
-            x = eqx.error_if(x, ~solved & jnp.isfinite(vector).all(), _UNSOLVED)
+            x = error_if(x, ~solved & jnp.isfinite(vector).all(), _UNSOLVED)
         return restore(jnp.where(solved, x, jnp.nan))
 
 
@@ -189,6 +194,8 @@ def _like(x: Array, parts: Iterator[Array]) -> Array:
     return next(parts).reshape(x.shape).astype(x.dtype)
 
 
+# Such as cannot be differentiated in `jax.shard_map`.
+UNDIVIDED = (optx.RecursiveCheckpointAdjoint, optx.ImplicitAdjoint)
 NAMED = {"phantom": PhantomAdjoint, "unroll": optx.RecursiveCheckpointAdjoint}
 
 
@@ -229,11 +236,23 @@ def as_adjoint(
     adjoint: optx.AbstractAdjoint | str | None, solver: Solver, max_steps: int, throw: bool
 ) -> optx.AbstractAdjoint:
     """Return the adjoint that the option means, for a solve with these options."""
-    if adjoint is None and not is_tested():
-        return optx.ImplicitAdjoint()
-    if adjoint is None:
+    if adjoint is None and is_tested():
         return ImplicitAdjoint(max(solver.rtol, solver.atol), max(1000, 4 * max_steps), throw)
-    return NAMED[adjoint]() if isinstance(adjoint, str) else adjoint
+    found = optx.ImplicitAdjoint() if adjoint is None else adjoint
+    found = NAMED[found]() if isinstance(found, str) else found
+    axis = current_data_axis()
+    if axis is not None and isinstance(found, UNDIVIDED):
+        raise ValueError(
+            "expected an adjoint with a gradient in jax.shard_map, None or 'phantom', or a fixed_depth, for "
+            f"a loss whose batch is divided over {axis!r}, found optimistix.{type(found).__name__}()"
+        )
+    return found
+
+
+def _on_any_device(inputs: PyTree) -> PyTree:
+    """Return what optimistix calls `apply` with, its traced function as one that `jax.shard_map` can call."""
+    fn, *rest = inputs
+    return (TracedFunction(fn) if hasattr(fn, "jaxpr") else fn, *rest)
 
 
 def _while_loop(*args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.data_axis import check_sees_batch
 from ..core.declaration import Param
 from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer
@@ -66,8 +67,9 @@ class BatchNorm(AbstractTrackedNorm):
     **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
     (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
 
-    **Raises:** `ValueError` for another number of channels, and for a single number a channel where the
-    statistics of `x` are used.
+    **Raises:** `ValueError` for another number of channels, for a single number a channel where the
+    statistics of `x` are used, and for an `axis_name` without the axis over which a loss has its batch
+    divided.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -91,6 +93,8 @@ class BatchNorm(AbstractTrackedNorm):
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         check_trailing(x, (self.channels,))
         x = as_floating(x)
+        if not self.track_stats or st.training:
+            check_sees_batch(self.axis_name)
         found, st = tracked(self, x, tuple(range(x.ndim - 1)), st, self.axis_name)
         return affine_map(self, x, found, ps), st
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..core.composite import Container, Wrapper
 from ..core.fields import Check, Flag, Integer
 from ..core.layer import Layer
+from ..devices import varying_like
 from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.record import Record
@@ -162,6 +163,7 @@ def _run_cell(
     dtype = jnp.result_type(xs, ps.weight_ih)
     start = tuple(h.astype(jnp.result_type(h, dtype)) for h in cell.start(xs[0], carry, ps))
     kernels = cell.kernels(xs[0], ps)
+    start = varying_like(start, (xs, kernels))
 
     def step(carry: PyTree, x: Input) -> tuple[Any, Any]:
         carry = cell.advance(x, carry, kernels)

@@ -10,6 +10,7 @@ from ..core.composite import Container
 from ..core.constraints import constrain
 from ..core.declaration import Stacked, as_declared
 from ..core.fields import Flag, Size
+from ..devices import varying_like
 from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
@@ -77,6 +78,7 @@ class Repeated(Container):
         own = (None if self.shared else ps, st.layer)
         x = jax.tree.map(jnp.asarray, x)
         x = _like_output(x, jax.eval_shape(lambda x: step(x, jax.tree.map(lambda a: a[0], own))[0], x))
+        x = varying_like(x, (x, ps, own))
         y, states = jax.lax.scan(step, x, own, length=self.n)
         return y, st.replace(layer=states)
 

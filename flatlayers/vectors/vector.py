@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..devices import gathered
 from ..dtypes import is_number
 from ..types import Array, DType, Shape
 from . import vector_text
@@ -222,7 +223,7 @@ class ComponentVector(Arithmetic, NamedArray):
         # Such as the numbers of NumPy that `jax.device_get` leaves: the parts are arrays of JAX all the same.
         data = jnp.asarray(self.data) if isinstance(self.data, np.ndarray) else self.data
         self.layout.check_length(data)
-        return self.layout._unpack(data, jax.lax)
+        return self.layout._unpack(gathered(data), jax.lax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all leaves as nested dictionaries."""

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
+from ..checks import error_if
 from ..core.fields import checked as checked_field
 from ..core.layer import Layer, display_name
 from ..core.rebuild import shared_names
@@ -126,9 +126,9 @@ def checked(x: jax.Array, message: str) -> jax.Array:
     """Return `x` if all of its numbers are finite; else raise when it is used."""
     bad = ~jnp.isfinite(x).all()
     if not is_traced(bad) and not bad:
-        # `eqx.error_if` would compile a program to find out the same.
+        # `equinox.error_if` would compile a program to find out the same.
         return x
-    return eqx.error_if(x, bad, f"flatlayers debug: {message}")
+    return error_if(x, bad, f"flatlayers debug: {message}")
 
 
 def _identity(x: jax.Array, *, message: str, transposed: bool) -> jax.Array:

@@ -10,7 +10,7 @@ from ..core.declaration import Group, Param, Tied
 from ..core.layer import Layer, as_layer
 from ..layers.fields import AnyLayer, Text, sequence_of
 from ..types import Array, Input, Key, Output, Params, State
-from ..vectors.layout import Layout, leaves_of
+from ..vectors.layout import Layout, check_same_layout, leaves_of
 from ..vectors.names import describe
 from ..vectors.record import Record, as_record
 from ..vectors.vector import ComponentVector
@@ -234,7 +234,8 @@ def _check_state(st: State) -> None:
 def _free_numbers(layer: Layer, ps: Params) -> Record:
     """Return the numbers of a vector under their names; a mapping has values, which become free numbers."""
     if isinstance(ps, ComponentVector):
-        return layer.layout.unpack(ps)
+        check_same_layout(layer.layout, ps.layout)
+        return ps.unpack()
     if not isinstance(ps, Mapping):
         raise TypeError(f"expected the parameters of the layer, a ComponentVector, found {describe(ps)}")
     return _free(layer, layer.layout, as_record(ps))

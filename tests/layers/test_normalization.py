@@ -1,9 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flatlayers as fl
+from flatlayers.core.data_axis import data_axis
 from tests.helpers import assert_close, central_difference
 
 
@@ -499,3 +502,29 @@ def test_sizes_are_checked(cls, field, size):
     ):
         cls(size)
     assert cls(np.int64(3)) == cls(3)
+
+
+# A batch that is divided over devices
+
+
+@pytest.mark.parametrize("axis_name", [None, "model", ("model", "other")])
+@pytest.mark.parametrize("track_stats", [True, False])
+def test_a_part_of_the_batch_is_not_the_batch(key, axis_name, track_stats):
+    layer = fl.BatchNorm(2, axis_name=axis_name, track_stats=track_stats)
+    ps, st = fl.setup(key, layer)
+    message = "expected axis_name='data', over which the loss has its batch divided, found "
+    with data_axis("data"), pytest.raises(ValueError, match=message + re.escape(repr(axis_name))):
+        layer(jnp.ones((4, 2)), ps, st)
+
+
+def test_what_needs_no_batch_does_with_a_part(key):
+    with data_axis("data"):
+        layer = fl.InstanceNorm(2, track_stats=True)
+        layer(jnp.ones((4, 3, 2)), *fl.setup(key, layer, jnp.float64))
+        layer = fl.BatchNorm(2)
+        ps, st = fl.setup(key, layer, jnp.float64)
+        layer(jnp.ones((4, 2)), ps, fl.testmode(st))
+        for axis_name in ("data", ("model", "data")):
+            layer = fl.BatchNorm(2, axis_name=axis_name)
+            f = jax.vmap(lambda x, layer=layer: layer(x, ps, st)[0], axis_name="data")
+            jax.vmap(f, axis_name="model")(jnp.ones((2, 3, 4, 2)))
