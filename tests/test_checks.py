@@ -70,11 +70,11 @@ def test_derivatives_pass():
 def test_one_number_goes_through_the_check_alone():
     seen = []
 
-    def check(token):
+    def check(token, bad):
         seen.append((token.shape, token.dtype))
         return token
 
-    jax.jit(lambda x: checked_by(check, x))(jnp.ones((100, 3)))
+    jax.jit(lambda x: checked_by(check, x, True))(jnp.ones((100, 3)))
     assert seen == [((), jnp.float32)]
     jaxpr = jax.make_jaxpr(lambda x, bad: error_if(x, bad, "wrong"))(jnp.ones((100, 3)), True)
     assert [eqn.primitive.name for eqn in jaxpr.eqns if (100, 3) in [v.aval.shape for v in eqn.invars]] == [

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..checks import checked_by
+from ..checks import checked_by, raising
 from ..types import Array, Cotangent, PyTree, Time, Y
 from . import _diffrax
 from ._diffrax import DenseInfo, SolverState
@@ -203,7 +203,7 @@ class Backward:
         scale = jnp.where(failed, jnp.full_like(self.scale, jnp.nan), self.scale)
         found = jax.tree.map(lambda x: x * scale.astype(x.dtype), (state.y, total))
         if self.options.throw:
-            found = checked_by(lambda token: result.error_if(token, failed), found)
+            found = checked_by(raising, found, result, failed)
         y, total = found
         return y, jax.tree.map(lambda x, like: x.astype(like.dtype), total, self.moving)
 

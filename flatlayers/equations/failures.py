@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..checks import checked_by, error_if
+from ..checks import checked_by, error_if, raising
 from ..dtypes import is_traced
 from ..types import Array, PyTree, Y
 
@@ -47,7 +47,7 @@ def check_solution(solution: diffrax.Solution, y0: Y, throw: bool) -> diffrax.So
     result = diffrax.RESULTS.where(fine, solution.result, diffrax.RESULTS.nonfinite)  # pyright: ignore
     solution = eqx.tree_at(lambda s: s.result, solution, result)
     failed = ~diffrax.is_okay(result)
-    return checked_by(lambda token: result.error_if(token, failed), solution) if throw else solution
+    return checked_by(raising, solution, result, failed) if throw else solution
 
 
 def _saved_finite(solution: diffrax.Solution) -> Array | bool:

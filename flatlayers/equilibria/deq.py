@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from ..checks import checked_by
+from ..checks import checked_by, raising
 from ..core.composite import Container
 from ..core.fields import Flag, Size, checked, integer
 from ..core.layer import Layer, as_layer, call
@@ -317,7 +317,7 @@ def _applied(fn: _Application, z0: Z, args: Args, depth: int, throw: bool) -> op
 
 def _checked(solution: optx.Solution, failed: Array) -> optx.Solution:
     """Return the solution. **Raises:** if it `failed`."""
-    return checked_by(lambda token: solution.result.error_if(token, failed), solution)
+    return checked_by(raising, solution, solution.result, failed)
 
 
 def check_like(z: Z, found: Z, dtypes: bool = False) -> None:

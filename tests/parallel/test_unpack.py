@@ -75,7 +75,9 @@ def test_its_leaves_are_whole(key, kind):
 
 def test_members_on_their_devices_send_nothing(key):
     keys = jax.random.split(key, DEVICES)
-    ps = fl.ComponentVector(jnp.stack([fl.setup(key, MODEL, jnp.float64)[0].data for key in keys]), MODEL.layout)
+    ps = fl.ComponentVector(
+        jnp.stack([fl.setup(key, MODEL, jnp.float64)[0].data for key in keys]), MODEL.layout
+    )
     _, x, st = problem(key)
     gradient = jax.vmap(jax.grad(lambda ps: loss(ps, x, st)[0]))
     assert collectives(compiled(gradient, placed(ps, mesh_of(DEVICES), "data"))) == {}
