@@ -28,7 +28,7 @@ BELOW = {
     "derivatives": {"core", "vectors", "types", "dtypes"},
     "layers": {"initializers", "activations", "core", "vectors", "devices", "types", "dtypes"},
     "wrappers": {"layers", "initializers", "core", "vectors", "transforms", "checks", "types", "dtypes"},
-    "equations": {"layers", "adjoints", "core", "vectors", "checks", "types", "dtypes"},
+    "equations": {"layers", "adjoints", "core", "vectors", "checks", "devices", "types", "dtypes"},
     "equilibria": {
         "equations",
         "layers",

@@ -9,6 +9,7 @@ import lineax as lx
 
 from ..core.composite import Wrapper
 from ..core.layer import Layer
+from ..devices import varying_like
 from ..dtypes import as_floating, at_least_float32, is_traced
 from ..types import Array, Input, Params, State, Time
 from ..vectors.names import describe
@@ -131,6 +132,7 @@ class LagrangianNN(Wrapper):
         v = x[..., n:]
         none = jnp.zeros((n, n), x.dtype)
         units = jnp.concatenate([none, jnp.eye(n, dtype=x.dtype)], -1)
+        units = varying_like(units, x)
         by_v = jax.vmap(lambda unit: hessian(jnp.broadcast_to(unit, x.shape)), out_axes=-1)(units)
         by_q_along_v = hessian(jnp.concatenate([v, jnp.zeros_like(v)], -1))
         acceleration = _solve(by_v[..., n:, :], gradient[..., :n] - by_q_along_v[..., n:])

@@ -39,7 +39,7 @@ def on_devices(f, out_specs):
 
 
 def check(layer, x):
-    ps, st = fl.setup(jax.random.key(0), layer)
+    ps, st = fl.setup(jax.random.key(0), layer, jnp.float64)
     xs = other_numbers(x)
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], xs) for i in range(DEVICES)]
 
@@ -75,7 +75,7 @@ LOOPS = [
     fl.RNN(3, 4),
     fl.GRU(3, 4, learn_initial_state=True, return_sequence=True),
     fl.LSTM(3, 4, reverse=True),
-    fl.Recurrence(fl.StatefulRecurrentCell(fl.GRUCell(3, 4))),
+    fl.Recurrence(fl.FrozenLayer(fl.GRUCell(3, 4), ("bias_ih",))),
     fl.Repeated(fl.Dense(3, 3), 3, shared=True),
 ]
 
@@ -90,8 +90,8 @@ def test_loops(layer):
 def test_members_of_an_ensemble_see_the_same_data(layer):
     """What differs is the vector alone."""
     keys, x = jax.random.split(jax.random.key(0), DEVICES), jnp.ones((5, 3))
-    st = fl.setup(keys[0], layer)[1]
-    members = [fl.setup(key, layer)[0].data for key in keys]
+    st = fl.setup(keys[0], layer, jnp.float64)[1]
+    members = [fl.setup(key, layer, jnp.float64)[0].data for key in keys]
 
     def local(ps, x):
         return layer(x, fl.ComponentVector(ps[0], layer.layout), st)[0][None]
@@ -104,7 +104,7 @@ def test_members_of_an_ensemble_see_the_same_data(layer):
 
 def test_a_carry_of_the_user_goes_in_as_it_is():
     layer, x = fl.LSTM(3, 4), jnp.ones((6, 5, 3))
-    ps, st = fl.setup(jax.random.key(0), layer)
+    ps, st = fl.setup(jax.random.key(0), layer, jnp.float64)
 
     def f(ps, x):
         carry = (jnp.full((len(x), 4), 0.5),) * 2  # the same on all devices
@@ -116,7 +116,7 @@ def test_a_carry_of_the_user_goes_in_as_it_is():
 
 def test_on_one_device_a_recurrence_has_no_more_equations():
     layer, x = fl.RNN(3, 4), jnp.ones((5, 3))
-    ps, st = fl.setup(jax.random.key(0), layer)
+    ps, st = fl.setup(jax.random.key(0), layer, jnp.float64)
     names = [eqn.primitive.name for eqn in jax.make_jaxpr(lambda ps: layer(x, ps, st)[0])(ps).jaxpr.eqns]
     assert "pvary" not in names
     assert "pcast" not in names
