@@ -153,6 +153,7 @@ from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
 from .layers.windows import SamePad as SamePad
 from .parallel.gradient import sharded_value_and_grad as sharded_value_and_grad
+from .parallel.setup import setup_sharded as setup_sharded
 from .parallel.shard import optimizer_state as optimizer_state, shard as shard
 from .parallel.synchronize import (
     check_synchronized as check_synchronized,

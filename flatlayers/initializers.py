@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .core.counters import from_number
 from .core.fields import Check, Finite, Fraction, NonNegative, checked
 from .core.values import ArrayContent, Value
 from .dtypes import at_least_float32
@@ -58,6 +59,8 @@ class Initializer(Value):
         pair `(fan_in, fan_out)`.
     - `options`: the options that are set, as pairs of name and value.
     - `fans`: the fans, if they are not those of the shape.
+    - `by_number`: whether `draw` draws each number from its own bits and no others, whatever the shape: so
+        parameters with very many numbers are drawn in parts.
 
     **Raises:** `TypeError` for an option by place, for one that there is not or that is no number,
     `ValueError` for one that is not finite or out of range; when it draws, `TypeError` for complex values of
@@ -75,6 +78,7 @@ class Initializer(Value):
     draw: Callable[..., jax.Array]
     options: tuple[tuple[str, Any], ...] = ()
     fans: tuple[int | None, int | None] = (None, None)
+    by_number: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.draw.__doc__)
@@ -112,13 +116,21 @@ class Initializer(Value):
         """Give the same with the given fans instead of those of the shape; `None` leaves one as it is."""
         return dataclasses.replace(self, fans=(fan_in, fan_out))
 
+    def part(self, shape: Shape, key: Key, dtype: DType, start: int, stop: int) -> Array:
+        """Draw the numbers from `start` to `stop`, in row-major order, of what is drawn in a shape."""
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        return self.draw(from_number(key, start), (stop - start,), dtype, **self._options_for(shape))
+
     def _draw(self, key: Key, shape: Shape | int, dtype: DType = float) -> Array:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        return self.draw(key, shape, jax.dtypes.canonicalize_dtype(dtype), **self._options_for(shape))
+
+    def _options_for(self, shape: Shape) -> dict[str, Any]:
         options = dict(self.options)
         if "fans" in inspect.signature(self.draw).parameters:
             given = zip(self.fans, fans(shape), strict=True)
             options["fans"] = tuple(of_shape if fan is None else fan for fan, of_shape in given)
-        return self.draw(key, shape, jax.dtypes.canonicalize_dtype(dtype), **options)
+        return options
 
     def _options(self) -> dict[str, inspect.Parameter]:
         parameters = list(inspect.signature(self.draw).parameters.items())[3:]
@@ -126,7 +138,8 @@ class Initializer(Value):
 
     def __reduce__(self) -> tuple[object, ...]:
         # By name: under the name of the function stands the initializer that was made of it.
-        return _restore, (self.draw.__module__, self.draw.__qualname__, self.options, self.fans)
+        place = (self.draw.__module__, self.draw.__qualname__)
+        return _restore, (*place, self.options, self.fans, self.by_number)
 
     def __repr__(self) -> str:
         name = self.draw.__name__
@@ -134,9 +147,20 @@ class Initializer(Value):
         return f"{name}({inside})" if inside else name
 
 
-def _restore(module: str, name: str, options: tuple[tuple[str, object], ...], fans: Fans) -> Initializer:
+def _restore(
+    module: str,
+    name: str,
+    options: tuple[tuple[str, object], ...],
+    fans: Fans,
+    by_number: bool = False,
+) -> Initializer:
     found = getattr(importlib.import_module(module), name)
-    return Initializer(found.draw if isinstance(found, Initializer) else found, options, fans)
+    draw = found.draw if isinstance(found, Initializer) else found
+    return Initializer(draw, options, fans, by_number)
+
+
+def _by_number(draw: Callable[..., Array]) -> Initializer:
+    return Initializer(draw, by_number=True)
 
 
 def fans(shape: Shape) -> Fans:
@@ -154,38 +178,38 @@ def fans(shape: Shape) -> Fans:
     return math.prod(kernel) * fan_in, math.prod(kernel) * fan_out
 
 
-@Initializer
+@_by_number
 def zeros(key: Key, shape: Shape, dtype: DType) -> Array:
     """All zeros."""
     return jnp.zeros(shape, dtype)
 
 
-@Initializer
+@_by_number
 def ones(key: Key, shape: Shape, dtype: DType) -> Array:
     """All ones."""
     return jnp.ones(shape, dtype)
 
 
-@Initializer
+@_by_number
 def constant(key: Key, shape: Shape, dtype: DType, value: Number = 0.0) -> Array:
     """`constant(value)`: all equal to it."""
     _check_real("constant", value, dtype)
     return jnp.full(shape, value, dtype)
 
 
-@Initializer
+@_by_number
 def uniform(key: Key, shape: Shape, dtype: DType, *, scale: Finite = 1.0) -> Array:
     """Uniform in `[-scale, scale)`."""
     return _drawn_uniform(key, shape, dtype, scale)
 
 
-@Initializer
+@_by_number
 def normal(key: Key, shape: Shape, dtype: DType, *, stddev: NonNegative = 1.0) -> Array:
     """Normal with mean 0 and the given standard deviation."""
     return jax.nn.initializers.normal(stddev)(key, shape, dtype)
 
 
-@Initializer
+@_by_number
 def truncated_normal(
     key: Key,
     shape: Shape,
@@ -202,25 +226,25 @@ def truncated_normal(
     return _drawn(draw, key, shape, dtype)
 
 
-@Initializer
+@_by_number
 def glorot_uniform(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: Fans) -> Array:
     """Uniform in `±gain * sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     return _drawn_uniform(key, shape, dtype, gain * math.sqrt(6 / max(sum(fans), 1)))
 
 
-@Initializer
+@_by_number
 def glorot_normal(key: Key, shape: Shape, dtype: DType, *, gain: Finite = 1.0, fans: Fans) -> Array:
     """Normal with standard deviation `gain * sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio, 2010)."""
     return gain * math.sqrt(2 / max(sum(fans), 1)) * jax.random.normal(key, shape, dtype)
 
 
-@Initializer
+@_by_number
 def kaiming_uniform(key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: Fans) -> Array:
     """Uniform in `±gain * sqrt(3 / fan_in)` (He et al., 2015)."""
     return _drawn_uniform(key, shape, dtype, gain * math.sqrt(3 / max(fans[0], 1)))
 
 
-@Initializer
+@_by_number
 def kaiming_normal(key: Key, shape: Shape, dtype: DType, *, gain: Finite = SQRT_2, fans: Fans) -> Array:
     """Normal with standard deviation `gain * sqrt(1 / fan_in)` (He et al., 2015)."""
     return gain / math.sqrt(max(fans[0], 1)) * jax.random.normal(key, shape, dtype)

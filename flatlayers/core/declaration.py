@@ -2,9 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ..types import Array, DType, Key, PyTree, Shape
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.record import Record
+from .drawing import Drawing, Keys, fold_in_name
 from .values import value_text
 
 
@@ -30,11 +31,16 @@ class Declared(abc.ABC):
         """The layout of the parameters; the shape, where it is one parameter without a name."""
 
     @abc.abstractmethod
-    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        """Draw the initial values, by the dotted path that each has below `path`: as layers see them.
+    def drawings(self, path: str = "", folds: tuple[str | int, ...] = ()) -> Iterator[Drawing]:
+        """Return how the leaves are drawn, by the dotted path that each has below `path`.
 
-        Each name on the way folds the key once more.
+        Each name on the way folds the key once more, after those in `folds`.
         """
+
+    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
+        """Draw the initial values of all leaves, by path: as layers see them."""
+        keys = Keys(key)
+        return {drawing.path: drawing.whole(keys, dtype) for drawing in self.drawings(path)}
 
     @abc.abstractmethod
     def declared_transforms(self, path: str = "") -> dict[str, Transform]:
@@ -59,9 +65,9 @@ class Declared(abc.ABC):
     def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Declared | None":
         """Return the part whose leaves are kept, by their paths below `path`; `None` if none is."""
 
-    def key_under(self, key: Key, name: str) -> Key:
-        """Return the key of what is declared under a name, in what has the given key."""
-        return fold_in_name(key, name)
+    def key_name_under(self, name: str) -> str:
+        """Return the name that a key is folded with for what is declared under a name."""
+        return name
 
 
 def as_declared(declared: object) -> Declared:
@@ -141,22 +147,22 @@ class Param(Declared):
 
         **Raises:** `ValueError` if `init` returns another shape.
         """
-        init = self.init
-        if (self.fan_in, self.fan_out) != (None, None) and hasattr(init, "with_fans"):
-            init = init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
-        value = init(key, self.shape, dtype)
+        value = self._init_with_fans()(key, self.shape, dtype)
         if np.shape(value) != self.shape:
             raise ValueError(
                 f"expected an initial value of shape {self.shape}, found shape {np.shape(value)}"
             )
         return value
 
-    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        try:
-            return {path: self.initial(key, dtype)}
-        except Exception as error:
-            error.add_note(f"in the initial value of the parameter {path!r}")
-            raise
+    def drawings(self, path: str = "", folds: tuple[str | int, ...] = ()) -> Iterator[Drawing]:
+        init = self._init_with_fans()
+        part = functools.partial(init.part, self.shape) if getattr(init, "by_number", False) else None
+        yield Drawing(path, self.shape, folds, self.initial, part)
+
+    def _init_with_fans(self) -> Any:
+        if (self.fan_in, self.fan_out) != (None, None) and hasattr(self.init, "with_fans"):
+            return self.init.with_fans(self.fan_in, self.fan_out)  # pyright: ignore[reportFunctionMemberAccess]
+        return self.init
 
     def declared_transforms(self, path: str = "") -> dict[str, Transform]:
         if self.bounds is not None and self.bounds != (None, None):
@@ -175,8 +181,8 @@ class Param(Declared):
     def declared_where(self, keep: Callable[[str], bool], path: str = "") -> "Param | None":
         return self if keep(path) else None
 
-    def key_under(self, key: Key, name: str) -> Key:
-        return fold_in_name(key, self.key_name or name)
+    def key_name_under(self, name: str) -> str:
+        return self.key_name or name
 
     def __repr__(self) -> str:
         names = ("fan_in", "fan_out", "output_axis", "key_name", "bounds", "transform")
@@ -201,12 +207,10 @@ class Group(Declared, Mapping[str, Any]):
                 raise type(error)(f"below {name!r}: {error}") from None
         return Layout(layouts)
 
-    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        leaves: dict[str, Array] = {}
+    def drawings(self, path: str = "", folds: tuple[str | int, ...] = ()) -> Iterator[Drawing]:
         for name, part in self.declared.items():
             inner = as_declared(part)
-            leaves |= inner.initial_leaves(inner.key_under(key, name), dtype, join_path(path, name))
-        return leaves
+            yield from inner.drawings(join_path(path, name), (*folds, inner.key_name_under(name)))
 
     def declared_transforms(self, path: str = "") -> dict[str, Transform]:
         found: dict[str, Transform] = {}
@@ -305,9 +309,8 @@ class Stacked(Declared):
         one = as_declared(self.declared).layout
         return one.stack(self.n) if isinstance(one, Layout) else (self.n, *one)
 
-    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        declared = as_declared(self.declared)
-        return self._for_each(lambda key: declared.initial_leaves(key, dtype, path), key)
+    def drawings(self, path: str = "", folds: tuple[str | int, ...] = ()) -> Iterator[Drawing]:
+        return as_declared(self.declared).drawings(path, (*folds, self.n))
 
     def declared_transforms(self, path: str = "") -> dict[str, Transform]:
         return as_declared(self.declared).declared_transforms(path)
@@ -362,8 +365,3 @@ def contains_layer(x: object) -> bool:
     if isinstance(x, tuple | list):
         return any(map(contains_layer, x))
     return isinstance(x, Declared) and x.as_child() is not None
-
-
-def fold_in_name(key: Key, name: str) -> Key:
-    """Return a key of its own for a name: it does not depend on what else there is."""
-    return jax.random.fold_in(key, crc32(name.encode()))

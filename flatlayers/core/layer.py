@@ -8,7 +8,7 @@ from typing import Any, ClassVar, dataclass_transform
 
 import jax
 
-from ..types import Array, DType, Input, Key, Output, Params, State
+from ..types import Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.record import as_record
@@ -16,6 +16,7 @@ from ..vectors.text import as_html, as_text
 from ..vectors.vector import ComponentVector
 from .constraints import Transforms, constrain
 from .declaration import Declared, as_declared
+from .drawing import Drawing
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
 from .values import FrozenDict, Value, has_hash, is_array, value_text
@@ -152,8 +153,8 @@ class Layer(Value, Declared):
 
     # As a part of the declaration of another layer
 
-    def initial_leaves(self, key: Key, dtype: DType, path: str = "") -> dict[str, Array]:
-        return as_declared(self.parameters()).initial_leaves(key, dtype, path)
+    def drawings(self, path: str = "", folds: tuple[str | int, ...] = ()) -> Iterator[Drawing]:
+        return as_declared(self.parameters()).drawings(path, folds)
 
     def declared_transforms(self, path: str = "") -> dict[str, Any]:
         return as_declared(self.parameters()).declared_transforms(path)

@@ -1,21 +1,25 @@
 """From a declaration to vectors and states: `setup` and what asks about a layer without running it."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..dtypes import float_dtype
+from ..dtypes import float_dtype, is_traced
+from ..transforms import Transform
 from ..types import Array, DType, Input, Key, Output, Params, State
 from ..vectors.layout import Layout
 from ..vectors.names import UnknownNameError, describe, unknown_name
-from ..vectors.packing import pack
+from ..vectors.packing import pack, write_rows
 from ..vectors.record import Record, as_record, is_static
 from ..vectors.vector import ComponentVector
 from .constraints import free_leaves
-from .declaration import Declared, Param, as_declared, fold_in_name
+from .declaration import Declared, Param, as_declared
+from .drawing import LARGE, Drawing, Keys, fold_in_name, for_each_key
 from .layer import Layer, apply, display_name, keeps_state_type
 
 
@@ -29,12 +33,20 @@ def setup(key: Key, layer: Model, dtype: DType = jnp.float32) -> tuple[Component
     **Arguments:**
 
     - `key`: a PRNG key. Each parameter's key is this one folded with its path: the same key gives
-        the same parameters, and adding a layer does not change the others' values.
+        the same parameters, and adding a layer does not change the others' values. An array of keys,
+        `jax.random.split(key, m)`, gives the vectors of an ensemble, each as its own key gives it.
     - `layer`: a layer, or a mapping of layers, `Param`s, `Stacked` and mappings: a mechanism and its
         networks in one vector.
     - `dtype`: the dtype of the vector and of floating states.
 
-    **Returns:** `(ps, st)`, a `ComponentVector` and a `Record`.
+    **Returns:** `(ps, st)`, a `ComponentVector` and a `Record`. The axes of an array of keys lead: `(m, n)`
+    for the vector, and `(m, ...)` for each array of the state; its flags are those of all.
+
+    A vector of more than 4 million numbers is drawn in pieces, so that beside it there is no more than a leaf
+    that cannot be cut: one whose initializer is not of `fl.initializers`, or is `orthogonal` or `sparse`.
+
+    **Raises:** `TypeError` for what is no PRNG key, an array of raw keys (`uint32`) among them, and for what
+    is no layer and no mapping of layers.
 
     >>> import jax
     >>> import flatlayers as fl
@@ -44,31 +56,62 @@ def setup(key: Key, layer: Model, dtype: DType = jnp.float32) -> tuple[Component
     ComponentVector(float32[4], alpha=(), net=(weight=(1, 2), bias=(1,)))
     >>> st
     Record(net=Record())
+    >>> ensemble, _ = fl.setup(jax.random.split(jax.random.key(0), 5), model)
+    >>> ensemble.shape, ensemble.net.weight.shape
+    ((5, 4), (5, 1, 2))
     """
     return initial_parameters(key, layer, dtype), initial_states(key, layer, dtype)
 
 
 def initial_parameters(key: Key, layer: Model, dtype: DType = jnp.float32) -> ComponentVector:
-    """Make the initial parameters alone: the same as those of `setup` with the same key.
+    """Make the initial parameters alone: the same as those of `setup` with the same key, or keys.
 
     >>> import jax
     >>> import flatlayers as fl
     >>> fl.initial_parameters(jax.random.key(0), fl.Dense(2, 3)).shape
     (9,)
     """
+    layout, draws = drawings_of(layer, dtype)
+    keys = Keys(own_key(key))
+    if is_traced(key) or layout.length * key.size <= LARGE:
+        leaves = {draw.path: draw.whole(keys, dtype) for draw in draws}
+        leaves |= {path: leaves[place] for path, place in layout.ties.items()}
+        return ComponentVector(pack(layout, leaves, dtype), layout)
+    lead = keys.of(()).shape
+    data = jnp.zeros((*lead, layout.length), dtype)
+    for draw in draws:
+        for piece in draw.pieces(layout, keys, dtype):
+            data = write_rows(data, piece.rows(dtype), piece.starts)
+    return ComponentVector(data, layout)
+
+
+def drawings_of(layer: Model, dtype: DType) -> tuple[Layout, list[Drawing]]:
+    """Return the layout of a model, and how each leaf with a place of its own is drawn: as free numbers.
+
+    Of names that are tied, the one that has the place is drawn.
+    """
     declared = as_declared(layer)
     layout = declared.layout
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a layer or a mapping, found {layer!r}; give it a name: {{'name': ...}}")
-    # Tied names are drawn apart; the one that has the place counts.
-    leaves = declared.initial_leaves(_own_key(key), dtype)
-    leaves = free_leaves(declared.declared_transforms(), leaves, dtype)
-    leaves |= {path: leaves[place] for path, place in layout.ties.items()}
-    return ComponentVector(pack(layout, leaves, dtype), layout)
+    transforms = declared.declared_transforms()
+    draws = [draw for draw in declared.drawings() if draw.path not in layout.ties]
+    return layout, [_free(draw, transforms.get(draw.path), dtype) for draw in draws]
+
+
+def _free(draw: Drawing, transform: Transform | None, dtype: DType) -> Drawing:
+    """Return how the free numbers of a leaf are drawn."""
+    if transform is None:
+        return draw
+
+    def free(values: Array) -> Array:
+        return free_leaves({draw.path: transform}, {draw.path: values}, dtype)[draw.path]
+
+    return dataclasses.replace(draw, free=free)
 
 
 def initial_states(key: Key, layer: Model, dtype: DType = jnp.float32) -> Record:
-    """Make the initial states alone: the same as those of `setup` with the same key.
+    """Make the initial states alone: the same as those of `setup` with the same key, or keys.
 
     Numbers become arrays, and floating arrays have the given dtype (float32 for half precisions).
 
@@ -77,11 +120,15 @@ def initial_states(key: Key, layer: Model, dtype: DType = jnp.float32) -> Record
     >>> fl.initial_states(jax.random.key(0), fl.Dropout(0.5)).training
     True
     """
-    key = _own_key(key)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _as_state(leaf, dtype, fold_in_name(key, jax.tree_util.keystr(path))),
-        Record(as_declared(layer).declared_states(key) or {}),
-    )
+    declared = as_declared(layer)
+
+    def states(key: Key) -> Record:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _as_state(leaf, dtype, fold_in_name(key, jax.tree_util.keystr(path))),
+            Record(declared.declared_states(key) or {}),
+        )
+
+    return for_each_key(states, own_key(key))
 
 
 def parameter_length(layer: Model) -> int:
@@ -254,10 +301,18 @@ def _as_state(leaf: Any, dtype: DType, key: Key) -> Array:
     return jnp.asarray(array, floating if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
 
 
-def _own_key(key: Any) -> Key:
-    """Return the key of a model: not the one it is made from, which the user may split for other things."""
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
+def own_key(key: Any) -> Key:
+    """Return the key of a model: not the one it is made from, which the user may split for other things.
+
+    Of several keys, those of as many models.
+    """
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32:
+        if key.ndim > 1:
+            raise TypeError(
+                f"expected PRNG keys such as jax.random.split(jax.random.key(0), {key.shape[0]}), found "
+                f"{describe(key)}; `jax.random.wrap_key_data` makes keys of it"
+            )
         key = jax.random.wrap_key_data(key)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"expected a PRNG key such as jax.random.key(0), found {describe(key)}")
-    return fold_in_name(key, "flatlayers")
+    return for_each_key(lambda key: fold_in_name(key, "flatlayers"), key)

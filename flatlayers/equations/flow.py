@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.composite import Wrapper
-from ..core.declaration import fold_in_name
+from ..core.drawing import fold_in_name
 from ..core.fields import Finite, Flag, Size
 from ..core.layer import Layer, call
 from ..core.values import Hashable, plain

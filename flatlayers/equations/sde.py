@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.composite import Container
-from ..core.declaration import fold_in_name
+from ..core.drawing import fold_in_name
 from ..core.fields import Finite, Positive, Size
 from ..core.layer import Layer
 from ..core.setup import count_states

@@ -58,8 +58,7 @@ def box(layout: Layout, numbers: Box, dtype: DType) -> tuple[np.ndarray, np.ndar
     if (empty := low > high).any():
         i = int(np.argmax(empty))
         raise ValueError(
-            f"bounds: {np.dtype(dtype)} has no number in ({lows[i]:g}, {highs[i]:g}) for "
-            f"{layout.labels()[i]!r}"
+            f"bounds: {np.dtype(dtype)} has no number in ({lows[i]:g}, {highs[i]:g}) for {layout.label(i)!r}"
         )
     return low, high
 

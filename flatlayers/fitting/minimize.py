@@ -240,7 +240,7 @@ def _limits(
     if not (low <= high).all():
         i = int(np.argmin(low <= high))
         raise ValueError(
-            f"minimize: expected low <= high for {ps.layout.labels()[i]!r}, found {low[i]}, {high[i]}"
+            f"minimize: expected low <= high for {ps.layout.label(i)!r}, found {low[i]}, {high[i]}"
         )
     return Bounds(low, high, keep_feasible=True)  # pyright: ignore[reportArgumentType]
 
@@ -253,7 +253,7 @@ def _inside(start: np.ndarray, ps: ComponentVector, limits: "Bounds") -> np.ndar
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(
-            f"minimize: expected {ps.layout.labels()[i]!r} to start in ({low[i]:g}, {high[i]:g}), "
+            f"minimize: expected {ps.layout.label(i)!r} to start in ({low[i]:g}, {high[i]:g}), "
             f"found {start[i]:g}"
         )
     return inside

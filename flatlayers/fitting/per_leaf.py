@@ -15,7 +15,7 @@ from ..dtypes import is_inexact
 from ..types import Array, Params, PyTree, Shape
 from ..vectors.layout import Layout
 from ..vectors.names import join_path
-from ..vectors.places import Leaf, join, split
+from ..vectors.segments import Leaf, join, split
 from ..vectors.sharded import ShardedVector
 from ..vectors.vector import ComponentVector
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any, NoReturn, TypeVar
 
 from .names import check_name, join_path
-from .places import Places, Shape
+from .places import Places
+from .segments import Shape
 
 
 MAX_DEPTH = 100  # groups inside each other

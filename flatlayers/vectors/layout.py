@@ -18,8 +18,9 @@ from .names import (
     listing,
     unknown_name,
 )
-from .places import ByNamespace, Numbers, Places, Shape, Splitting, join, split
+from .places import Places
 from .record import Record
+from .segments import ByNamespace, Numbers, Shape, Splitting, join, split
 
 
 class Layout(Places):

@@ -1,5 +1,7 @@
-"""Numbers into the array of a vector, and one leaf out of it."""
+"""Numbers into the array of a vector."""
 
+import contextlib
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +11,6 @@ import numpy as np
 from ..dtypes import is_number, is_traced
 from ..types import Array, DType, Shape
 from .layout import Layout
-from .places import Leaf, Segment
 
 
 def pack(layout: Layout, leaves: Mapping[str, object], dtype: DType | None) -> Array:
@@ -21,6 +22,27 @@ def pack(layout: Layout, leaves: Mapping[str, object], dtype: DType | None) -> A
             _check_tied(path, arrays[path], place, arrays[place])
     dtype = next((array.dtype for array in arrays.values()), dtype)
     return layout.join(arrays, lead, dtype, jnp)
+
+
+def write_rows(buffer: Array, rows: Array, starts: np.ndarray) -> Array:
+    """Return an array with rows of numbers written into it, each from its start on. It is given up.
+
+    Starts count all its numbers, those of leading axes too.
+    """
+    # The type of a place that is far behind is made for this program alone.
+    wide = buffer.size > np.iinfo(np.int32).max
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        return _write_rows(buffer, rows, starts.astype(np.int64 if wide else np.int32))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_rows(buffer: Array, rows: Array, starts: Array) -> Array:
+    def write(i: Array | int, buffer: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, rows[i], starts[i], axis=0)
+
+    flat = buffer.reshape(-1)
+    flat = write(0, flat) if len(rows) == 1 else jax.lax.fori_loop(0, len(rows), write, flat)
+    return flat.reshape(buffer.shape)
 
 
 def _in_one_dtype(leaves: Mapping[str, object], dtype: DType | None) -> dict[str, Array]:
@@ -64,20 +86,6 @@ def _check_tied(path: str, array: Array, place: str, other: Array) -> None:
         raise ValueError(
             f"{path!r} and {place!r} have one place: expected equal values, found different ones"
         )
-
-
-def leaf_of(layout: Layout, data: Array, path: str) -> Array:
-    """Return the leaf at `path` alone, by a slice of `data` per level of stacks."""
-    piece = _slice(layout._segments, data, layout.ties.get(path, path))
-    return piece.reshape(*data.shape[:-1], *layout.view_shapes[path])
-
-
-def _slice(segments: tuple[Segment, ...], data: Array, path: str) -> Array:
-    segment = next(s for s in segments if s.path in ("", path) or path.startswith(s.path + "."))
-    piece = jax.lax.slice_in_dim(data, segment.start, segment.start + segment.size, axis=-1)
-    if isinstance(segment, Leaf):
-        return piece
-    return _slice(segment.segments, piece.reshape(*data.shape[:-1], *segment.copies, segment.length), path)
 
 
 def broadcast_to_part(value: object, shape: Shape, dtype: DType, path: str) -> Array:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from .names import join_path
-from .places import Leaf, Places, Segment, Shape
+from .places import Places
+from .segments import Leaf, Segment, Shape
 
 
 def pieces(places: Places) -> Iterator[tuple[str, int, Shape]]:

@@ -3,29 +3,20 @@
 import dataclasses
 import fnmatch
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType, ModuleType
-from typing import Any, Protocol, Self, TypeAlias
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 
 from .immutable import Immutable
 from .names import UnknownNameError, UnknownPatternError, as_path, is_below, join_path, unknown_name
+from .segments import Block, Leaf, Segment, Shape, join, label_at, labels_of
 
 
-# As `types.Shape`, in a file that does without JAX.
-Shape: TypeAlias = tuple[int, ...]
-
-
-class Numbers(Protocol):
-    """An array of JAX or of NumPy."""
-
-    @property
-    def shape(self) -> Shape: ...
-
-    def __array_namespace__(self) -> Any: ...
+# Names of so many numbers take about 10 GB.
+MOST_LABELS = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,95 +51,6 @@ class Slot:
         if self.copies:
             return data[..., self.positions()]
         return data[..., self.offset : self.offset + self.size].reshape((*data.shape[:-1], *self.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A leaf with a place of its own; `start` is counted from the start of the enclosing block."""
-
-    path: str
-    start: int
-    size: int
-    shape: Shape
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A stack: `copies` times `length` numbers, each copy taken apart by `segments`."""
-
-    path: str
-    start: int
-    size: int
-    copies: Shape
-    length: int
-    segments: tuple["Leaf | Block", ...]
-
-
-Segment: TypeAlias = Leaf | Block
-
-
-class Splitting(Protocol):
-    """The functions that take an array apart: `jax.lax` has them, and `ByNamespace`."""
-
-    def reshape(self, operand: Any, new_sizes: Shape) -> Any: ...
-    def split(self, operand: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ByNamespace:
-    """The functions of the namespace of an array, such as `numpy`."""
-
-    xp: ModuleType
-
-    def reshape(self, operand: Any, new_sizes: Shape) -> Any:
-        return self.xp.reshape(operand, new_sizes)
-
-    def split(self, operand: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]:
-        return self.xp.split(operand, list(itertools.accumulate(sizes))[:-1], axis=axis)
-
-
-def split(segments: tuple[Segment, ...], data: Numbers, by: Splitting) -> dict[str, Any]:
-    """Return the leaves of `data`, of shape `(..., length)`, by path, in one split per level of stacks."""
-    if not segments:
-        return {}
-    lead = tuple(data.shape[:-1])
-    row = by.reshape(data, (*lead, *_row_axis(segments), data.shape[-1]))
-    leaves: dict[str, Any] = {}
-    pieces = by.split(row, [segment.size for segment in segments], axis=len(row.shape) - 1)
-    for segment, piece in zip(segments, pieces, strict=True):
-        if isinstance(segment, Leaf):
-            leaves[segment.path] = by.reshape(piece, lead + segment.shape)
-        else:
-            inner = by.reshape(piece, (*lead, *segment.copies, segment.length))
-            leaves |= split(segment.segments, inner, by)
-    return leaves
-
-
-def _row_axis(segments: tuple[Segment, ...]) -> Shape:
-    """Return the axis of size 1 in front of the numbers, where they are split and concatenated as rows.
-
-    The transpose of a split is a concatenation. XLA:CPU fuses a 1-D concatenation of 8 operands or
-    fewer into what consumes it, such as the loop that accumulates a gradient, which makes it up to
-    100 times slower; rows it does not fuse. See benchmarks/README.md.
-    """
-    return (1,) if len(segments) <= 8 else ()
-
-
-def join(
-    segments: tuple[Segment, ...], leaves: Mapping[str, Any], lead: Shape, dtype: Any, xp: ModuleType
-) -> Any:
-    """Return the inverse of `split` for leaves of one dtype."""
-    rows = []
-    for segment in segments:
-        if isinstance(segment, Leaf):
-            row = leaves[segment.path]
-        else:
-            row = join(segment.segments, leaves, lead + segment.copies, dtype, xp)
-        rows.append(row.reshape(*lead, *_row_axis(segments), segment.size))
-    if not rows:
-        return xp.zeros((*lead, 0), dtype)
-    whole = xp.concatenate(rows, axis=-1)
-    return whole.reshape(*lead, whole.shape[-1])
 
 
 class Places(Immutable):
@@ -203,11 +105,28 @@ class Places(Immutable):
     def labels(self) -> list[str]:
         """Return a name for each number: `inner.w[0,1]`, or `blocks[2].w[0,1]` inside a stack.
 
+        **Raises:** `ValueError` for more than 100 million numbers, whose names would take 10 GB.
+
         >>> import flatlayers as fl
         >>> fl.Layout({"w": (1, 2), "gain": ()}).labels()
         ['w[0,0]', 'w[0,1]', 'gain']
         """
-        return list(_labels(self._segments, "", 0))
+        if self.length > MOST_LABELS:
+            raise ValueError(
+                f"labels: expected at most {MOST_LABELS} numbers, found {self.length}: `label(i)` gives "
+                "the name of one of them, `slots()` has the leaves"
+            )
+        return list(labels_of(self._segments))
+
+    def label(self, position: int) -> str:
+        """Return the name of the number at a position, as `labels` has it.
+
+        >>> import flatlayers as fl
+        >>> fl.Layout({"w": (1, 2), "gain": ()}).label(1)
+        'w[0,1]'
+        """
+        position = range(self.length)[position]
+        return label_at(self._segments, position)
 
     def indices(self, path: str | tuple[str, ...]) -> np.ndarray:
         """Return the positions of a leaf or a group: `v.data[..., indices(path)]` are its numbers."""
@@ -279,13 +198,13 @@ class Places(Immutable):
             mask = self.mask(pattern)
             if (twice := mask & (owner >= 0)).any():
                 position = int(np.argmax(twice))
-                label, other = self.labels()[position], list(numbers)[owner[position]]
+                label, other = self.label(position), list(numbers)[owner[position]]
                 raise ValueError(
                     f"values: expected one pattern for {label!r}, found {other!r} and {pattern!r}"
                 )
             owner[mask] = i
         if default is None and (owner < 0).any():
-            label = self.labels()[int(np.argmax(owner < 0))]
+            label = self.label(int(np.argmax(owner < 0)))
             raise ValueError(f"values: expected a pattern or a default for {label!r}, found none")
         found = [*numbers.values(), 0 if default is None else default]
         return np.array(found, dtype)[owner]
@@ -431,16 +350,3 @@ def _slots(
             counts = segment.copies
             own = tuple(segment.length * math.prod(counts[i + 1 :]) for i in range(len(counts)))
             yield from _slots(segment.segments, start, copies + counts, strides + own)
-
-
-def _labels(segments: tuple[Segment, ...], prefix: str, cut: int) -> Iterator[str]:
-    for segment in segments:
-        path = segment.path[cut:].lstrip(".")
-        name = join_path(prefix, path)
-        if isinstance(segment, Leaf):
-            for index in np.ndindex(segment.shape):
-                yield f"{name}[{','.join(map(str, index))}]" if index else name
-        else:
-            for index in np.ndindex(segment.copies):
-                copy = f"{name}[{','.join(map(str, index))}]"
-                yield from _labels(segment.segments, copy, len(segment.path))

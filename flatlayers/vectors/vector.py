@@ -16,7 +16,8 @@ from . import vector_text
 from ._arithmetic import Arithmetic, Operation
 from .layout import Layout, check_same_layout, leaves_of
 from .names import NamedArray, UnknownNameError, as_path, describe
-from .packing import broadcast_to_part, leaf_of, pack
+from .packing import broadcast_to_part, pack
+from .parts import changed_at, changed_part, leaf_of, numbers_at, part_of, pick_of
 from .places import Slot
 from .record import Record
 from .text import as_html
@@ -133,7 +134,7 @@ class ComponentVector(Arithmetic, NamedArray):
     def __getitem__(self, key: "str | tuple[str, ...] | Index") -> Any:
         if _is_path(key):
             return self._view(as_path(key))
-        return self.data[self._index(key)]
+        return numbers_at(self.data, self._index(key))
 
     def _index(self, key: object) -> Any:
         """Return the index into `data` that an index along the last axis means."""
@@ -186,12 +187,7 @@ class ComponentVector(Arithmetic, NamedArray):
         Array([4., 1.], dtype=float32)
         """
         layout = self.layout.pick(*paths)
-        where = np.empty(layout.length, int)
-        for path, slot in layout.slots():
-            mine = self.layout[path]
-            assert isinstance(mine, Slot)
-            where[slot.positions()] = mine.positions()
-        return self._new(data=jnp.take(self.data, where, axis=-1), layout=layout)
+        return self._new(data=pick_of(self.layout, self.data, layout), layout=layout)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -208,12 +204,7 @@ class ComponentVector(Arithmetic, NamedArray):
         self.layout.check_length(self.data)
         if isinstance(part, Slot):
             return leaf_of(self.layout, self.data, path)
-        span = self.layout.span(path)
-        if isinstance(span, slice):
-            data = jax.lax.slice_in_dim(self.data, span.start, span.stop, axis=-1)
-        else:
-            data = jnp.take(self.data, span, axis=-1)
-        return self._new(data=data, layout=part)
+        return self._new(data=part_of(self.layout, self.data, path), layout=part)
 
     def unpack(self) -> Record:
         """Return all leaves as a nested `Record`, in one split. Hot code uses it.
@@ -392,15 +383,13 @@ class _AtPart:
         return self._apply("multiply", value)
 
     def _apply(self, method: str, value: object) -> ComponentVector:
-        vector = self.vector
+        vector, key = self.vector, self.key
+        data = jnp.asarray(vector.data)
         if self.path is not None:
-            index = (..., vector.layout.span(self.path))
             value = self._flat(self.path, value)
-        else:
-            index = vector._index(self.key)
-            value = jnp.asarray(value, vector.dtype) if is_number(value) else value
-        data = getattr(jnp.asarray(vector.data).at[index], method)(value)
-        return vector._with(data)
+            return vector._with(changed_part(vector.layout, data, self.path, method, value))
+        value = jnp.asarray(value, vector.dtype) if is_number(value) else value
+        return vector._with(changed_at(data, vector._index(key), method, value))
 
     def _flat(self, path: str, value: object) -> Any:
         """Return the numbers that `value` means for the part at `path`, along the last axis."""

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.composite import child_tree, named_parts
-from ..core.declaration import Param, as_declared, contains_layer, fold_in_name
+from ..core.declaration import Param, as_declared, contains_layer
+from ..core.drawing import fold_in_name
 from ..core.layer import Layer, frozen_field, holds_layers
 from ..core.values import FrozenDict, comparison_key, hashable, plain, value_text
 from ..types import Input, Key, Output, Params, PyTree, State as States

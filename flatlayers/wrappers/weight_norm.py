@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core.composite import Wrapper
-from ..core.declaration import Param, Tied, fold_in_name
+from ..core.declaration import Param, Tied
+from ..core.drawing import fold_in_name
 from ..core.fields import Integer, Size
 from ..dtypes import at_least_float32, is_traced
 from ..layers.fields import AnyLayer, Text

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import pytest
 
 import flatlayers as fl
-from flatlayers.core.declaration import Tied, as_declared, fold_in_name
+from flatlayers.core.declaration import Tied, as_declared
+from flatlayers.core.drawing import fold_in_name
 from tests.core.models import Counter, Linear, net
 from tests.helpers import assert_same
 

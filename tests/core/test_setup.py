@@ -123,3 +123,42 @@ def test_a_float32_model_stays_float32(key):
     ps, st = fl.setup(key, model)
     y, st = jax.jit(model)(jnp.ones((3, 2), jnp.float32), ps, st)
     assert ps.dtype == y.dtype == jnp.float32
+
+
+# Several keys
+
+
+def test_each_member_is_that_of_its_key(key):
+    model = {
+        "net": fl.Chain(fl.Dense(3, 4), fl.BatchNorm(4), fl.Dropout(0.5), Counter()),
+        "blocks": fl.Stacked(fl.Dense(2, 2), 3),
+        "rate": fl.Param((), fl.initializers.ones, bounds=(0, 2)),
+    }
+    keys = jax.random.split(key, 4)
+    ps, st = fl.setup(keys, model)
+    assert ps.shape == (4, fl.parameter_length(model))
+    assert ps.blocks.weight.shape == (4, 3, 2, 2)
+    assert st.net.layer_2.training is True
+    for i in range(4):
+        one, state = fl.setup(keys[i], model)
+        assert_same(ps.lead[i], one)
+        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], st), state)
+    assert_same(fl.initial_parameters(keys, model), ps)
+    assert_same(fl.initial_states(keys, model), st)
+    assert_same(jax.jit(lambda keys: fl.initial_parameters(keys, model))(keys).lead[2].rate, ps.lead[2].rate)
+    grid, states = fl.setup(keys.reshape(2, 2), model)
+    assert_same(grid.data, ps.data.reshape(2, 2, -1))
+    assert jax.tree.structure(states) == jax.tree.structure(st)
+    assert_same(states.net.layer_3.key, st.net.layer_3.key.reshape(2, 2))
+    mapped = jax.vmap(lambda key: fl.initial_parameters(key, model))(keys)
+    assert_same(mapped, ps)
+
+
+def test_raw_keys_are_not_several(key):
+    model = fl.Dense(2, 3)
+    raw = jax.random.key_data(key)
+    assert_same(fl.initial_parameters(raw, model), fl.initial_parameters(key, model))
+    for wrong in (jax.random.split(raw, 4), np.zeros((3, 2), np.uint32)):
+        for make in (fl.setup, fl.initial_parameters, fl.initial_states):
+            with pytest.raises(TypeError, match="such as jax.random.split.*wrap_key_data"):
+                make(wrong, model)

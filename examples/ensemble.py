@@ -1,0 +1,151 @@
+"""An ensemble: ten neural ODEs for hare and lynx, over all devices, and a band where they disagree.
+
+The pelts of the Hudson's Bay Company, 1900 to 1914, are fitted in log space by ten networks that differ in
+their first weights alone; the populations of 1900 are parameters too. `fl.setup` with ten keys makes one
+vector of shape `(10, n)`, `jax.vmap` a function that trains all ten out of one that trains a model, and
+`jax.shard_map` gives each device its share of them. So there is one compiled program for all, in which no
+device waits for another: each takes its own steps of the solver, and none sends anything.
+
+Out come the errors of the mean of the ensemble, the spread of its members on the fitted years and on the six
+that are held out, and a picture: the mean, the band from the lowest but one to the highest but one, and the
+members. Nobody knows the truth beyond the data, and neither do the networks: if the band is not at least
+three times as wide there, the exit code is 1. How wide it is says how much of the forecast comes from the
+first weights; it does not know of noise in the pelts, nor of what all networks have in common.
+
+On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two devices of its cores.
+"""
+
+import dataclasses
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import command_line
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+from matplotlib.figure import Figure
+
+import flatlayers as fl
+
+
+YEAR, *PELTS = np.loadtxt(Path(__file__).parent / "data" / "lynx_hare.csv", delimiter=",", skiprows=1).T
+TIME, LOG = YEAR - YEAR[0], np.log(np.stack(PELTS, axis=-1))
+FITTED = YEAR < 1915
+TYPICAL = LOG[FITTED].mean(axis=0)
+DATA = (LOG - TYPICAL).astype(np.float32)
+MEMBERS = 10
+RIDGE = 1e-4
+REQUIRED = 3.0  # times as wide is the band beyond the data
+
+ODE = fl.NeuralODE(
+    fl.MLP(2, (16,), 2, jnp.tanh),
+    solver=diffrax.Tsit5(),
+    stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-5),
+    max_steps=400,
+    throw=False,  # a failed solve gives infinite populations, which are found at the end
+)
+MODEL = {"initial": fl.Param((2,), fl.initializers.from_array(DATA[0])), "ode": ODE}
+
+
+def predict(ps: Any, st: Any, times: np.ndarray) -> jax.Array:
+    """The log populations of one model at `times`."""
+    ode = dataclasses.replace(ODE, t1=float(times[-1]), saveat=times)
+    return ode(ps.initial, ps.ode, st.ode)[0]
+
+
+def train(ps: Any, st: Any, steps: int) -> Any:
+    """One model, by Adam: a horizon that grows year by year keeps it from settling on a flat line."""
+    years, weights = TIME[FITTED], ps.layout.mask("*.weight")
+
+    def loss(ps: Any, horizon: Any) -> jax.Array:
+        weight = jnp.clip(horizon - years, 0.0, 1.0)
+        error = jnp.mean((predict(ps, st, years) - DATA[FITTED]) ** 2, axis=-1)
+        return jnp.sum(weight * error) / jnp.sum(weight) + RIDGE * jnp.sum(
+            jnp.where(weights, ps.data, 0) ** 2
+        )
+
+    adam = optax.adam(optax.cosine_decay_schedule(2e-2, steps))
+
+    def step(carry: Any, horizon: Any) -> Any:
+        ps, state = carry
+        value, gradient = jax.value_and_grad(loss)(ps, horizon)
+        updates, state = adam.update(gradient, state)
+        return (optax.apply_updates(ps, updates), state), value
+
+    last = years[-1] + 1
+    horizons = jnp.asarray(np.clip(np.linspace(3, 2 * last - 3, steps), 3, last), jnp.float32)
+    (ps, _), losses = jax.lax.scan(step, (ps, adam.init(ps)), horizons)
+    return ps, losses[-1]
+
+
+def over_devices(function: Any, members: int) -> Any:
+    """A function of one member, for all of them: each device has as many."""
+    count = max(k for k in range(1, len(jax.devices()) + 1) if members % k == 0)
+    mesh = jax.make_mesh((count,), ("member",), devices=jax.devices()[:count])
+    spec = PartitionSpec("member")
+    # Solves are not checked for what varies over devices: JAX does not know it of their loops.
+    each = jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(each)
+
+
+def spread(paths: np.ndarray, years: np.ndarray) -> float:
+    """The standard deviation over the members, as a root mean square over years and species."""
+    return float(np.sqrt(paths[:, years].var(axis=0).mean()))
+
+
+def plot(times: np.ndarray, paths: np.ndarray, out: Path) -> None:
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    _, low, *_, high, _ = np.sort(paths, axis=0)
+    for i, (axis, species) in enumerate(zip(axes, ("hare", "lynx"), strict=True)):
+        curves, year = (
+            [np.exp(x[..., i] + TYPICAL[i]) for x in (paths, paths.mean(0), low, high)],
+            YEAR[0] + times,
+        )
+        axis.axvspan(YEAR[FITTED][-1] + 0.5, YEAR[-1] + 0.5, color="0.93")
+        axis.fill_between(year, *curves[2:], color="C0", alpha=0.3, lw=0, label="8 of 10 members")
+        axis.plot(year, curves[0].T, "C0", lw=0.5, alpha=0.6)
+        axis.plot(year, curves[1], "C0", lw=2.5, label="mean")
+        axis.plot(YEAR[FITTED], PELTS[i][FITTED], "ko", label="pelts, fitted")
+        axis.plot(YEAR[~FITTED], PELTS[i][~FITTED], "ko", mfc="white", label="pelts, held out")
+        axis.set(ylabel=f"{species} (thousands of pelts a year)", ylim=(0, 1.6 * PELTS[i].max()))
+    axes[0].set_title("Ten neural ODEs, fitted from 1900 to 1914; held out: shaded")
+    axes[0].legend(ncols=4, loc="upper center")
+    axes[1].set(xlabel="year", xlim=(YEAR[0] - 0.5, YEAR[-1] + 0.5), xticks=YEAR[::2])
+    figure.savefig(out, format="png", dpi=150)
+
+
+def main() -> None:
+    options = command_line.parse(
+        "Train ten neural ODEs at once.", out="ensemble.png", seed="of the networks' first weights"
+    )
+    ps, st = fl.setup(jax.random.split(jax.random.key(options.seed), MEMBERS), MODEL)
+    print(f"{ps!r}")
+    start = time.perf_counter()
+    ps, losses = over_devices(partial(train, steps=options.steps), MEMBERS)(ps, st)
+    print(f"Losses {np.round(np.asarray(losses), 4)} in {time.perf_counter() - start:.0f} s")
+    print(f"Each device has {ps.data.addressable_shards[0].data.shape[0]} of {MEMBERS} members")
+    times = np.linspace(0.0, TIME[-1], 10 * (len(YEAR) - 1) + 1)
+    paths = np.asarray(over_devices(partial(predict, times=times), MEMBERS)(ps, st))
+    if not np.isfinite(paths).all():
+        sys.exit("a fit failed, its populations are not finite; try another --seed")
+    yearly = paths[:, ::10]
+    errors = [np.sqrt(np.mean((yearly.mean(0) - DATA)[years] ** 2)) for years in (FITTED, ~FITTED)]
+    inside, beyond = spread(yearly, FITTED), spread(yearly, ~FITTED)
+    print("Root mean squares in log space:    fitted  held out")
+    print(f"error of the mean of the ensemble  {errors[0]:6.3f}  {errors[1]:8.3f}")
+    print(f"spread of its members              {inside:6.3f}  {beyond:8.3f}")
+    plot(times, paths, options.out)
+    print(f"The picture is in {options.out}")
+    if beyond < REQUIRED * inside:
+        sys.exit(f"expected a band {REQUIRED:g} times as wide beyond the data, found {beyond / inside:.1f}")
+
+
+if __name__ == "__main__":
+    main()
