@@ -1,6 +1,7 @@
 """One part out of the array of a vector, and into it: by slices alone, however far behind it lies."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -31,6 +32,7 @@ def too_long(length: int) -> bool:
     return length > np.iinfo(jnp.result_type(int)).max
 
 
+@functools.lru_cache(maxsize=1024)
 def regions_of(layout: Layout, path: str) -> tuple[Region, ...] | None:
     """Return the stacks that lead to a part, outermost first, and its region in each of their copies.
 
