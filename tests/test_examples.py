@@ -418,6 +418,19 @@ def test_adjoints(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_ensemble(monkeypatch, tmp_path, key, capsys):
+    ensemble = load("ensemble")
+    with pytest.raises(SystemExit, match="expected a spread 1e\\+09 times as large after 1920, found"):
+        run(ensemble, monkeypatch, tmp_path, ["--steps", "2"], REQUIRED=1e9, FORECAST=22.0)
+    assert "Each device has 2 of 10 members" in capsys.readouterr().out  # on five of eight devices
+    # Without hidden units the law is a constant velocity.
+    ps, st = fl.setup(key, ensemble.MODEL)
+    ps = ps.replace(ode=ps.ode.map(jnp.zeros_like)).replace(**{"ode.layer_1.bias": jnp.array([0.1, -0.2])})
+    line = ensemble.DATA[0] + np.outer([0.0, 1.0, 4.0], [0.1, -0.2])
+    np.testing.assert_allclose(ensemble.predict(ps, st, np.array([0.0, 1.0, 4.0])), line, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_carbon_dioxide(monkeypatch, tmp_path, key):
     co2 = load("co2")
     with pytest.raises(SystemExit, match="expected a better forecast than that of the line"):

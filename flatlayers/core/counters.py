@@ -15,7 +15,8 @@ from ..types import Array, Key, Shape
 
 def counts(key: Key) -> bool:
     """Tell whether the bits of each number of a draw come from a counter of its own."""
-    return jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+    by_counter: bool = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    return by_counter and str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 def from_number(key: Key, start: int) -> Key:
@@ -32,7 +33,7 @@ def _split(data: Array, shape: Shape) -> Array:
     return jnp.concatenate([parts, jnp.broadcast_to(data[2:], (*shape, 2))], -1)
 
 
-def _fold_in(data: Array, number: Array) -> Array:
+def _fold_in(data: Array, number: int) -> Array:
     return jnp.concatenate([jax.random.key_data(jax.random.fold_in(_plain(data), number)), data[2:]])
 
 

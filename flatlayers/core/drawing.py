@@ -93,7 +93,7 @@ class Drawing:
         impl = jax.random.key_impl(key)
         if size > PIECE and self.part is not None and counts(key):
             for start, row in zip(starts, rows, strict=True):
-                one = jax.random.wrap_key_data(row, impl=impl)
+                one = jax.random.wrap_key_data(jnp.asarray(row), impl=impl)
                 yield from self._parts(start, size, one, dtype)
             return
         if not key.ndim:
@@ -101,7 +101,7 @@ class Drawing:
             return
         draw, count = jax.vmap(lambda key: self._one(key, dtype)), max(PIECE // size, 1)
         for first in range(0, len(starts), count):
-            some = jax.random.wrap_key_data(rows[first : first + count], impl=impl)
+            some = jax.random.wrap_key_data(jnp.asarray(rows[first : first + count]), impl=impl)
             yield Piece(starts[first : first + count], size, lambda some=some: self._freed(draw(some)))
 
     def _parts(self, start: int, size: int, key: Key, dtype: DType) -> Iterator["Piece"]:

@@ -312,7 +312,7 @@ def own_key(key: Any) -> Key:
                 f"expected PRNG keys such as jax.random.split(jax.random.key(0), {key.shape[0]}), found "
                 f"{describe(key)}; `jax.random.wrap_key_data` makes keys of it"
             )
-        key = jax.random.wrap_key_data(key)
+        key = jax.random.wrap_key_data(jnp.asarray(key))
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"expected a PRNG key such as jax.random.key(0), found {describe(key)}")
     return for_each_key(lambda key: fold_in_name(key, "flatlayers"), key)

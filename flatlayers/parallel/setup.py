@@ -1,5 +1,7 @@
 """`setup_sharded`: initial parameters in even parts, each drawn where it lies."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,14 +53,15 @@ def setup_sharded(
     layout, draws = drawings_of(layer, dtype)
     length = padded_length(layout.length, mesh.shape[axis])
     sharding = NamedSharding(mesh, spec_along(axis, 0))
-    devices: dict[tuple[int, int], list[jax.Device]] = {}
+    devices: dict[tuple[int, int], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map((length,)).items():
         start, stop, _ = index[0].indices(length)  # pyright: ignore[reportOptionalSubscript]
         devices.setdefault((start, stop), []).append(device)
     arrays = []
     for (start, stop), where in sorted(devices.items()):
         part = _part(layout, draws, keys, dtype, start, stop)
-        arrays += [jax.device_put(part, device) for device in where]
+        # Before the next one is drawn: until it is on its devices, the part is there twice.
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in where])
     data = jax.make_array_from_single_device_arrays((length,), sharding, arrays)
     return ShardedVector(data, layout, mesh, axis), _on_each(initial_states(key, layer, dtype), mesh)
 

@@ -386,10 +386,10 @@ class _AtPart:
         vector, key = self.vector, self.key
         data = jnp.asarray(vector.data)
         if self.path is not None:
-            value = self._flat(self.path, value)
-            return vector._with(changed_part(vector.layout, data, self.path, method, value))
-        value = jnp.asarray(value, vector.dtype) if is_number(value) else value
-        return vector._with(changed_at(data, vector._index(key), method, value))
+            numbers = self._flat(self.path, value)
+            return vector._with(changed_part(vector.layout, data, self.path, method, numbers))
+        numbers: Any = jnp.asarray(value, vector.dtype) if is_number(value) else value
+        return vector._with(changed_at(data, vector._index(key), method, numbers))
 
     def _flat(self, path: str, value: object) -> Any:
         """Return the numbers that `value` means for the part at `path`, along the last axis."""
