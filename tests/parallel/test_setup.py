@@ -9,6 +9,7 @@ from flatlayers.core import drawing, setup
 from tests.core.models import Counter
 from tests.core.test_drawing import DTYPES, MODELS
 from tests.helpers import assert_same
+from tests.parallel.processes import run_processes
 
 
 MESHES = {
@@ -105,3 +106,33 @@ def test_a_large_vector_is_drawn_in_the_same_pieces(key, monkeypatch):
     assert_same(
         fl.setup_sharded(key, model, MESHES["one axis"]())[0].gather(), fl.initial_parameters(key, model)
     )
+
+
+# Several processes
+
+MODEL = fl.Chain(fl.Dense(30, 40), fl.BatchNorm(40), fl.Dropout(0.5), fl.Repeated(fl.Dense(40, 40), 3))
+
+
+def parts_of_a_process(seeds):
+    """The whole vector, the places of this process's parts, a state: as each process has them."""
+    mesh = jax.make_mesh((4,), ("data",))
+    ps, st = fl.setup_sharded(jax.random.key(seeds[jax.process_index()]), MODEL, mesh, dtype=jnp.float32)
+    places = [part.index[0].indices(ps.data.shape[0])[0] for part in ps.data.addressable_shards]
+    mean = st.layer_1.running_mean
+    assert mean.is_fully_replicated
+    return np.asarray(ps.gather().data), sorted(places), np.asarray(jax.random.key_data(st.layer_2.key))
+
+
+def test_each_process_has_its_own_parts():
+    ps, st = fl.setup(jax.random.key(3), MODEL)
+    quarter = -(-ps.layout.length // 4)
+    found = run_processes(parts_of_a_process, (3, 3))
+    assert [places for _, places, _ in found] == [[0, quarter], [2 * quarter, 3 * quarter]]
+    for whole, _, state_key in found:
+        assert_same(whole, np.asarray(ps.data))
+        assert_same(state_key, np.asarray(jax.random.key_data(st.layer_2.key)))
+
+
+def test_processes_with_different_seeds_are_told():
+    with pytest.raises(AssertionError, match="expected the same numbers in all processes"):
+        run_processes(parts_of_a_process, (3, 4))
