@@ -1,4 +1,4 @@
-"""How initial values are drawn: leaf by leaf, each with a key of its own, and large ones in pieces."""
+"""Drawing initial values: leaf by leaf, each with a key of its own, and large ones in pieces."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ def _folded(key: Key, fold: str | int) -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How the leaf at a path is drawn.
+    """The drawing of the leaf at a path: its key, its numbers, and what the vector holds of them.
 
     - `shape`: the shape of one copy.
     - `folds`: what the key of the model is folded with, outermost first: a name, or a number of copies.
