@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr
 
 from ..types import Array, PyTree
@@ -43,7 +44,7 @@ class TracedFunction(eqx.Module):
 
     def __call__(self, *args: PyTree) -> PyTree:
         inputs = jax.tree.leaves(eqx.filter(args, eqx.is_array))
-        out = iter(jax.core.eval_jaxpr(self.jaxpr, self.consts, *inputs))
+        out = iter(eval_jaxpr(self.jaxpr, self.consts, *inputs))
 
         def value(leaf: Any) -> Any:
             return next(out) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import diffrax
 import jax
 import jax.numpy as jnp
-import lineax as lx
 
 from ..core.composite import Wrapper
 from ..core.layer import Layer
@@ -180,13 +179,8 @@ def _gradient(model: Layer, x: Array, ps: Params, st: State) -> tuple[Array, Sta
 def _solve(matrix: Array, vector: Array) -> Array:
     """Return `matrix⁻¹ vector` for each sample. A singular matrix is an error where numbers are known."""
     dtype = at_least_float32(matrix.dtype)
-
-    def one(matrix: Array, vector: Array) -> Array:
-        operator = lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
-        # Not `throw`: an adaptive solver rejects a step that is not finite and tries a smaller one.
-        return lx.linear_solve(operator, vector, lx.LU(), throw=False).value
-
-    solution = jnp.vectorize(one, signature="(n,n),(n)->(n)")(matrix.astype(dtype), vector.astype(dtype))
+    # Under `jax.jit` nothing raises: an adaptive solver tries a smaller step after one that is not finite.
+    solution = jnp.linalg.solve(matrix.astype(dtype), vector.astype(dtype)[..., None])[..., 0]
     if not is_traced(solution) and bool(jnp.isfinite(vector).all() & ~jnp.isfinite(solution).all()):
         raise ValueError(
             "expected a Lagrangian with an invertible mass matrix d²L/dv², found a singular one: "
