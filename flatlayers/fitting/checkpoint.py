@@ -11,6 +11,7 @@ from ..io.files import Path, describe_file, load, save
 from ..types import Params, PyTree, State
 from ..vectors.names import listing
 from .per_leaf import Optimizer
+from .placing import Placing
 from .result import Best, TrainResult, Validation
 from .steps import strong
 
@@ -19,7 +20,7 @@ _PARTS = {"ps", "st", "opt_state", "step", "losses", "metrics", "validation", "b
 
 
 def save_result(path: Path, result: TrainResult) -> None:
-    """Write a result to a file, all or nothing."""
+    """Write a result to a file, all or nothing. Of several processes all have to call it."""
     validation, best = result.validation, result.best
     save(
         path,
@@ -34,8 +35,10 @@ def save_result(path: Path, result: TrainResult) -> None:
     )
 
 
-def load_result(path: Path, ps: Params, st: State, optimizer: Optimizer) -> TrainResult | None:
-    """Return the result in a file, in the types of these parameters; `None` if there is no file.
+def load_result(
+    path: Path, ps: Params, st: State, optimizer: Optimizer, placing: Placing
+) -> TrainResult | None:
+    """Return the result in a file, in the types of these parameters, in place; `None` if there is no file.
 
     **Raises:** `LayoutMismatchError` for another model or another optimiser, `ValueError` for a file that is
     not of a run.
@@ -47,14 +50,19 @@ def load_result(path: Path, ps: Params, st: State, optimizer: Optimizer) -> Trai
         raise ValueError(
             f"train_loop: expected a file of train_loop to resume, found no {listing(missing)} in it"
         )
-    opt_state = jax.eval_shape(lambda: strong(optimizer.init(ps)))
+    opt_state = jax.eval_shape(lambda ps: strong(placing.optimizer_state(optimizer, ps)), ps)
     try:
         parts = _load(path, types["best"] is not None, ps, st, opt_state)
     except LayoutMismatchError:  # of a state that has changed its type in the first step
         parts = load(path, ps=ps, opt_state=opt_state)
     validation, best = parts["validation"], parts["best"]
+    if best is not None:
+        best = {**best, "ps": placing.parameters(best["ps"]), "st": placing.everywhere(best["st"])}
     return TrainResult(
-        *(parts["ps"], parts["st"], parts["opt_state"], parts["losses"], parts["step"]),
+        placing.parameters(parts["ps"]),
+        placing.everywhere(parts["st"]),
+        placing.parameters(parts["opt_state"]),
+        *(parts["losses"], parts["step"]),
         metrics=parts["metrics"],
         validation=None if validation is None else Validation(**validation),
         best=None if best is None else Best(**best),

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ..core.fields import Flag, Size, checked
-from ..types import Array, Key, PyTree
+from ..types import Array, ArrayLike, Key, PyTree
 from ..vectors.names import describe
+from .placing import Placing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,18 +52,26 @@ class Batches:
         rows = self.rows(step, 1)[0]
         return jax.tree.map(lambda x: x[rows], self.arrays)
 
-    def rows(self, step: int, count: int) -> Array:
-        """Return the rows of so many batches from a step on, of shape `(count, size)`."""
+    def rows(self, step: int, count: int, sharding: NamedSharding | None = None) -> Array:
+        """Return the rows of so many batches from a step on, of shape `(count, size)`; over devices."""
         places = (self.length, self.size, len(self), count)
-        return _rows(self.key if self.shuffle else None, jnp.asarray(step), places)
+        # Of several processes none has an array of its own here.
+        first = jnp.asarray(step) if sharding is None else np.asarray(step)
+        return _rows(self.key if self.shuffle else None, first, places, sharding)
 
     def __iter__(self) -> Iterator[PyTree]:
         return map(self.at, range(len(self)))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _rows(key: Key | None, step: Array, places: tuple[int, int, int, int]) -> Array:
-    length, size, in_epoch, count = places
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _rows(
+    key: Key | None, step: ArrayLike, places: tuple[int, int, int, int], sharding: NamedSharding | None
+) -> Array:
+    rows = _rows_of(key, jnp.asarray(step), *places)
+    return rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)
+
+
+def _rows_of(key: Key | None, step: Array, length: int, size: int, in_epoch: int, count: int) -> Array:
     steps = step + jnp.arange(count)
     # A short last batch is filled up with the first rows of its epoch.
     row = ((steps % in_epoch)[:, None] * size + jnp.arange(size)[None, :]) % length
@@ -161,8 +171,9 @@ class Chunk:
 class OneBatch:
     """One batch, the same in each step."""
 
-    def __init__(self, batch: PyTree):
-        self._batch = on_device(batch, "train_loop: expected data to be arrays, batches or None")
+    def __init__(self, batch: PyTree, placing: Placing):
+        arrays = as_arrays(batch, "train_loop: expected data to be arrays, batches or None")
+        self._batch = placing.batch(arrays)
 
     @staticmethod
     def pick(data: PyTree, _: Array) -> PyTree:
@@ -177,8 +188,10 @@ class OneBatch:
 class FromBatches:
     """Batches that are gathered in the compiled steps."""
 
-    def __init__(self, batches: Batches):
-        self._batches = batches
+    def __init__(self, batches: Batches, placing: Placing):
+        self._rows = placing.rows(batches.size)
+        everywhere = placing.everywhere({"arrays": batches.arrays, "key": batches.key}, copied=False)
+        self._batches = dataclasses.replace(batches, **everywhere)
 
     @staticmethod
     def pick(data: PyTree, i: Array) -> PyTree:
@@ -188,7 +201,7 @@ class FromBatches:
 
     def take(self, step: int, count: int, size: int) -> Chunk:
         """Return the data of `count` steps from `step` on, with `size` places."""
-        return Chunk((self._batches.arrays, self._batches.rows(step, size)), count)
+        return Chunk((self._batches.arrays, self._batches.rows(step, size, self._rows)), count)
 
 
 class Stacked:
@@ -197,8 +210,8 @@ class Stacked:
     An iterator is consumed as it comes. Any other iterable is gone through again when it ends.
     """
 
-    def __init__(self, source: Iterable[PyTree], step: int, skip: bool):
-        self._source, self._step = source, step
+    def __init__(self, source: Iterable[PyTree], step: int, skip: bool, placing: Placing):
+        self._source, self._placing = source, placing
         self._again = not isinstance(source, Iterator)
         self._batches = self._endless() if self._again else iter(source)
         self._first: PyTree = None
@@ -221,7 +234,10 @@ class Stacked:
             return Chunk(None, 0)
         # In full length also for fewer, so that there is one program for all.
         full = found + found[-1:] * (size - len(found))
-        return Chunk(jax.tree.map(lambda *leaves: _stack(leaves), *full), len(found))
+        stack = self._placing.stack
+        return Chunk(
+            jax.tree_util.tree_map_with_path(lambda path, *leaves: stack(path, leaves), *full), len(found)
+        )
 
     def _checked(self, batch: PyTree, step: int) -> PyTree:
         """Return the batch as arrays. **Raises:** unless it is like the first."""
@@ -254,27 +270,20 @@ class Stacked:
                 return
 
 
-def _stack(leaves: tuple[Any, ...]) -> Array:
-    """Return arrays as one, on the device; keys have no numbers for NumPy."""
-    if isinstance(leaves[0], jax.Array) and jnp.issubdtype(leaves[0].dtype, jax.dtypes.extended):
-        return jnp.stack(leaves)
-    return jnp.asarray(np.stack(leaves))
-
-
 Source = OneBatch | FromBatches | Stacked
 
 
-def source_of(data: PyTree, step: int, skip: bool) -> Source:
+def source_of(data: PyTree, step: int, skip: bool, placing: Placing) -> Source:
     """Return the source of batches that data are, from `step` on.
 
     A list is a list of batches. An array, a tuple, a mapping and any other registered pytree is one batch.
     `skip` says whether an iterator starts with batches of steps that were taken before.
     """
     if isinstance(data, Batches):
-        return FromBatches(data)
+        return FromBatches(data, placing)
     if several(data):
-        return Stacked(data, step, skip)
-    return OneBatch(data)
+        return Stacked(data, step, skip, placing)
+    return OneBatch(data, placing)
 
 
 def several(data: PyTree) -> bool:

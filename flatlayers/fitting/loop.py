@@ -3,7 +3,7 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
@@ -17,6 +17,7 @@ from .checkpoint import load_result, save_result
 from .data import source_of
 from .leafwise import differs_by_leaf
 from .per_leaf import Optimizer
+from .placing import Placing, placing_of
 from .result import NonFiniteLossError, Stopped, TrainResult
 from .run import Plan, Run
 from .steps import Carry, Loss, compiled_steps, differences, strong
@@ -46,6 +47,9 @@ def train_loop(
     save: Path | None = None,
     save_every: int | None = None,
     resume: Path | None = None,
+    mesh: "jax.sharding.Mesh | None" = None,
+    axis: str = "data",
+    per_device: bool = False,
 ) -> TrainResult:
     """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled call.
 
@@ -87,13 +91,24 @@ def train_loop(
     - `resume`: such a file to go on from: the steps up to `steps` that are left are taken. If it does not
         exist, the run starts anew. Usually it is the path of `save`, and the same script can be killed and
         run again. `opt_state` and `start` come from it, and an iterator of batches is taken to be at its
-        start.
+        start. It may have been written on another number of devices.
+    - `mesh`: the devices to train on, such as `jax.make_mesh((8,), ("data",))`. Vectors of parameters and
+        moments lie in even parts on them, batches are cut along their samples, and the result is that of one
+        device. `ps` may be a `ShardedVector` of `fl.shard`: then results have such vectors.
+    - `axis`: the axis of the mesh along which vectors and batches are cut.
+    - `per_device`: whether each device evaluates the loss for its part of the batch, as
+        `fl.sharded_value_and_grad` says: with fewer collectives, and steps of its own in a solve.
+
+    With several processes, all of which call this with the same arguments, host arrays and iterators have
+    this process's part of a batch, `fl.batches` all data; arrays over all devices are taken as they are. The
+    first process shows the bar and writes the file; Ctrl-C is an ordinary one.
 
     **Returns:** a `TrainResult`. Ctrl-C ends the run early, with a warning: the result is that of the steps
     up to the end of the chunk.
 
     **Raises:** `NonFiniteLossError`, with the step and the last good parameters, for a loss or new parameters
-    that are not finite; `ValueError` if the batches come to an end before the steps do, or differ in shape;
+    that are not finite; `ValueError` if the batches come to an end before the steps do, differ in shape, or
+    have a number of samples that devices do not divide, and for processes with other parameters or states;
     `TypeError` for a state that changes its type in each step, and for data that are no batches of arrays.
     These, and exceptions of the callback, the data and the validation, have the result so far as `result`.
 
@@ -116,22 +131,26 @@ def train_loop(
         raise ValueError("train_loop: expected no start and no opt_state with resume, which has its own")
     chunk = checked(Size, "train_loop: chunk", chunk)
     progress = checked(Flag, "train_loop: progress", progress)
-    validator = _validator(validate, patience)
+    placing = placing_of(mesh, axis, checked(Flag, "train_loop: per_device", per_device), ps)
+    validator = _validator(validate, patience, placing)
     plan = Plan(start + steps, chunk, validator, *_writer(save, save_every), callback)
-    if _sees_no_leaves(optimizer, ps):
+    ps, st = placing.parameters(strong(ps)), placing.everywhere(strong(as_record(st)))
+    types = jax.eval_shape(lambda: ps)
+    if _sees_no_leaves(optimizer, placing.types_shown(types)):
         warnings.warn(_BY_LEAF, UserWarning, stacklevel=2)
-    ps, st = strong(ps), strong(as_record(st))
-    saved = None if resume is None else load_result(resume, ps, st, optimizer)
+    saved = None if resume is None else load_result(resume, types, st, optimizer, placing)
     if saved is None:
-        carry = _first_carry(ps, st, optimizer, opt_state)
+        carry = _first_carry(ps, st, optimizer, placing, opt_state)
     else:
         start = _expect_steps(saved.step, steps)
-        carry = _first_carry(saved.ps, saved.st, optimizer, saved.opt_state)
-    source = source_of(data, start, skip=saved is not None)
-    with _bar(plan.end, start, progress) as bar:
-        run = Run(compiled_steps(loss, optimizer, source.pick), source, plan, bar, carry, start, opt_state)
+        carry = _first_carry(saved.ps, saved.st, optimizer, placing, saved.opt_state)
+    placing.expect_same_start(start)
+    source = source_of(data, start, saved is not None, placing)
+    with _bar(plan.end, start, progress and placing.is_first) as bar:
+        program = compiled_steps(loss, optimizer, source.pick, placing)
+        run = Run(program, source, plan, bar, carry, start, opt_state)
         if saved is not None and resume is not None:
-            given = jax.eval_shape(lambda: _first_carry(ps, st, optimizer, None))
+            given = jax.eval_shape(lambda: _first_carry(saved.ps, st, optimizer, placing))
             run.restore(saved, given, is_saved=save is not None and _same(save, resume))
         return _through(run)
 
@@ -143,6 +162,8 @@ def _through(run: Run) -> TrainResult:
         stopped = run.go()
         run.save()
     except KeyboardInterrupt:
+        if run.placing.processes > 1:  # the others are elsewhere
+            raise
         run.settle()
         run.save()
         stopped = "interrupt"
@@ -164,12 +185,14 @@ def _through(run: Run) -> TrainResult:
     return result
 
 
-def _validator(validate: tuple[Loss, PyTree, int] | None, patience: int | None) -> Validator | None:
+def _validator(
+    validate: tuple[Loss, PyTree, int] | None, patience: int | None, placing: Placing
+) -> Validator | None:
     if patience is not None:
         patience = checked(Annotated[int, integer(1)], "train_loop: patience", patience)
         if validate is None:
             raise ValueError("train_loop: expected validate with patience, found none")
-    return None if validate is None else Validator(validate, patience)
+    return None if validate is None else Validator(validate, patience, placing)
 
 
 def _writer(
@@ -198,13 +221,15 @@ def _expect_steps(found: int, steps: int) -> int:
     return found
 
 
-def _first_carry(ps: Params, st: Record, optimizer: Optimizer, opt_state: PyTree) -> Carry:
+def _first_carry(
+    ps: Params, st: Record, optimizer: Optimizer, placing: Placing, opt_state: PyTree = None
+) -> Carry:
     """Return the carry of the first step. **Raises:** `ValueError` for the state of another optimiser."""
     if opt_state is None:
-        opt_state = strong(optimizer.init(ps))
+        opt_state = strong(placing.optimizer_state(optimizer, ps))
     else:
-        opt_state = strong(opt_state)
-        expected = jax.eval_shape(lambda: strong(optimizer.init(ps)))
+        opt_state = placing.parameters(strong(opt_state))
+        expected = jax.eval_shape(lambda: strong(placing.optimizer_state(optimizer, ps)))
         if jax.tree.structure(opt_state) != jax.tree.structure(expected) or differences(expected, opt_state):
             raise ValueError(
                 "train_loop: expected the opt_state of this optimiser and these parameters, found another; "
@@ -219,21 +244,22 @@ _BY_LEAF = (
 )
 
 
-def _sees_no_leaves(optimizer: Optimizer, ps: Params) -> bool:
+def _sees_no_leaves(optimizer: Optimizer, types: Params) -> bool:
     """Tell whether to warn. The trial is compiled, so its answer is kept."""
-    types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), strong(ps))
     leaves, structure = jax.tree.flatten(types)
     try:
         return _tried(optimizer, structure, tuple(leaves))
     except TypeError:  # an optimiser that cannot be hashed
-        return differs_by_leaf(optimizer, ps)
+        return _try(optimizer, structure, leaves)
 
 
-@functools.lru_cache(maxsize=64)
-def _tried(optimizer: Optimizer, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
+def _try(optimizer: Optimizer, structure: Any, leaves: Iterable[jax.ShapeDtypeStruct]) -> bool:
     # One number each, seen as an array of this shape.
     zeros = [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in leaves]
     return differs_by_leaf(optimizer, structure.unflatten(zeros))
+
+
+_tried = functools.lru_cache(maxsize=64)(_try)
 
 
 def _bar(steps: int, start: int, progress: bool) -> "tqdm.tqdm":

@@ -85,6 +85,7 @@ class Run:
         lent: PyTree = None,
     ):
         self.steps, self.source, self.plan, self.bar = steps, source, plan, bar
+        self.placing = steps.placing
         self.carry: Carry | None = carry
         self.step = self.start = step
         # At least two: a program with one place is another one, with other bits. Batches that are stacked
@@ -110,7 +111,7 @@ class Run:
         end, validator = self.plan.end, self.plan.validator
         # A run that was stopped between a chunk and its validation.
         if self._restored and validator and validator.is_due(self.step):
-            validator(self.step, *self.reached())
+            validator(self.step, *self._reached())
             self._saved = -1
         if validator and validator.out_of_patience():
             return "patience"
@@ -256,7 +257,7 @@ class Run:
     def _between_chunks(self) -> Stopped | None:
         """Validate, save and call back, each at its time. Return why to stop."""
         plan, stopped = self.plan, None
-        ps, st = self.reached()
+        ps, st = self._reached()
         if plan.validator and self.step % plan.validator.every == 0:
             plan.validator(self.step, ps, st)
             self.bar.set_postfix(self._shown(), refresh=False)
@@ -266,8 +267,9 @@ class Run:
         if plan.callback is not None:
             if self.in_place:  # the next chunk is written in its place, and a callback may keep this one
                 ps, st = jax.tree.map(jnp.copy, (ps, st))
-            metrics = [self._chunk_metrics()] if self.metrics else []
-            if _is_true(plan.callback(self.step, float(self.losses[-1][-1]), ps, st, *metrics)):
+            ps, metrics = self.placing.given_back(ps), [self._chunk_metrics()] if self.metrics else []
+            answer = plan.callback(self.step, float(self.losses[-1][-1]), ps, st, *metrics)
+            if self.placing.agreed(_is_true(answer)):
                 stopped = "callback"
         return stopped
 
@@ -288,18 +290,31 @@ class Run:
 
     def save(self) -> None:
         """Write what was reached to the file, if there is one and it does not have it."""
-        result = self.result("steps")
+        result = self._result("steps")
         if self.plan.save and result is not None and self.step > self._saved:
             self.plan.save(result)
             self._saved = self.step
 
-    def reached(self) -> tuple[Params, Record]:
+    def _reached(self) -> tuple[Params, Record]:
         """Return the parameters and the state."""
         assert self.carry is not None
         return self.carry.ps, self.carry.st
 
     def result(self, stopped: Stopped) -> TrainResult | None:
-        """Return what was reached; `None` if it was lost."""
+        """Return what was reached, with vectors of the kind that was given; `None` if it was lost."""
+        result = self._result(stopped)
+        if result is None:
+            return None
+        give, best = self.placing.given_back, result.best
+        return dataclasses.replace(
+            result,
+            ps=give(result.ps),
+            opt_state=give(result.opt_state),
+            best=best and dataclasses.replace(best, ps=give(best.ps)),
+        )
+
+    def _result(self, stopped: Stopped) -> TrainResult | None:
+        """Return what was reached, as it lies; `None` if it was lost."""
         carry, validator = self.carry, self.plan.validator
         if carry is None or any(x.is_deleted() for x in jax.tree.leaves(carry)):
             return None
@@ -317,7 +332,9 @@ class Run:
         """Let an exception carry what was reached, the chunk in flight included."""
         with contextlib.suppress(Exception):
             self.settle()
-        attach(error, self.result("error"))
+        # Of several processes the others may not have come to this error: nothing is gathered.
+        alone = self.placing.processes == 1
+        attach(error, self.result("error") if alone else self._result("error"))
 
 
 def _owned(carry: Carry, given: PyTree) -> Carry:

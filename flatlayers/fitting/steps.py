@@ -11,6 +11,7 @@ from ..types import Array, Params, PyTree, State
 from ..vectors.names import describe, listing
 from ..vectors.record import Record, as_record
 from .per_leaf import Optimizer, with_extra_args
+from .placing import OneDevice, Placing
 
 
 # `loss(ps, st, batch)` gives `(value, st)` or `(value, (st, metrics))`.
@@ -35,6 +36,8 @@ class Log(NamedTuple):
     metrics: dict[str, Array]
     failure: Array
 
+
+_HERE = OneDevice()
 
 # What is not finite.
 FINE, LOSS, PARAMETERS = 0, 1, 2
@@ -64,13 +67,13 @@ def evaluate(
 class Steps:
     """The compiled steps of a loss and an optimiser, for one way to pick the batches.
 
-    A call takes up to `size` steps. The number is known at run time only, so that chunks of any length are
-    one program and a run that is cut into other chunks has the same bits.
+    `placing` says where values lie. A call takes up to `size` steps. The number is known at run time only, so
+    that chunks of any length are one program and a run that is cut into other chunks has the same bits.
     """
 
-    def __init__(self, loss: Loss, optimizer: Optimizer, pick: Pick):
-        self._step = jax.jit(functools.partial(_step, loss, with_extra_args(optimizer)))
-        self._pick = pick
+    def __init__(self, loss: Loss, optimizer: Optimizer, pick: Pick, placing: Placing = _HERE):
+        self._step = jax.jit(functools.partial(_step, loss, with_extra_args(optimizer), placing))
+        self._pick, self.placing = pick, placing
         self._seen: set[Hashable] = set()
         self.in_place = jax.jit(self._many, static_argnums=4, donate_argnums=0)
         self.beside = jax.jit(self._many, static_argnums=4)
@@ -109,25 +112,29 @@ class Steps:
         return new
 
 
-def _step(loss: Loss, optimizer: Any, carry: Carry, batch: PyTree) -> tuple[Carry, Log]:
+def _step(loss: Loss, optimizer: Any, placing: Placing, carry: Carry, batch: PyTree) -> tuple[Carry, Log]:
     import optax  # here, so that importing the library does not cost it
 
     ps, st, opt_state, before = carry
-    gradient_of = jax.value_and_grad(functools.partial(evaluate, loss), has_aux=True)
-    (value, (new_st, metrics)), gradient = gradient_of(ps, st, batch)
+    evaluate_loss = functools.partial(evaluate, loss)
+    (value, (new_st, metrics)), gradient = placing.value_and_grad(evaluate_loss)(ps, st, batch)
     fine = jnp.isfinite(value)
 
     def value_fn(ps: Params) -> Array:
-        return evaluate(loss, ps, st, batch)[0]
+        return placing.value(evaluate_loss)(ps, st, batch)[0]
 
+    gradient, shown = placing.shown((gradient, ps))
     extra = {"value": value, "grad": gradient, "value_fn": value_fn}
-    updates, new_opt_state = optimizer.update(gradient, opt_state, ps, **extra)
-    new_ps = strong(optax.apply_updates(ps, updates))
+    updates, new_opt_state = optimizer.update(gradient, placing.shown(opt_state), shown, **extra)
+    new_ps = placing.hidden(strong(optax.apply_updates(shown, updates)))
     finite = functools.reduce(jnp.logical_and, map(_all_finite, jax.tree.leaves(new_ps)), fine)
     failure = jnp.where(fine, jnp.where(finite, FINE, PARAMETERS), LOSS).astype(jnp.int8)
     before = _select(fine, (ps, st), before)
-    return Carry(new_ps, strong(new_st), strong(new_opt_state), before), Log(
-        strong(value), strong(metrics), failure
+    return placing.hidden(
+        (
+            Carry(new_ps, strong(new_st), strong(new_opt_state), before),
+            Log(strong(value), strong(metrics), failure),
+        )
     )
 
 
@@ -173,13 +180,13 @@ def differences(a: PyTree, b: PyTree) -> str:
     return listing(pairs.items()) if pairs else f"{describe(a)} before and {describe(b)} after"
 
 
-def compiled_steps(loss: Loss, optimizer: Optimizer, pick: Pick) -> Steps:
+def compiled_steps(loss: Loss, optimizer: Optimizer, pick: Pick, placing: Placing = _HERE) -> Steps:
     """Return the compiled steps: the same object in each call, as long as it is one of the last few."""
     try:
         hash((loss, optimizer))
     except TypeError:
-        return Steps(loss, optimizer, pick)
-    return _kept_steps(loss, optimizer, pick)
+        return Steps(loss, optimizer, pick, placing)
+    return _kept_steps(loss, optimizer, pick, placing)
 
 
 # Few, since each holds what its loss closes over.

@@ -13,7 +13,8 @@ from ..core.setup import testmode
 from ..types import Array, Params, PyTree
 from ..vectors.names import describe, listing
 from ..vectors.record import Record
-from .data import Batches, as_arrays, on_device, several
+from .data import Batches, as_arrays, several
+from .placing import Placing
 from .result import Best, Validation
 from .steps import Loss, evaluate
 
@@ -21,12 +22,12 @@ from .steps import Loss, evaluate
 class Validator:
     """Evaluates `validate=(loss, data, every)`, and keeps the values and the best parameters."""
 
-    def __init__(self, validate: tuple[Loss, PyTree, int], patience: int | None):
+    def __init__(self, validate: tuple[Loss, PyTree, int], patience: int | None, placing: Placing):
         if not isinstance(validate, tuple) or len(validate) != 3 or not callable(validate[0]):
             raise TypeError(f"train_loop: expected validate=(loss, data, every), found {describe(validate)}")
         self._loss, self._data, every = validate
         self.every = checked(Size, "train_loop: every, the third of validate", every)
-        self._patience = patience
+        self._patience, self._placing = patience, placing
         if isinstance(self._data, Iterator):
             raise TypeError(
                 "train_loop: expected validation data that can be gone through again and again, found an "
@@ -38,7 +39,8 @@ class Validator:
                 f"samples, or drop_last=True, found {self._data.size}: the last batch has samples twice"
             )
         if not several(self._data):
-            self._data = on_device(self._data, "train_loop: expected validation data to be arrays or batches")
+            arrays = as_arrays(self._data, "train_loop: expected validation data to be arrays or batches")
+            self._data = placing.to_validate(arrays)
         self.steps: list[int] = []
         self.values: list[float] = []
         self.metrics: dict[str, list[float]] = {}
@@ -84,8 +86,8 @@ class Validator:
 
     def _means(self, ps: Params, st: Record) -> tuple[float, dict[str, float]]:
         """Return the means of the loss and of its metrics."""
-        evaluated = compiled_loss(self._loss)
-        found = [evaluated(ps, st, batch) for batch in self._batches()]
+        evaluated = compiled_loss(self._loss, self._placing)
+        found = [self._placing.settled(evaluated(ps, st, batch)) for batch in self._batches()]
         if not found:
             raise ValueError("train_loop: expected at least one batch to validate with, found none")
         metrics = {name: float(np.mean([float(one[name]) for _, one in found])) for name in found[0][1]}
@@ -93,24 +95,27 @@ class Validator:
 
     def _batches(self) -> Any:
         if isinstance(self._data, Batches):
-            return self._data
+            return (self._placing.to_validate(batch, is_whole=True) for batch in self._data)
         if not several(self._data):
             return [self._data]
-        return (as_arrays(batch, "train_loop: expected a validation batch of arrays") for batch in self._data)
+        expected = "train_loop: expected a validation batch of arrays"
+        return (self._placing.to_validate(as_arrays(batch, expected)) for batch in self._data)
 
 
-def compiled_loss(loss: Loss) -> Any:
+def compiled_loss(loss: Loss, placing: Placing) -> Any:
     """Return a function of `(ps, st, batch)` that gives the loss, and the metrics by name."""
     try:
         hash(loss)
     except TypeError:
-        return _compile(loss)
-    return _kept(loss)
+        return _compile(loss, placing)
+    return _kept(loss, placing)
 
 
-def _compile(loss: Loss) -> Any:
+def _compile(loss: Loss, placing: Placing) -> Any:
+    evaluate_loss = placing.value(functools.partial(evaluate, loss))
+
     def values(ps: Params, st: Record, batch: PyTree) -> tuple[Array, dict[str, Array]]:
-        value, (_, metrics) = evaluate(loss, ps, st, batch)
+        value, (_, metrics) = evaluate_loss(ps, st, batch)
         return value, metrics
 
     return jax.jit(values)
