@@ -317,6 +317,33 @@ def test_digits_killed_and_resumed(tmp_path):
     assert (tmp_path / "killed.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
+# Several devices
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--devices", "8"), ("--processes", "2", "--devices", "2")])
+def test_digits_on_several_devices(options):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / "distributed.py"), "--steps", "8", *options]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(EXAMPLES.parent), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # So few steps do not learn it.
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    devices = {(): 1, ("--devices", "8"): 8}.get(options, 4)
+    assert lines[0].startswith(f"Devices: {devices}, processes: {2 if '--processes' in options else 1}, ")
+    alone, together, apart = (re.match(r"(.*?) +(\S+) +(\S+) +([\d,]+)  (.*)", line) for line in lines[2:5])
+    assert alone[2] == together[2] == apart[2]
+    assert alone[3] == together[3] == apart[3]
+    assert float(alone[3]) < float(alone[2])
+    whole, part = (int(found[4].replace(",", "")) for found in (alone, apart))
+    assert whole / devices <= part <= whole / devices + 100
+    if devices > 1:
+        assert apart[5].startswith("1 all-gather, 1 reduce-scatter, ")
+    assert float(re.search(r"differ by at most (\S+);", lines[5])[1]) < 1e-9
+
+
 # The command line
 
 
