@@ -330,7 +330,7 @@ def test_digits_on_several_devices(options):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     # So few steps do not learn it.
     assert done.returncode == 1, done.stderr
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
     devices = {(): 1, ("--devices", "8"): 8}.get(options, 4)
     assert lines[0].startswith(f"Devices: {devices}, processes: {2 if '--processes' in options else 1}, ")
     alone, together, apart = (re.match(r"(.*?) +(\S+) +(\S+) +([\d,]+)  (.*)", line) for line in lines[2:5])
