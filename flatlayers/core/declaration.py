@@ -131,6 +131,8 @@ class Param(Declared):
             if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
                 raise TypeError(f"Param.bounds: expected a pair (low, high), found {self.bounds!r}")
             object.__setattr__(self, "bounds", tuple(self.bounds))
+            if self.bounds == (None, None):
+                raise ValueError("Param.bounds: expected a lower or an upper bound, found (None, None)")
             if self.transform is not None:
                 raise ValueError("Param: expected bounds or a transform, found both")
         if not isinstance(self.transform, Transform | None):
@@ -165,7 +167,7 @@ class Param(Declared):
         return self.init
 
     def declared_transforms(self, path: str = "") -> dict[str, Transform]:
-        if self.bounds is not None and self.bounds != (None, None):
+        if self.bounds is not None:
             return {path: Interval(*self.bounds)}
         return {} if self.transform is None else {path: self.transform}
 

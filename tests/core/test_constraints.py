@@ -167,7 +167,9 @@ def test_bad_declarations():
         fl.Param((), ones, bounds=(0, 1), transform=fl.transforms.exp)
     with pytest.raises(TypeError, match="expected a transform, found"):
         fl.Param((), ones, transform=jnp.exp)
-    assert fl.Param((), ones, bounds=(None, None)).declared_transforms() == {}
+    for bounds in ((None, None), [None, None]):
+        with pytest.raises(ValueError, match=r"Param.bounds: .* upper bound, found \(None, None\)"):
+            fl.Param((), ones, bounds=bounds)
     assert repr(fl.Param((), ones, bounds=[0, 10])) == "Param((), ones, bounds=(0, 10))"
     text = "Param((), ones, transform=Bijection(exp, log))"
     assert repr(fl.Param((), ones, transform=fl.transforms.exp)) == text
