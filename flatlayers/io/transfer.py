@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..types import DType
-from ..vectors.names import UnknownNameError, is_below, unknown_name
+from ..vectors.names import UnknownNameError, is_below, join_path, unknown_name
 from ..vectors.vector import ComponentVector
 from .errors import LayoutMismatchError
 
@@ -31,7 +31,9 @@ def transfer(
     - `old`: the old vector, as loaded.
     - `into`: the vector of the new model, as set up. Its numbers stay where nothing is taken over. Leading
         axes have to be those of `old`.
-    - `rename`: the new names of old leaves or groups, by path: `{"hidden": "encoder.hidden"}`.
+    - `rename`: the new names of old leaves or groups, by path: `{"hidden": "encoder.hidden"}`. The path of
+        a whole vector is empty: `{"": "encoder"}` if all of it is a group of the new model now, and
+        `{"encoder": ""}` for the other way round.
     - `missing`: for a leaf of the new model that the old one has not, `"keep"` the numbers of `into`, or
         raise (`"error"`).
     - `changed`: for a leaf of another shape, raise (`"error"`), `"keep"` the numbers of `into`, or take over
@@ -120,13 +122,15 @@ class _Match:
 def _renamed(old: ComponentVector, rename: Mapping[str, str]) -> dict[str, str]:
     """Return the old path of each leaf by its new one."""
     for path in rename:
-        if path not in old.layout:
+        if path and path not in old.layout:
             raise UnknownNameError(f"rename: {unknown_name(path, old.layout.view_shapes)}")
     names: dict[str, str] = {}
     for path in old.layout.view_shapes:
         # The longest name that it is below is the one that means it most closely.
-        above = max((name for name in rename if is_below(path, name)), key=len, default=None)
-        name = path if above is None else rename[above] + path[len(above) :]
+        above = max((name for name in rename if not name or is_below(path, name)), key=len, default=None)
+        name = path if above is None else join_path(rename[above], path[len(above) :].lstrip("."))
+        if not name:
+            raise ValueError(f"rename: expected a name for the leaf {path!r}, found ''")
         if name in names:
             raise ValueError(f"rename: expected different new names, found {name!r} twice")
         names[name] = path

@@ -84,6 +84,24 @@ def test_new_names_of_leaves_and_groups():
         fl.transfer(old, into, rename={"hidden.bias": "gain"})
 
 
+def test_a_whole_vector_that_became_a_group_and_back():
+    whole, part = vector(OLD), vector({"encoder": OLD, "readout": (2,)}, 100.0)
+    new, lines = fl.transfer(whole, part, rename={"": "encoder"})
+    assert new.data.tolist() == [*range(10), 110.0, 111.0]
+    assert lines == ["readout: (2,) is new"]
+    back, lines = fl.transfer(part, whole, rename={"encoder": ""}, gone="ignore")
+    assert back.data.tolist() == [100.0 + i for i in range(10)]
+    assert lines == ["readout: (2,) is gone"]
+    # The longest name is the one that counts, and the path in front may have several names.
+    into = vector({"gain": (), "a": {"b": {"hidden": OLD["hidden"]}}}, 100.0)
+    new, lines = fl.transfer(whole, into, rename={"": "a.b", "gain": "gain"})
+    assert new.data.tolist() == [9.0, *range(9)]
+    assert lines == []
+    assert_same(fl.transfer(whole, whole, rename={"": ""})[0], whole)
+    with pytest.raises(ValueError, match="a name for the leaf 'gain', found ''"):
+        fl.transfer(whole, part, rename={"gain": ""})
+
+
 def test_ties():
     free = fl.Layout({"a": (2,), "b": (2,), "c": (2,)})
     tied = free.tie({"b": "a"})
