@@ -50,9 +50,10 @@ class Interval(Transform):
 
     and `x` is `log((v - low) / (high - v))`, `d + log(1 - exp(-d))` with `d = v - low`, and the negative of
     that with `d = high - v`. All of them increase. The distance from the nearer bound has the relative
-    precision of the dtype: rates of 1e-6 in (0, 10) are as good as others. Values are never outside; where
-    the dtype has no number between them and a bound, they are on it. Bounds that the dtype does not have are
-    rounded inward.
+    precision of the dtype: rates of 1e-6 in (0, 10) are as good as others. There and back, the rounding of
+    the free number `x` in between costs up to `|x|` epsilons of it, 16 for such a rate. Values are never
+    outside; where the dtype has no number between them and a bound, they are on it. Bounds that the dtype
+    does not have are rounded inward.
 
     The first and the inverse are those of the Stan reference manual, "Constraint transforms" (its one-sided
     bounds take `exp`, under which a large free number overflows; for that see `fl.transforms.exp`).

@@ -97,6 +97,23 @@ def test_round_trip(low, high, dtype):
     assert (np.abs(back - values) <= 4 * eps * np.maximum(np.abs(values), max(ends))).all()
 
 
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_there_and_back_a_distance_loses_what_the_free_number_is_rounded_by(dtype):
+    eps = np.finfo(dtype).eps
+    for low, high, side in (
+        (0.0, 10.0, 1),
+        (0.0, None, 1),
+        (None, 0.0, -1),
+        (-10.0, 0.0, -1),
+        (0.0, 1e20, 1),
+    ):
+        interval = fl.transforms.Interval(low, high)
+        values = (side * np.geomspace(1e-30, 4.0, 200)).astype(dtype)
+        free = interval.inverse(values)
+        lost = np.abs(np.asarray(interval.forward(free), float) - values) / np.abs(values)
+        assert (lost <= (np.abs(np.asarray(free, float)) + 3) * eps).all()
+
+
 def test_half_precisions_stay_inside():
     for dtype in (jnp.float16, jnp.bfloat16):
         x = jnp.linspace(-30, 30, 200).astype(dtype)
