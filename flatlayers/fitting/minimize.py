@@ -84,8 +84,9 @@ def minimize(
     **Raises:** `NonFiniteError` if the loss or its gradient at the start or the end is not finite, and for a
     product with the Hessian that is not. In between a trial may be: SciPy gets the largest finite loss so far
     in its place, and a gradient of zero, so that no search ends there and none makes NaN of it.
-    `ValueError` for a start outside of the bounds, a method that has no bounds, and as `fl.bounds`;
-    `TypeError` for what is no vector, and for a loss that is no real number.
+    `ValueError` for a start outside of the bounds, a method that has no bounds, numbers that equal bounds fix
+    and constraints or a callback with `COBYLA`, and as `fl.bounds`; `TypeError` for what is no vector, and
+    for a loss that is no real number.
 
     **Warns:** if SciPy has no success, with its message: `maxiter` was reached, or the precision lost.
 
@@ -108,6 +109,8 @@ def minimize(
     limits = None if bounds is None else _limits(bounds, ps, method)
     if limits is not None:
         start = _inside(start, ps, limits)
+    if kind == "cobyla" and limits is not None:
+        _check_fixed(limits, "constraints" in options or callback is not None)
     problem.check(start, "the loss and its gradient at the start")
     if kind in _BY_HESSIAN_PRODUCT:
         options.setdefault("hessp", problem.hessian_product)
@@ -243,6 +246,17 @@ def _limits(
             f"minimize: expected low <= high for {ps.layout.label(i)!r}, found {low[i]}, {high[i]}"
         )
     return Bounds(low, high, keep_feasible=True)  # pyright: ignore[reportArgumentType]
+
+
+def _check_fixed(limits: "Bounds", shows_numbers: bool) -> None:
+    """Refuse what COBYLA does wrong: constraints and callbacks get a vector without what is fixed."""
+    fixed = limits.lb == limits.ub
+    if fixed.all() or (fixed.any() and shows_numbers):
+        raise ValueError(
+            "minimize: expected no numbers that equal bounds fix, found "
+            f"{fixed.sum()} of {fixed.size}: COBYLA leaves them out of what it gives to constraints and to a "
+            "callback, and needs one that is free; COBYQA takes them"
+        )
 
 
 def _inside(start: np.ndarray, ps: ComponentVector, limits: "Bounds") -> np.ndarray:

@@ -116,6 +116,29 @@ def test_a_start_on_a_bound_that_the_dtype_does_not_have():
         fl.minimize(lambda ps: -ps.a, ps, bounds={"a": (0, 0.2)})
 
 
+@pytest.mark.parametrize("method", BY_BOUNDS)
+def test_numbers_fixed_by_equal_bounds(method):
+    bounds = {"a": (0.5, 0.5), "rates": (None, 2.0)}
+    options = {"options": {"maxiter": 4000}} if method in ("Nelder-Mead", "COBYLA") else {}
+    result = fl.minimize(quadratic, start(), TARGET, method=method, bounds=bounds, **options)
+    expected = TARGET.copy()
+    expected[0] = 0.5
+    assert_close(result.x.data, expected, atol=1e-2)
+    assert float(result.x.a) == 0.5
+
+
+def test_fixed_numbers_and_cobyla():
+    seen, constraint = [], {"type": "ineq", "fun": lambda x: 0.7 - x[1]}  # of 8 numbers
+    given = [{"callback": seen.append}, {"constraints": constraint}]
+    for options in given:
+        fl.minimize(quadratic, start(), TARGET, method="COBYQA", bounds={"a": (0.5, 0.5)}, **options)
+        with pytest.raises(ValueError, match=r"equal bounds fix, found 1 of 8: COBYLA .* COBYQA takes them"):
+            fl.minimize(quadratic, start(), TARGET, method="COBYLA", bounds={"a": (0.5, 0.5)}, **options)
+    assert all(ps.layout == LAYOUT for ps in seen)
+    with pytest.raises(ValueError, match="found 8 of 8"):
+        fl.minimize(quadratic, start(), TARGET, method="COBYLA", bounds=(start(), start()))
+
+
 def test_numbers_between_float64_and_the_dtype_of_the_vector():
     seen = []
 
