@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from ..core.fields import Flag, Size, checked
 from ..types import Array, ArrayLike, Key, PyTree
 from ..vectors.names import describe
+from .checks import check_key
 from .placing import Placing
 
 
@@ -103,7 +104,7 @@ def batches(
     **Returns:** a `Batches`.
 
     **Raises:** `ValueError` for arrays of different lengths, for fewer samples than `size` and for a missing
-    key; `TypeError` for what are no arrays.
+    key; `TypeError` for what are no arrays and for what is no key.
 
     >>> import jax.numpy as jnp
     >>> import flatlayers as fl
@@ -125,6 +126,8 @@ def batches(
         raise ValueError(f"batches: expected at least {size} samples for a batch, found {length}")
     if shuffle and key is None:
         raise ValueError("batches: expected a key to shuffle with, found none; shuffle=False needs none")
+    if key is not None:
+        check_key("batches: key", key)
     return Batches(arrays, size, key, shuffle, drop_last, length)
 
 

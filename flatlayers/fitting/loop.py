@@ -14,6 +14,7 @@ from ..io.files import Path
 from ..types import Params, PyTree, State
 from ..vectors.record import Record, as_record
 from .checkpoint import load_result, save_result
+from .checks import check_arguments
 from .data import source_of
 from .leafwise import differs_by_leaf
 from .per_leaf import Optimizer
@@ -109,7 +110,8 @@ def train_loop(
     **Raises:** `NonFiniteLossError`, with the step and the last good parameters, for a loss or new parameters
     that are not finite; `ValueError` if the batches come to an end before the steps do, differ in shape, or
     have a number of samples that devices do not divide, and for processes with other parameters or states;
-    `TypeError` for a state that changes its type in each step, and for data that are no batches of arrays.
+    `TypeError` for a state that changes its type in each step, for data that are no batches of arrays, and
+    for parameters that are not floating.
     These, and exceptions of the callback, the data and the validation, have the result so far as `result`.
 
     **Warns:** if the optimiser works leaf by leaf and sees a vector, as far as a short trial tells.
@@ -125,6 +127,7 @@ def train_loop(
     >>> result.losses.shape
     (300,)
     """
+    check_arguments(loss, ps, optimizer, callback)
     steps = checked(Size, "train_loop: steps", steps)
     start = checked(Count, "train_loop: start", start)
     if resume is not None and (start or opt_state is not None):

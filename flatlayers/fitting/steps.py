@@ -1,7 +1,7 @@
 """The compiled part of the training loop: a number of steps, known at run time only, in one call."""
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..types import Array, Params, PyTree, State
 from ..vectors.names import describe, listing
 from ..vectors.record import Record, as_record
+from .checks import metrics_as_arrays
 from .per_leaf import Optimizer, with_extra_args
 from .placing import OneDevice, Placing
 
@@ -59,9 +60,7 @@ def evaluate(
         raise TypeError(f"train_loop: expected the loss to be one floating number, found {describe(value)}")
     # A state is no tuple, but `None`, a record or another mapping.
     st, metrics = rest if isinstance(rest, tuple) and len(rest) == 2 else (rest, {})
-    if not isinstance(metrics, Mapping) or any(jnp.shape(metric) for metric in metrics.values()):
-        raise TypeError(f"train_loop: expected metrics as a mapping of numbers, found {describe(metrics)}")
-    return value, (as_record(st), {name: jnp.asarray(metric) for name, metric in metrics.items()})
+    return value, (as_record(st), metrics_as_arrays(metrics))
 
 
 class Steps:
