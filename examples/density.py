@@ -4,8 +4,8 @@ A continuous normalizing flow (Grathwohl et al., 2019) moves the points of a nor
 learned field, until they lie where the samples are. Along each path the change of the log density is the
 integral of the trace of the field's Jacobian, exact here, so that the flow is trained by the likelihood of
 the samples. The field depends on time; the kinetic and the Jacobian term of Finlay et al. (2020) in the loss
-keep the paths simple, and the steps of the solver few. Adam steps the flat vector inside a scanned `jit`, on
-new samples at each step.
+keep the paths simple, and the steps of the solver few. The data of the training loop are keys, one for each
+step of Adam, with which the loss draws new samples.
 
 Out come the model, the integral of the density over a grid, the mean log density of new samples, next to that
 of the normal distribution of their mean and covariance, and a picture. If the integral is not 1 within 1 %,
@@ -24,13 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import flatlayers as fl
 
 
 BATCH = 256
-CHUNK = 50  # steps in one call of a compiled function
 KINETIC, JACOBIAN = 0.01, 0.001  # weights of the regularizers in the loss
 EDGE, POINTS = 4.0, 161  # of the grid, -EDGE to EDGE with POINTS along a side
 REQUIRED = 0.01  # of the integral
@@ -57,31 +55,20 @@ def two_moons(key: jax.Array, count: int) -> jax.Array:
     return (arcs + 0.1 * jax.random.normal(noise_key, arcs.shape)) / jnp.array([0.87, 0.5])
 
 
-def train(flow: fl.FFJORD, steps: int, key: jax.Array) -> tuple[Any, Any]:
-    """The vector and the state after `steps` of Adam on the likelihood of new samples."""
+def train(flow: fl.FFJORD, steps: int, key: jax.Array) -> fl.TrainResult:
+    """Adam on the likelihood of new samples at each step."""
     setup_key, samples_key = jax.random.split(key)
     ps, st = fl.setup(setup_key, flow)
-    adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
-    def loss(ps: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        log_density, new = flow(two_moons(key, BATCH), ps, st)
-        regularizers = KINETIC * new.stats.kinetic + JACOBIAN * new.stats.jacobian
-        return regularizers - jnp.mean(log_density), (jnp.mean(log_density), new.stats.num_steps)
+    def loss(ps: Any, st: Any, key: jax.Array) -> tuple[Any, Any]:
+        log_density, st = flow(two_moons(key, BATCH), ps, st)
+        mean, stats = jnp.mean(log_density), st.stats
+        value = KINETIC * stats.kinetic + JACOBIAN * stats.jacobian - mean
+        return value, (st, {"log_density": mean, "solver_steps": stats.num_steps})
 
-    def step(carry: Any, key: jax.Array) -> Any:
-        ps, moments = carry
-        gradient, seen = jax.grad(loss, has_aux=True)(ps, key)
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), moments), seen
-
-    chunk = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
-    carry: Any = ps, adam.init(ps)  # pyright: ignore[reportArgumentType]
-    with tqdm(total=steps, desc="training", unit="step") as bar:
-        for keys in jax.random.split(samples_key, steps).reshape(-1, CHUNK):
-            carry, (log_density, taken) = chunk(carry, keys)
-            bar.set_postfix(log_density=f"{log_density[-1]:.3f}", solver_steps=int(taken[-1]), refresh=False)
-            bar.update(CHUNK)
-    return carry[0], st
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+    keys = iter(jax.random.split(samples_key, steps))
+    return fl.train_loop(loss, ps, st, optimizer, keys, steps=steps)
 
 
 def grid() -> tuple[np.ndarray, float]:
@@ -117,7 +104,6 @@ def main(argv: list[str] | None = None) -> int:
         "and the log density of new samples, and draw both.",
         out="density.png",
         seed="of the first weights and of the samples",
-        chunk=CHUNK,
         argv=argv,
     )
     start = time.perf_counter()
@@ -125,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     model = InTime(fl.MLP(3, (48, 48), 2))
     flow = fl.FFJORD(model, with_time=True, regularize=True, stepsize_controller=COARSE)
     print(fl.pformat(flow), flush=True)
-    ps, st = train(flow, options.steps, train_key)
+    ps = train(flow, options.steps, train_key).ps
 
     fine = fl.FFJORD(model, with_time=True, stepsize_controller=FINE)
     st = fl.initial_states(train_key, fine)

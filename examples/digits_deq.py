@@ -26,12 +26,10 @@ import optimistix as optx
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 import flatlayers as fl
 
 
-CHUNK = 50  # steps in one call of a compiled function
 BATCH = 64
 FEATURES = 64
 JACOBIAN = 5.0  # the weight of its mean square in the loss
@@ -85,42 +83,24 @@ def half(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return 0.5 * jax.random.normal(key, shape, dtype) / shape[1] ** 0.5
 
 
-class Trained(NamedTuple):
-    ps: fl.ComponentVector
-    st: fl.Record
-    losses: np.ndarray  # a row a step: the cross-entropy and the steps of the solver
+def train(model: fl.Chain, digits: Digits, steps: int, seed: int) -> fl.TrainResult:
+    """So many steps of Adam in shuffled mini-batches."""
+    setup_key, data_key = jax.random.split(jax.random.key(seed))
+    ps, st = fl.setup(setup_key, model)
 
+    def loss(ps: Any, st: Any, batch: Digits) -> tuple[Any, Any]:
+        logits, st = model(batch.images, ps, st)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+        stats = st.features.stats
+        metrics = {"entropy": entropy, "solver_steps": stats.num_steps}
+        return entropy + JACOBIAN * stats.jacobian_loss, (st, metrics)
 
-def train(model: fl.Chain, ps: Any, st: Any, digits: Digits, steps: int, key: jax.Array) -> Trained:
-    """So many steps of Adam, each on a batch drawn at random."""
-    images, labels = jnp.asarray(digits.images), jnp.asarray(digits.labels)
     # An equation that is nearly singular for one image gives a large gradient.
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
-
-    def loss(ps: Any, st: Any, batch: Any) -> tuple[Any, Any]:
-        logits, st = model(images[batch], ps, st)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
-        return entropy + JACOBIAN * st.features.stats.jacobian_loss, (st, entropy)
-
-    def step(carry: Any, key: jax.Array) -> Any:
-        ps, st, moments = carry
-        batch = jax.random.randint(key, (BATCH,), 0, len(labels))
-        gradient, (st, entropy) = jax.grad(loss, has_aux=True)(ps, st, batch)
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), st, moments), (entropy, st.features.stats.num_steps)
-
-    chunk = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
-    carry, rows = (ps, st, adam.init(ps)), []
-    with tqdm(total=steps, desc="training", unit="step") as bar:
-        for keys in jax.random.split(key, steps).reshape(-1, CHUNK):
-            carry, (entropies, solver_steps) = chunk(carry, keys)
-            rows.append(np.stack([entropies, solver_steps], axis=-1))
-            bar.set_postfix(loss=f"{entropies.mean():.4f}", refresh=False)
-            bar.update(CHUNK)
-    return Trained(carry[0], carry[1], np.concatenate(rows))
+    return fl.train_loop(loss, ps, st, adam, fl.batches(digits, BATCH, key=data_key), steps=steps)
 
 
-def residuals(solver: Any, model: fl.Chain, trained: Trained, digits: Digits) -> np.ndarray:
+def residuals(solver: Any, model: fl.Chain, trained: fl.TrainResult, digits: Digits) -> np.ndarray:
     """The largest residual of a test image, averaged over all, after 0, 1, 2, ... applications.
 
     The solver takes its steps one by one, as optimistix has them taken.
@@ -146,7 +126,7 @@ def residuals(solver: Any, model: fl.Chain, trained: Trained, digits: Digits) ->
     return np.asarray(jax.jit(run)())
 
 
-def plot(found: dict[str, np.ndarray], trained: Trained, out: Path) -> None:
+def plot(found: dict[str, np.ndarray], trained: fl.TrainResult, out: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, values), style in zip(found.items(), ("o-", "s-", "^-"), strict=True):
@@ -157,10 +137,11 @@ def plot(found: dict[str, np.ndarray], trained: Trained, out: Path) -> None:
     )
     left.set_ylabel("largest of an image, mean over test images")
     left.legend()
-    entropy, steps = trained.losses.reshape(-1, 10, 2).mean(1).T
-    at = 10 * np.arange(len(steps)) + 5
+    names, mean = ("entropy", "solver_steps"), np.full(20, 1 / 20)
+    entropy, steps = (np.convolve(trained.metrics[name], mean, "valid") for name in names)
+    at = np.arange(len(steps)) + len(mean) / 2
     right.semilogy(at, entropy, color="tab:blue")
-    right.set(title="Training, means of 10 steps", xlabel="step of Adam")
+    right.set(title="Training, running means of 20 steps", xlabel="step of Adam")
     right.set_ylabel("cross-entropy", color="tab:blue")
     other = right.twinx()
     other.plot(at, steps, color="tab:orange")
@@ -169,7 +150,7 @@ def plot(found: dict[str, np.ndarray], trained: Trained, out: Path) -> None:
     figure.savefig(out, format="png", dpi=120)
 
 
-def report(model: fl.Chain, trained: Trained, tested: Digits) -> float:
+def report(model: fl.Chain, trained: fl.TrainResult, tested: Digits) -> float:
     """Print how the equation is solved for the test images, and return the accuracy."""
     ps, st = trained.ps, fl.testmode(trained.st)
     cell: Any = model["features"]
@@ -180,7 +161,7 @@ def report(model: fl.Chain, trained: Trained, tested: Digits) -> float:
     print(
         f"\n{right.sum()} of {len(right)} test images read right: {right.mean():.1%}\n"
         f"Anderson took {features.stats.num_steps} steps to a residual of {features.stats.residual:.1e}; in "
-        f"training {trained.losses[:, 1].mean():.1f} on average.\n"
+        f"training {trained.metrics['solver_steps'].mean():.1f} on average.\n"
         f"The spectral radius of the Jacobian is {radius(z, x):.2f}: the largest of all test images."
     )
     return float(right.mean())
@@ -192,14 +173,12 @@ def main() -> None:
         "images kept for the test and draw how three solvers find the equilibrium.",
         out="digits_deq.png",
         seed="of the first weights and the batches",
-        chunk=CHUNK,
     )
     start = time.perf_counter()
     learned, tested = Digits.load()
     model = network()
     print(fl.pformat(model), flush=True)
-    setup_key, train_key = jax.random.split(jax.random.key(options.seed))
-    trained = train(model, *fl.setup(setup_key, model), learned, options.steps, train_key)
+    trained = train(model, learned, options.steps, options.seed)
     accuracy = report(model, trained, tested)
     never = 1e-9  # so that nothing stops
     solvers = {

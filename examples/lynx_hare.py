@@ -7,8 +7,8 @@ The hare and lynx pelts of the Hudson's Bay Company, 1900 to 1920, are fitted in
 - a universal differential equation (UDE): growth and decay as in Lotka-Volterra, while predation and
   conversion come from a network that sees both populations. Its rates and its weights are one vector.
 
-All three are treated alike. The populations of 1900 are parameters too. Adam runs inside a scanned `jit`
-while the fitted horizon grows year by year, which keeps it from settling on a flat line; L-BFGS finishes.
+All three are treated alike. The populations of 1900 are parameters too. Adam steps while the fitted horizon
+grows year by year, which keeps it from settling on a flat line; L-BFGS finishes, by the same training loop.
 A ridge on the weights keeps the networks smooth; with all weights zero the UDE is Lotka-Volterra. The
 years from 1915 on are held out: nothing that is fitted or scaled sees them. With 15 years to learn from,
 the networks follow those far more closely than Lotka-Volterra does, and foretell the next less well. How
@@ -25,7 +25,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import flatlayers as fl
 
 
 DATA = Path(__file__).parent / "data" / "lynx_hare.csv"
 FIRST_HELD_OUT = 1915
-CHUNK = 100  # steps in one call of a compiled function
 FINISH = 300  # steps of L-BFGS
 RIDGE = 1e-3
 CONTROLLER = diffrax.PIDController(rtol=1e-5, atol=1e-6)
@@ -155,48 +152,16 @@ def fit(model: Model, pelts: Pelts, steps: int) -> fl.ComponentVector:
     """Adam on a growing horizon, then L-BFGS on all years that are fitted. Both step the flat vector."""
     years, observed = pelts.time[: pelts.fitted], pelts.log_pelts[: pelts.fitted]
 
-    def loss(ps: fl.ComponentVector, horizon: Any) -> jax.Array:
+    def loss(ps: Any, st: Any, horizon: Any) -> tuple[Any, Any]:
         weight = jnp.clip(horizon - years, 0.0, 1.0)
         error = jnp.mean((model.predict(ps, years) - observed) ** 2, axis=-1)
-        return jnp.sum(weight * error) / jnp.sum(weight) + RIDGE * jnp.sum(ps[model.ridge] ** 2)
-
-    adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-
-    def adam_step(carry: Any, horizon: Any) -> Any:
-        ps, state = carry
-        value, gradient = jax.value_and_grad(loss)(ps, horizon)
-        updates, state = adam.update(gradient, state)
-        return (optax.apply_updates(ps, updates), state), value
-
-    lbfgs = optax.lbfgs(memory_size=20)
-
-    def lbfgs_step(carry: Any, horizon: Any) -> Any:
-        ps, state = carry
-        full = partial(loss, horizon=horizon)
-        value, gradient = optax.value_and_grad_from_state(full)(ps, state=state)
-        updates, state = lbfgs.update(gradient, state, ps, value=value, grad=gradient, value_fn=full)
-        return (optax.apply_updates(ps, updates), state), value
+        return jnp.sum(weight * error) / jnp.sum(weight) + RIDGE * jnp.sum(ps[model.ridge] ** 2), st
 
     last = years[-1] + 1
     growing = np.clip(np.linspace(3, 2 * last - 3, steps), 3, last)
-    ps: Any = model.ps  # the types of optax know no other vector than an array
-    with tqdm(total=steps + FINISH, desc=f"{model.name:14}", unit="step") as bar:
-        ps = run(adam_step, (ps, adam.init(ps)), growing, bar)
-        return run(lbfgs_step, (ps, lbfgs.init(ps)), np.full(FINISH, last), bar)
-
-
-def run(step: Callable[..., Any], carry: Any, horizons: np.ndarray, bar: tqdm) -> Any:
-    """The parameters after a step for each horizon, `CHUNK` steps in one compiled scan."""
-    chunk = jax.jit(lambda carry, horizons: jax.lax.scan(step, carry, horizons))
-    # The first state of L-BFGS has weak types, with which only the first chunk would be compiled.
-    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), carry)
-    for part in horizons.reshape(-1, CHUNK):
-        carry, values = chunk(carry, jnp.asarray(part))
-        bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
-        bar.update(CHUNK)
-        if not np.isfinite(values[-1]):
-            break
-    return carry[0]
+    adam, lbfgs = optax.adam(optax.cosine_decay_schedule(1e-2, steps)), optax.lbfgs(memory_size=20)
+    first = fl.train_loop(loss, model.ps, {}, adam, iter(growing), steps=steps)
+    return fl.train_loop(loss, first.ps, first.st, lbfgs, last, steps=FINISH).ps
 
 
 class Fit(NamedTuple):
@@ -211,7 +176,10 @@ class Fit(NamedTuple):
 
 def fit_and_compare(model: Model, pelts: Pelts, steps: int) -> Fit:
     start = time.perf_counter()
-    ps = fit(model, pelts, steps)
+    try:
+        ps = fit(model, pelts, steps)
+    except fl.NonFiniteLossError:
+        sys.exit(f"{model.name}: the fit failed, its loss is not finite; try another --seed")
     times = np.linspace(0.0, pelts.time[-1], 10 * (len(pelts.year) - 1) + 1)
     curve = np.asarray(jax.jit(lambda ps: model.predict(ps, times))(ps))
     if not np.isfinite(curve).all():
@@ -267,7 +235,6 @@ def main() -> None:
         "equation; print a table of errors and draw the fits.",
         out="lynx_hare.png",
         seed="of the networks' first weights",
-        chunk=CHUNK,
     )
     pelts = Pelts.load()
     z0, key = pelts.log_pelts[0], jax.random.key(options.seed)

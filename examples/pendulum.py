@@ -29,7 +29,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import flatlayers as fl
 
@@ -42,7 +41,6 @@ PENDULUMS = 32
 NOISE = 0.01  # standard deviation, in the units of `SCALE`
 SCALE = np.array([1.0, 3.0])  # of angles and of momenta
 STARTS = np.array([[1.0, 0.0], [1.5, 0.0]])
-CHUNK = 100  # steps in one call of a compiled function
 REQUIRED = 0.02  # of the energy
 FINE = diffrax.PIDController(rtol=1e-6, atol=1e-7)
 
@@ -80,7 +78,7 @@ def observe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return starts, motion + NOISE * SCALE * jax.random.normal(noise_key, motion.shape)
 
 
-def train(field: fl.Layer, name: str, steps: int, key: jax.Array) -> fl.ComponentVector:
+def train(field: fl.Layer, steps: int, key: jax.Array) -> fl.ComponentVector:
     """The parameters of the field, after Adam on the motion that follows from it."""
     setup_key, data_key = jax.random.split(key)
     starts, seen = observe(data_key)
@@ -93,28 +91,16 @@ def train(field: fl.Layer, name: str, steps: int, key: jax.Array) -> fl.Componen
         max_steps=len(OBSERVED) + 1,
     )
     ps, st = fl.setup(setup_key, ode)
-    adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
-    def loss(ps: fl.ComponentVector, horizon: Any) -> jax.Array:
+    def loss(ps: Any, st: Any, horizon: Any) -> tuple[Any, Any]:
         weight = jnp.clip(horizon - jnp.arange(len(OBSERVED)), 0.0, 1.0)
-        error = jnp.mean(((ode(starts, ps, st)[0] - seen) / SCALE) ** 2, (1, 2))
-        return jnp.sum(weight * error) / jnp.sum(weight)
+        motion, st = ode(starts, ps, st)
+        error = jnp.mean(((motion - seen) / SCALE) ** 2, (1, 2))
+        return jnp.sum(weight * error) / jnp.sum(weight), st
 
-    def step(carry: Any, horizon: Any) -> Any:
-        ps, moments = carry
-        value, gradient = jax.value_and_grad(loss)(ps, horizon)
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), moments), value
-
-    chunk = jax.jit(lambda carry, horizons: jax.lax.scan(step, carry, horizons))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
     horizons = np.clip(np.linspace(3, 2 * len(OBSERVED), steps), 3, len(OBSERVED))
-    carry: Any = ps, adam.init(ps)  # pyright: ignore[reportArgumentType]
-    with tqdm(total=steps, desc=f"{name:19}", unit="step") as bar:
-        for part in horizons.reshape(-1, CHUNK):
-            carry, values = chunk(carry, jnp.asarray(part))
-            bar.set_postfix(loss=f"{values[-1]:.1e}", refresh=False)
-            bar.update(CHUNK)
-    return carry[0]
+    return fl.train_loop(loss, ps, st, optimizer, iter(horizons), steps=steps).ps
 
 
 def symplectic(field: fl.HamiltonianNN, ps: fl.ComponentVector, times: np.ndarray) -> np.ndarray:
@@ -189,7 +175,6 @@ def main(argv: list[str] | None = None) -> int:
         out="pendulum.png",
         seed="of the first weights and of the observations",
         steps=1500,
-        chunk=CHUNK,
         argv=argv,
     )
     start, key = time.perf_counter(), jax.random.key(options.seed)
@@ -200,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     swings = []
     for name, field, solve in models:
         print(f"{name}:\n{fl.pformat(field)}", flush=True)
-        swings.append(Swing(name, solve(field, train(field, name, options.steps, key), times)))
+        swings.append(Swing(name, solve(field, train(field, options.steps, key), times)))
     plot(swings, times, options.out)
     kept, lost = swings
     for run in swings:

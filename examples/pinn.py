@@ -9,7 +9,7 @@ loss is the mean square of what is left of the equation at points of space and t
 and `t` in it are Jacobian-vector products of the network, one for the whole batch of points and nested for
 `u_xx`, and the gradient by the weights goes back through them. The initial and the boundary values hold
 by construction. Adam, on points that are drawn anew at each step, and then L-BFGS, on points that stay, step
-the flat vector inside a scanned `jit`.
+the flat vector by the same training loop.
 
 The closed form is that of Cole and Hopf. Out come the model, its relative error (the root mean square of the
 difference over that of the closed form) and a picture. With an error above 1 % the exit code is 1. It takes
@@ -18,7 +18,6 @@ difference over that of the closed form) and a picture. With an error above 1 % 
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import flatlayers as fl
 
 
 VISCOSITY = 0.01  # m^2/s
 POINTS = 1000  # of space and time in a batch
-CHUNK = 100  # steps in one call of a compiled function
 FINISH = 2000  # steps of L-BFGS
 REQUIRED = 0.01  # relative error
 SHOWN = (0.25, 0.5, 0.75)  # times of the picture, s
@@ -79,46 +76,19 @@ def closed_form(x: np.ndarray, t: np.ndarray) -> np.ndarray:
     return -np.sum(np.sin(np.pi * y) * density, -1) / np.sum(density, -1)
 
 
-def train(loss: Callable[..., Any], ps: Any, steps: int, finish: int, key: jax.Array) -> tuple[Any, Any]:
-    """The vector after `steps` of Adam and `finish` steps of L-BFGS, and the loss at each."""
+def train(model: fl.Layer, steps: int, seed: int) -> tuple[fl.TrainResult, fl.TrainResult]:
+    """So many steps of Adam, and then `FINISH` steps of L-BFGS."""
+    setup_key, adam_key, points_key = jax.random.split(jax.random.key(seed), 3)
+    ps, st = fl.setup(setup_key, model)
+
+    def loss(ps: Any, st: Any, points: Any) -> tuple[Any, Any]:
+        return jnp.mean(residual(model, points, ps, st) ** 2), st
+
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+    points = map(jax.jit(draw), jax.random.split(adam_key, steps))
+    first = fl.train_loop(loss, ps, st, adam, points, steps=steps)
     lbfgs = optax.lbfgs(memory_size=50)
-    adam_key, points_key = jax.random.split(key)
-    points = draw(points_key)
-
-    def on_points(ps: Any) -> jax.Array:
-        return loss(ps, points)
-
-    def adam_step(carry: Any, key: jax.Array) -> Any:
-        ps, moments = carry
-        value, gradient = jax.value_and_grad(loss)(ps, draw(key))
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(ps, updates), moments), value
-
-    def lbfgs_step(carry: Any, _: Any) -> Any:
-        ps, state = carry
-        value, gradient = optax.value_and_grad_from_state(on_points)(ps, state=state)
-        updates, state = lbfgs.update(gradient, state, ps, value=value, grad=gradient, value_fn=on_points)
-        return (optax.apply_updates(ps, updates), state), value
-
-    with tqdm(total=steps + finish, desc="training", unit="step") as bar:
-        ps, first = run(adam_step, (ps, adam.init(ps)), jax.random.split(adam_key, steps), bar)
-        ps, then = run(lbfgs_step, (ps, lbfgs.init(ps)), np.empty(finish), bar)
-    return ps, np.concatenate([first, then])
-
-
-def run(step: Callable[..., Any], carry: Any, inputs: Any, bar: tqdm) -> tuple[Any, np.ndarray]:
-    """The vector after a step for each input and the loss at each, `CHUNK` steps in one compiled scan."""
-    chunk = jax.jit(lambda carry, inputs: jax.lax.scan(step, carry, inputs))
-    # The first state of L-BFGS has weak types, with which only the first chunk would be compiled.
-    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), carry)
-    losses = []
-    for part in inputs.reshape(-1, CHUNK):
-        carry, values = chunk(carry, part)
-        losses.append(np.asarray(values))
-        bar.set_postfix(loss=f"{values[-1]:.1e}", refresh=False)
-        bar.update(CHUNK)
-    return carry[0], np.concatenate(losses)
+    return first, fl.train_loop(loss, first.ps, first.st, lbfgs, draw(points_key), steps=FINISH)
 
 
 def grid() -> tuple[np.ndarray, np.ndarray]:
@@ -158,18 +128,12 @@ def main() -> None:
         "closed form and draw both.",
         out="pinn.png",
         seed="of the first weights and of the points",
-        chunk=CHUNK,
     )
     start = time.perf_counter()
     model = Velocity(fl.MLP(2, (20, 20, 20, 20), 1))
     print(fl.pformat(model), flush=True)
-    setup_key, train_key = jax.random.split(jax.random.key(options.seed))
-    ps, st = fl.setup(setup_key, model)
-
-    def loss(ps: Any, points: Any) -> jax.Array:
-        return jnp.mean(residual(model, points, ps, st) ** 2)
-
-    ps, _ = train(loss, ps, options.steps, FINISH, train_key)
+    _, result = train(model, options.steps, options.seed)
+    ps, st = result.ps, result.st
     x, t = grid()
     u = np.asarray(model(jnp.stack([x, t], -1), ps, st)[0])
     exact = closed_form(x, t)

@@ -86,18 +86,18 @@ def test_the_network_of_burgers_equation(key):
 @pytest.mark.slow
 def test_burgers_equation_is_learned_and_what_is_inaccurate_is_a_failure(monkeypatch, tmp_path, capsys):
     pinn = load("pinn")
-    for name, value in (("POINTS", 100), ("CHUNK", 50), ("FINISH", 50)):
+    for name, value in (("POINTS", 100), ("FINISH", 50)):
         monkeypatch.setattr(pinn, name, value)
     trained, train = [], pinn.train
     monkeypatch.setattr(pinn, "train", lambda *args: trained.append(train(*args)) or trained[0])
     out = tmp_path / "pinn.png"
-    monkeypatch.setattr(sys, "argv", ["pinn.py", "--steps", "60", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["pinn.py", "--steps", "100", "--out", str(out)])
     with pytest.raises(SystemExit, match="relative error of at most 1%, found"):
         pinn.main()
     assert out.read_bytes().startswith(b"\x89PNG")
     assert "against the closed form" in capsys.readouterr().out
-    adam, lbfgs = np.split(trained[0][1], [100])
-    assert len(lbfgs) == 50
+    adam, lbfgs = (result.losses for result in trained[0])
+    assert (len(adam), len(lbfgs)) == (100, 50)
     assert np.mean(adam[-20:]) < 0.8 * np.mean(adam[:20])
     assert lbfgs[-1] < 0.5 * lbfgs[0]
 
@@ -146,14 +146,37 @@ def test_a_pendulum_that_keeps_its_energy_passes(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_pendulum_networks_train_and_swing(monkeypatch, key):
     pendulum = load("pendulum")
-    monkeypatch.setattr(pendulum, "CHUNK", 5)
     monkeypatch.setattr(pendulum, "LONG", 0.5)
     times = np.linspace(0, 0.5, 6)
     field = fl.HamiltonianNN(pendulum.SeparableEnergy(fl.MLP(1, (4,), 1), fl.MLP(1, (4,), 1)))
-    ps = pendulum.train(field, "test", 10, key)
+    ps = pendulum.train(field, 10, key)
     paths = [solve(field, ps, times) for solve in (pendulum.symplectic, pendulum.adaptive)]
     np.testing.assert_allclose(*paths, atol=0.01)
     assert paths[0].shape == (6, 2, 2)
+
+
+# Hare and lynx
+
+
+@pytest.mark.slow
+def test_hare_and_lynx(monkeypatch, tmp_path, capsys):
+    lynx_hare = load("lynx_hare")
+    run(lynx_hare, monkeypatch, tmp_path, ["--steps", "2"], FINISH=2)
+    text = capsys.readouterr().out
+    for name in ("Lotka-Volterra", "neural ODE", "UDE"):
+        assert re.search(rf"\n{name} +\d+ +[\d.]+ +[\d.]+ +[\d.]+\n", text)
+    # The solution in logarithms, from which equal rates and populations of 1 do not move.
+    model = lynx_hare.lotka_volterra(np.zeros(2, np.float32))
+    np.testing.assert_allclose(model.predict(model.ps, np.linspace(0.0, 3.0, 4)), 0.0, atol=1e-6)
+    # Growth alone: the hares double each year.
+    rates = {"growth": np.log(np.log(2.0)), "predation": -40.0, "decay": -40.0, "conversion": -40.0}
+    ps = model.ps.replace(log_rates=rates)
+    found = model.predict(ps, np.linspace(0.0, 3.0, 4))
+    np.testing.assert_allclose(np.exp(found), np.stack([2.0 ** np.arange(4), np.ones(4)], axis=-1), rtol=1e-4)
+    # A fit that fails says so.
+    monkeypatch.setattr(lynx_hare, "MAX_STEPS", 1)
+    with pytest.raises(SystemExit, match="Lotka-Volterra: the fit failed, its loss is not"):
+        lynx_hare.main()
 
 
 # A density
@@ -171,7 +194,7 @@ def test_the_two_moons_and_the_normal_distribution_next_to_them(key):
 @pytest.mark.slow
 def test_the_density_in_a_few_steps(tmp_path, monkeypatch, capsys):
     density = load("density")
-    for name, value in {"CHUNK": 2, "BATCH": 8, "POINTS": 41, "REQUIRED": -1.0}.items():
+    for name, value in {"BATCH": 8, "POINTS": 41, "REQUIRED": -1.0}.items():
         monkeypatch.setattr(density, name, value)
     out = tmp_path / "density.png"
     assert density.main(["--steps", "3", "--out", str(out)]) == 1
@@ -268,7 +291,7 @@ def test_the_energy_score_is_least_for_the_same_distribution():
 def test_digits_by_a_deep_equilibrium(monkeypatch, tmp_path, capsys):
     pytest.importorskip("sklearn")
     digits = load("digits_deq")
-    small = {"CHUNK": 10, "BATCH": 8, "FEATURES": 4, "APPLICATIONS": 3}
+    small = {"BATCH": 8, "FEATURES": 4, "APPLICATIONS": 3}
     followed, residuals = [], digits.residuals
     monkeypatch.setattr(digits, "residuals", lambda *args: followed.append(residuals(*args)) or followed[-1])
     with pytest.raises(SystemExit, match="an accuracy of at least 97%, found"):
