@@ -4,7 +4,8 @@ The pelts of 1900 to 1920 are fitted by the equations of Lotka and Volterra, in 
 Levenberg and Marquardt of optimistix, which takes the flat vector of two populations and four rates as it
 is. With the noise as one more parameter, Newton's method finds the mode of the posterior and `fl.hessian`
 its curvature: the Laplace approximation, with names. Random-walk Metropolis, 32 chains in one vector with a
-leading axis, shows how good that is. All of it is in float64.
+leading axis, shows how good that is. All of it is in float64. There is no training loop: the fit is a few
+steps of solvers of second order, and the sampler goes by no gradient.
 
 Out come the rates with their deviations by both, and a picture. If a deviation by Laplace is off by more
 than 20 % of that of the sampler, the exit code is 1. It takes about 20 seconds on two cores.
