@@ -18,7 +18,7 @@ from ..vectors.record import Record
 from ..vectors.sharded import ShardedVector
 from ..vectors.vector import ComponentVector
 from ._format import CODES
-from ._processes import is_first, on_host
+from ._processes import on_host
 
 
 # A mapping of one name, the kind of a part, to what there is to say about it.
@@ -153,7 +153,7 @@ def _numbers(value: jax.Array | np.ndarray | np.generic, path: str) -> tuple[np.
         value = on_host(value, path)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"cannot save {path!r}: expected {_SAVED}, found a masked array")
-    numbers = np.asarray(value, order="C") if is_first() else np.empty(0, value.dtype)
+    numbers = np.asarray(value, order="C")
     if numbers.dtype.byteorder == ">":
         numbers = numbers.astype(numbers.dtype.newbyteorder("<"))
     form = stored(numbers.dtype)

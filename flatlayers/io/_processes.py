@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..types import Array
+from ..types import Array, PyTree
 
 
 _ROOM = 1000  # bytes for the text of an error
@@ -20,16 +20,23 @@ def is_first() -> bool:
 def on_host(array: Array, path: str) -> np.ndarray:
     """Return the numbers of an array, gathered if they are spread over several processes.
 
-    In processes that do not write, numbers take no room and are zeros.
+    In processes that do not write it, a spread array is zeros, for which the system takes no room.
 
     **Raises:** `ValueError` with the path of an array that is spread in a way without a name.
     """
-    if not (array.is_fully_addressable or array.is_fully_replicated):
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if not array.is_fully_replicated:
         if not isinstance(array.sharding, NamedSharding):
             raise ValueError(f"cannot save {path!r}: it is spread over several processes; use Orbax")
         everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(_same, out_shardings=everywhere)(array)
-    return np.asarray(array) if is_first() else np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    return np.asarray(array) if is_first() else np.zeros(array.shape, array.dtype)
+
+
+def is_spread(tree: PyTree) -> bool:
+    """Tell whether a tree has arrays on devices of other processes."""
+    return any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(tree))
 
 
 def first_does(write: Callable[[], None]) -> None:
@@ -37,8 +44,6 @@ def first_does(write: Callable[[], None]) -> None:
 
     **Raises:** the error of `write` there, and in the others an `OSError` with its text.
     """
-    if jax.process_count() == 1:
-        return write()
     error: BaseException | None = None
     if is_first():
         try:
@@ -50,7 +55,7 @@ def first_does(write: Callable[[], None]) -> None:
         raise error
     if text:
         raise OSError(f"process 0 could not write the file: {text}")
-    return None
+    return
 
 
 def _from_first(text: str) -> str:

@@ -1,5 +1,6 @@
 """`save`, `load` and `describe_file`: a run as one file, with names."""
 
+import functools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from ._describe import Block, Description, describe
 from ._format import Header, Tensor, header_bytes, read_header
 from ._like import fit
 from ._numbers import check_dtype, read_numbers
-from ._processes import first_does
+from ._processes import first_does, is_spread
 from ._rebuild import TYPES, Rebuild, Span, Take
 from .errors import FileFormatError
 
@@ -41,8 +42,9 @@ def save(path: Path, /, **parts: PyTree) -> None:
     process that is killed leaves the old file as it was, and the next call removes what it left.
 
     A `ShardedVector` is gathered, and written as the vector that it was cut from: the file says nothing of
-    devices. Of several processes all have to call it; the first one writes its numbers, one vector after
-    another, and all return when the file is there.
+    devices. If some array is on devices of several processes, all of them have to call it; the first one
+    writes, one vector after another, and all return when the file is there. Otherwise a process writes what
+    it has, whatever the others do.
 
     **Arguments:**
 
@@ -73,7 +75,8 @@ def save(path: Path, /, **parts: PyTree) -> None:
             raise ValueError(f"expected identifiers without a leading underscore as names, found {name!r}")
     blocks: list[Block] = []
     described = {name: describe(part, name, blocks) for name, part in parts.items()}
-    first_does(lambda: _write(os.fspath(path), described, blocks))
+    write = functools.partial(_write, os.fspath(path), described, blocks)
+    first_does(write) if is_spread(parts) else write()
 
 
 def load(path: Path, /, *, finite: bool = False, **like: PyTree) -> dict[str, Any]:

@@ -188,6 +188,21 @@ def test_two_processes_write_one_file(tmp_path):
     assert first[0] == second[0] == 0
 
 
+def each_its_own(folder):
+    index = jax.process_index()
+    mine = vector() * (1.0 + index)
+    if index == 0:
+        fl.save(folder / "first", ps=mine)
+    fl.save(folder / f"of {index}", ps=mine)
+    return index
+
+
+def test_processes_write_what_is_theirs_alone(tmp_path):
+    assert run_processes(each_its_own, tmp_path) == [0, 1]
+    for name, factor in {"first": 1.0, "of 0": 1.0, "of 1": 2.0}.items():
+        assert_same(fl.load(tmp_path / name)["ps"], factor * vector())
+
+
 def test_orbax_restores_on_another_number_of_devices(tmp_path):
     """The way of docs/saving.md for vectors that no host has room for."""
     import orbax.checkpoint as ocp
