@@ -4,6 +4,8 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+import jax
+
 
 _DATA_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("data_axis", default=None)
 
@@ -35,3 +37,15 @@ def check_sees_batch(axis_name: str | tuple[str, ...] | None) -> None:
             f"expected axis_name={axis!r}, over which the loss has its batch divided, found {axis_name!r}; "
             "each device would normalise by the statistics of its own part"
         )
+
+
+def parts_of(axis_name: str | tuple[str, ...]) -> int:
+    """Return the number of parts of the batch. **Raises:** `ValueError` outside of the mapped axis."""
+    try:
+        return int(jax.lax.psum(1, axis_name))
+    except NameError:
+        raise ValueError(
+            f"expected a mapped axis for axis_name={axis_name!r}, as of `jax.vmap` or `jax.shard_map`, found "
+            "none; a layer that sees the whole batch, as in plain `jax.jit` over several devices, needs no "
+            "axis_name"
+        ) from None

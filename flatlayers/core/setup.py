@@ -34,7 +34,8 @@ def setup(key: Key, layer: Model, dtype: DType = jnp.float32) -> tuple[Component
 
     - `key`: a PRNG key. Each parameter's key is this one folded with its path: the same key gives
         the same parameters, and adding a layer does not change the others' values. An array of keys,
-        `jax.random.split(key, m)`, gives the vectors of an ensemble, each as its own key gives it.
+        `jax.random.split(key, m)`, gives the vectors of an ensemble, each as its own key gives it
+        (not with keys of `rbg`, with which `jax.vmap` draws otherwise).
     - `layer`: a layer, or a mapping of layers, `Param`s, `Stacked` and mappings: a mechanism and its
         networks in one vector.
     - `dtype`: the dtype of the vector and of floating states.

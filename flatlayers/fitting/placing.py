@@ -240,6 +240,8 @@ class OnMesh:
     def _cut(self, path: Any, x: Any, lead: int) -> Array:
         """Return an array of a batch, with its samples behind so many leading axes, on the devices."""
         is_here, shape = self._is_here(x), np.shape(x)[lead:]
+        if not is_here and self.processes > 1:
+            self._expect_same_shapes(path, shape)
         parts = self._parts if is_here else self._parts_here()
         if shape and shape[0] % parts and (self.per_device or not is_here):
             raise ValueError(_does_not_divide(path, shape, parts, self.processes))
@@ -247,6 +249,18 @@ class OnMesh:
             # The axes of its mesh may be of other types.
             return jax.device_put(x, NamedSharding(self.mesh, self._spec(x)))
         return _from_process(x, self._along(lead if shape else None))
+
+    def _expect_same_shapes(self, path: Any, shape: Shape) -> None:
+        """Raise unless the parts of all processes are alike: each would take another size for the whole."""
+        try:
+            check_synchronized(np.array(shape, np.int64))
+        except ValueError:
+            place = jax.tree_util.keystr(path)
+            raise ValueError(
+                "train_loop: expected batches of the same shape in all processes, found "
+                f"{shape}{f' at {place}' if place else ''} in process {jax.process_index()} and another one "
+                "elsewhere"
+            ) from None
 
     def _parts_here(self) -> int:
         """Return the number of parts that lie on the devices of this process."""

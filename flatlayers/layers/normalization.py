@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.data_axis import check_sees_batch
+from ..core.data_axis import check_sees_batch, parts_of
 from ..core.declaration import Param
 from ..core.fields import Flag, NonNegative, Size
 from ..core.layer import Layer
@@ -375,7 +375,7 @@ def tracked(
         dtype = at_least_float32(x.dtype)
         mean, var = (along_last(value.astype(dtype), x.ndim) for value in (st.running_mean, st.running_var))
         return Moments(mean, jnp.zeros_like(mean), var), st
-    devices = 1 if axis_name is None else int(jax.lax.psum(1, axis_name))
+    devices = 1 if axis_name is None else parts_of(axis_name)
     count = check_several(devices * math.prod(x.shape[a] for a in axes), x)
     found = moments(x, axes, axis_name)
     return found, follow(st, found, count, layer.momentum) if layer.track_stats else st

@@ -43,10 +43,10 @@ def sharded_value_and_grad(loss: Loss, mesh: Mesh, axis: str = "data") -> ValueA
     - `axis`: the axis of the mesh along which the batch and the vector are cut.
 
     **Returns:** a function `(ps, st, batch) -> ((value, st), gradient)`, or with `(st, metrics)` for `st`.
-    `ps` and `gradient` are `ShardedVector`s. Arrays of the batch have samples in front, a number of them that
-    the devices divide; single numbers are for all. States are the same on each device: floating ones are
-    means over them, integers and flags those of the first. A key is another one on each device, and comes
-    back as one that is the same.
+    `ps` and `gradient` are `ShardedVector`s. Arrays of the batch have samples in front, the same number of
+    them, which the devices divide; single numbers are for all. States are the same on each device: floating
+    ones are means over them, integers and flags those of the first. A typed key is another one on each
+    device, and comes back as one that is the same.
 
     **Raises:** `ValueError` for a batch that does not divide, for a `BatchNorm` in training whose `axis_name`
     is not `axis`, for an adjoint that has no gradient here; `TypeError` for a vector that is not sharded on
@@ -231,8 +231,14 @@ def _check_vector(ps: object, mesh: Mesh, axis: str) -> None:
 def batch_specs(batch: PyTree, axis: str, parts: int, lead: int = 0) -> PyTree:
     """Return how a batch lies: cut along its samples, which come behind so many leading axes.
 
-    **Raises:** `ValueError` for a number of samples that the devices do not divide.
+    **Raises:** `ValueError` for a number of samples that the devices do not divide, and for different ones.
     """
+    counts = {jnp.shape(x)[lead] for x in jax.tree.leaves(batch) if jnp.ndim(x) > lead}
+    if len(counts) > 1:
+        raise ValueError(
+            "expected a batch of arrays with the same number of samples in front, which are cut together, "
+            f"found {describe(batch)}; an array without samples, such as times, is one to close over"
+        )
 
     def one(path: Path, x: ArrayLike) -> PartitionSpec:
         shape = jnp.shape(x)[lead:]

@@ -259,6 +259,12 @@ def test_axis_name_takes_the_whole_batch(shape):
     assert_close(gradient, jax.grad(lambda x: jnp.sum(whole(x, ps, st)[0] ** 3))(x), rtol=1e-9)
 
 
+def test_an_axis_that_is_not_there_is_named(key):
+    layer = fl.BatchNorm(3, axis_name="devices")
+    with pytest.raises(ValueError, match="expected a mapped axis for axis_name='devices'.* found none"):
+        layer(jnp.ones((4, 3)), *fl.setup(key, layer, float))
+
+
 def test_two_axis_names():
     layer = fl.BatchNorm(3, axis_name=("hosts", "devices"))
     ps, st = started(layer)

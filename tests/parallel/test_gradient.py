@@ -465,7 +465,12 @@ def test_losses_that_are_refused(loss, error, text):
             r"expected a vector in parts along 'data' of .*, found one along 'data' of",
         ),
         (lambda ps, x: (ps, jnp.ones(9)), ValueError, r"samples 8 devices divide, found 9 samples, shape"),
-        (lambda ps, x: (ps, {"x": x, "y": jnp.ones((7, 2))}), ValueError, r"found 7 samples at \['y'\]"),
+        (
+            lambda ps, x: (ps, {"x": x, "y": jnp.ones((8, 2))}),
+            ValueError,
+            r"the same number of samples in fr",
+        ),
+        (lambda ps, x: (ps, {"y": jnp.ones((7, 2))}), ValueError, r"found 7 samples at \['y'\]"),
     ],
 )
 @pytest.mark.parametrize("jit", [True, False])

@@ -118,10 +118,12 @@ def test_two_processes_are_as_one(tmp_path):
 
 def from_other_seeds():
     messages = []
-    for seeds, kind in [((0, 1), "batches"), ((0, 0), "uneven")]:
+    for seeds, kind in [((0, 1), "batches"), ((0, 0), "undivided"), ((0, 0), "uneven")]:
         try:
-            if kind == "uneven":
+            if kind == "undivided":
                 train("one", "global", (0, 32))
+            elif kind == "uneven":
+                train("one", "global", (0, 2 + 2 * jax.process_index()))
             else:
                 train(kind, "global", (jax.process_index(), 2), seed=seeds[jax.process_index()])
         except ValueError as error:
@@ -141,9 +143,10 @@ def both():
 
 @pytest.mark.slow
 def test_other_seeds_raise_and_one_process_stops_all():
-    for (seeds, uneven), stopped in run_processes(both):
+    for (seeds, undivided, uneven), stopped in run_processes(both):
         assert "expected the same numbers in all processes" in seeds
-        assert uneven.startswith("train_loop: expected a batch whose number of samples 2 devices of this pro")
+        assert undivided.startswith("train_loop: expected a batch whose number of samples 2 devices of this")
+        assert uneven.startswith("train_loop: expected batches of the same shape in all processes, found (")
         assert stopped == (20, "callback")
 
 
