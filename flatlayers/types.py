@@ -18,6 +18,11 @@ Shape: TypeAlias = tuple[int, ...]
 # A typed PRNG key, such as `jax.random.key(0)`.
 Key: TypeAlias = jax.Array
 
+# A `jax.sharding.Mesh`, devices along named axes, and a `jax.sharding.NamedSharding`, how an array lies on
+# them. What they are, JAX does not tell a type checker.
+DeviceMesh: TypeAlias = Any
+Sharding: TypeAlias = Any
+
 # A call of a layer: `layer(x, ps, st)` is `(y, st)`.
 Input: TypeAlias = PyTree
 Output: TypeAlias = PyTree

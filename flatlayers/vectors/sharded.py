@@ -6,10 +6,10 @@ from typing import Any, ClassVar, NoReturn
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..dtypes import is_traced
-from ..types import Array, Shape
+from ..types import Array, DeviceMesh, Shape, Sharding
 from .immutable import Immutable
 from .layout import Layout
 from .vector import ComponentVector
@@ -50,10 +50,10 @@ class ShardedVector(Immutable):
     __slots__ = ("axis", "data", "layout", "mesh")
     data: Any
     layout: Layout
-    mesh: Mesh
+    mesh: DeviceMesh
     axis: str
 
-    def __init__(self, data: Array, layout: Layout, mesh: Mesh, axis: str):
+    def __init__(self, data: Array, layout: Layout, mesh: DeviceMesh, axis: str):
         parts = mesh.shape[axis]
         padded = padded_length(layout.length, parts)
         if data.shape[-1:] not in ((padded,), (padded // parts,)):
@@ -95,7 +95,7 @@ class ShardedVector(Immutable):
         """
         return self.data.shape[-1:] == (self.layout.length + self.padding,)
 
-    def sharding(self, lead: int = 0) -> NamedSharding:
+    def sharding(self, lead: int = 0) -> Sharding:
         """Return how such a vector lies, with so many leading axes."""
         return NamedSharding(self.mesh, PartitionSpec(*[None] * lead, self.axis))
 
@@ -135,18 +135,7 @@ class ShardedVector(Immutable):
     def __getitem__(self, key: object) -> NoReturn:
         raise NoViewError(f"a shard has no views: call `.gather()` for `[{key!r}]`")
 
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError(
-            "a shard has no arithmetic: call `.gather()` for the vector; `jax.tree.map` goes over the parts"
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = __rmatmul__ = _refuse
-    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = __array__ = _refuse
     __array_ufunc__ = None  # so that an array on the left leaves it to the methods above
-    # A vector compares number by number, which a shard does not: not equal to itself would be no answer.
-    __eq__ = __ne__ = _refuse
     __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     # Copies and text
@@ -171,12 +160,27 @@ class ShardedVector(Immutable):
         return f"ShardedVector({', '.join(filter(None, [numbers, names_in_a_line(self.layout), parts]))})"
 
 
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise TypeError(
+        "a shard has no arithmetic: call `.gather()` for the vector; `jax.tree.map` goes over the parts"
+    )
+
+
+# Nor `==`: a vector compares number by number, and that a shard were not equal to itself would be no answer.
+for _name in (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "matmul", "rmatmul", "truediv", "rtruediv", "pow", "rpow"),
+    *("floordiv", "rfloordiv", "mod", "rmod", "neg", "pos", "abs", "lt", "le", "gt", "ge", "eq", "ne"),
+    *("bool", "len", "iter", "array"),
+):
+    setattr(ShardedVector, f"__{_name}__", _refuse)
+
+
 def padded_length(length: int, parts: int) -> int:
     """Return the least multiple of the number of parts that is not below the length."""
     return -(-length // parts) * parts
 
 
-def cut(numbers: np.ndarray, layout: Layout, mesh: Mesh, axis: str) -> ShardedVector:
+def cut(numbers: np.ndarray, layout: Layout, mesh: DeviceMesh, axis: str) -> ShardedVector:
     """Return the vector of numbers that are on the host, each device with a copy of its own part.
 
     Of several processes each has all the numbers.
@@ -201,13 +205,13 @@ def _same(x: Array) -> Array:
     return x
 
 
-def _constrained(data: Array, mesh: Mesh, along: str | None) -> Array:
+def _constrained(data: Array, mesh: DeviceMesh, along: str | None) -> Array:
     """Return the data with the last axis in parts along an axis of the mesh, or whole."""
     spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * (data.ndim - 1), along)
     return jax.lax.with_sharding_constraint(data, NamedSharding(mesh, spec))
 
 
-def _unflatten(static: tuple[Layout, Mesh, str], children: Iterable[Any]) -> ShardedVector:
+def _unflatten(static: tuple[Layout, DeviceMesh, str], children: Iterable[Any]) -> ShardedVector:
     (data,), (layout, mesh, axis) = children, static
     return ShardedVector._new(data=data, layout=layout, mesh=mesh, axis=axis)
 
