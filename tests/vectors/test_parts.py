@@ -73,7 +73,7 @@ def test_changes_are_those_of_an_index(request, layout, lead, long):
         assert_same(v.at[path].get(), v[path])
 
 
-@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_of_a_change(request, long, key):
     if long:
         request.getfixturevalue("_as_if_long")
