@@ -1,11 +1,13 @@
 """The dtypes of numbers: questions about them, and conversions."""
 
+from typing import TypeGuard
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .types import Array, ArrayLike, DType, PyTree
+from .types import Array, ArrayLike, DType, Key, PyTree
 
 
 def floating(x: ArrayLike) -> jax.Array:
@@ -88,6 +90,12 @@ def is_inexact(x: Array) -> bool:
 def is_traced(x: object) -> bool:
     """Tell whether its numbers are known only when a compiled function runs."""
     return isinstance(x, Tracer)
+
+
+def is_key(x: object) -> TypeGuard[Key]:
+    """Tell whether it is an array of typed PRNG keys."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def is_number(value: object) -> bool:

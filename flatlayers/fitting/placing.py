@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..dtypes import is_key
 from ..parallel.gradient import sharded_value_and_grad
-from ..parallel.meshes import auto_mesh, is_key, replicated, spec_along
+from ..parallel.meshes import auto_mesh, replicated, spec_along
 from ..parallel.shard import shard, shardings_of
 from ..parallel.synchronize import check_synchronized
 from ..types import Array, Params, PyTree, Shape, State
@@ -73,7 +74,7 @@ class OneDevice:
 
     def stack(self, path: Any, leaves: Sequence[Any]) -> Array:
         """Return arrays of batches as one, on the devices; keys have no numbers for NumPy."""
-        return jnp.stack(leaves) if _is_key_of_jax(leaves[0]) else jnp.asarray(np.stack(leaves))
+        return jnp.stack(leaves) if is_key(leaves[0]) else jnp.asarray(np.stack(leaves))
 
     def rows(self, size: int) -> NamedSharding | None:
         """Return how the rows of batches of this size lie."""
@@ -207,7 +208,7 @@ class OnMesh:
         """Return arrays of batches as one: on the devices if they are there, else straight from the host."""
         if self._is_here(leaves[0]):
             return _stack_on(NamedSharding(self.mesh, PartitionSpec(None, *self._spec(leaves[0]))))(*leaves)
-        stacked = jnp.stack(leaves) if _is_key_of_jax(leaves[0]) else np.stack(leaves)
+        stacked = jnp.stack(leaves) if is_key(leaves[0]) else np.stack(leaves)
         return self._cut(path, stacked, 1)
 
     def rows(self, size: int) -> NamedSharding:
@@ -368,10 +369,6 @@ def _differentiable(value_and_grad: Callable[..., Any]) -> Evaluate:
 
     value.defvjp(lambda ps, st, batch: value_and_grad(ps, st, batch), backward)
     return value
-
-
-def _is_key_of_jax(x: object) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _does_not_divide(path: Any, shape: Shape, parts: int, processes: int) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..dtypes import is_traced
+from ..dtypes import is_key, is_traced
 from ..types import Shape
 from ..vectors.json_text import MAX_DEPTH, to_plain
 from ..vectors.names import join_path
@@ -79,12 +78,6 @@ def is_named_tuple(value: object) -> TypeGuard[NamedTuple]:
 def fields_of(value: NamedTuple) -> dict[str, object]:
     """Return the parts of a named tuple by name."""
     return dict(zip(value._fields, value, strict=True))
-
-
-def is_key(value: object) -> bool:
-    """Tell whether it is an array of typed PRNG keys."""
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def stored(dtype: np.dtype) -> tuple[str, Shape] | None:

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..dtypes import is_key
 from ..types import Shape
 from ..vectors.names import describe, listing
 from ..vectors.record import Record
 from ..vectors.sharded import ShardedVector, cut
 from ..vectors.vector import ComponentVector
-from ._describe import fields_of, is_key, is_named_tuple
+from ._describe import fields_of, is_named_tuple
 from .errors import LayoutMismatchError
 
 

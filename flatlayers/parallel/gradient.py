@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from ..core.data_axis import data_axis
-from ..dtypes import promoted
+from ..dtypes import is_key, promoted
 from ..types import Array, ArrayLike, DType, Key, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.sharded import ShardedVector
-from .meshes import auto_mesh, is_key, spec_along
+from .meshes import auto_mesh, spec_along
 
 
 # `loss(ps, st, batch)` gives `(value, st)` or `(value, (st, metrics))`.

@@ -1,12 +1,7 @@
 """Meshes of devices: their axes, and how arrays lie on them."""
 
-from typing import TypeGuard
-
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from ..types import Key
 
 
 def auto_mesh(mesh: Mesh, axis: str, name: str) -> Mesh:
@@ -38,9 +33,3 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def spec_along(axis: str, lead: int) -> PartitionSpec:
     """Return the spec of an array that is cut along the axis behind so many leading ones."""
     return PartitionSpec(*[None] * lead, axis)
-
-
-def is_key(x: object) -> TypeGuard[Key]:
-    """Tell whether it is an array of typed PRNG keys."""
-    dtype = getattr(x, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -9,12 +9,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from ..core.drawing import Drawing, Keys
 from ..core.setup import Model, drawings_of, initial_states, own_key
-from ..dtypes import is_traced
+from ..dtypes import is_key, is_traced
 from ..types import Array, DType, Key
 from ..vectors.layout import Layout
 from ..vectors.record import Record
 from ..vectors.sharded import ShardedVector, padded_length
-from .meshes import auto_mesh, is_key, replicated, spec_along
+from .meshes import auto_mesh, replicated, spec_along
 from .synchronize import check_synchronized
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..dtypes import is_key
 from ..types import Array, ArrayLike, PyTree
-from .meshes import is_key
 
 
 def synchronize(tree: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ from ..core.declaration import Param, as_declared, contains_layer
 from ..core.drawing import fold_in_name
 from ..core.layer import Layer, frozen_field, holds_layers
 from ..core.values import FrozenDict, comparison_key, hashable, plain, value_text
+from ..dtypes import is_key
 from ..types import Input, Key, Output, Params, PyTree, State as States
 from ..vectors.names import check_name, describe, listing, unknown_name
 from ..vectors.record import Record
@@ -54,7 +55,7 @@ class State:
     init: Any
 
     def __post_init__(self) -> None:
-        if _is_key(self.init) or not (isinstance(self.init, _VALUES) or _is_function(self.init)):
+        if is_key(self.init) or not (isinstance(self.init, _VALUES) or _is_function(self.init)):
             raise TypeError(
                 "State: expected an array, a number, a flag or a function of a key (for a key of its own "
                 f"`fl.State(lambda key: key)`), found {describe(self.init)}"
@@ -269,10 +270,6 @@ def _in_dtype_of(old: PyTree, new: object) -> object:
     if isinstance(new, bool | int | float | complex) and hasattr(old, "dtype"):
         return jnp.asarray(new, jnp.result_type(old, new))
     return new
-
-
-def _is_key(value: object) -> bool:
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _is_function(value: object) -> bool:

@@ -2,7 +2,8 @@ import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from flatlayers.parallel.meshes import auto_mesh, is_key, replicated, spec_along
+from flatlayers.dtypes import is_key
+from flatlayers.parallel.meshes import auto_mesh, replicated, spec_along
 
 from .meshes import mesh_of, mesh_of_two_axes
 
