@@ -1,14 +1,16 @@
 """Errors of a program that runs, which let it be divided over devices."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from .dtypes import is_traced
 from .types import Array, PyTree
@@ -36,32 +38,47 @@ def checked_by(check: Callable[..., Array], tree: T, *args: PyTree) -> T:
     it. That they always are, nothing but the check knows: else they would be what Equinox gives where it
     does not raise, such as NaN.
     """
-    passed = _on_each_device(check, tree, args)(jnp.zeros((), jnp.float32), *args) == 0
+    token, (leaves, structure) = jnp.zeros((), jnp.float32), jax.tree.flatten(args)
+    if any(map(is_traced, leaves)) and AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        leaves = jax.lax.stop_gradient([jnp.asarray(x) for x in leaves])
+        passed = _checked.bind(token, *leaves, check=check, structure=structure) == 0
+    else:
+        passed = check(token, *args) == 0
     if not is_traced(passed) and passed:
         return tree
     return jax.tree.map(lambda x: _chosen(passed, x) if isinstance(x, jax.Array) else x, tree)
 
 
-def _on_each_device(check: Callable[..., Array], tree: PyTree, args: PyTree) -> Callable[..., Array]:
-    """Return the check for all devices that the arrays are on: if one alone raised, the others would wait."""
-    kinds: list[PyTree] = [jax.typeof(x) for x in jax.tree.leaves((args, tree)) if isinstance(x, jax.Array)]
-    mesh = next((kind.sharding.mesh for kind in kinds if not kind.sharding.mesh.empty), None)
-    if mesh is None or AxisType.Manual in mesh.axis_types or not any(map(is_traced, jax.tree.leaves(args))):
-        return check
+def _check(token: Array, *leaves: Array, check: Callable[..., Array], structure: PyTree) -> Array:
+    return check(token, *jax.tree.unflatten(structure, leaves))
+
+
+def _of_all_samples(args: Sequence[Array], axes: Sequence[int | None], **params: PyTree) -> tuple[Array, None]:
+    """Check one number for all samples of `jax.vmap`: whether one is bad, and the worst code of a result."""
+    args = [x if axis is None else x.max(axis) for x, axis in zip(args, axes, strict=True)]
+    return _checked.bind(*args, **params), None
+
+
+def _on_each_device(ctx: mlir.LoweringRuleContext, *args: PyTree, **params: PyTree) -> PyTree:
+    """Check on all devices of a program: if one alone raised, the others would wait."""
+    check = functools.partial(_check, **params)
+    number = ctx.module_context.axis_context.num_devices
+    if number <= 1:
+        return mlir.lower_fun(check, multiple_results=False)(ctx, *args)
+    mesh = jax.sharding.get_abstract_mesh()  # that of `jax.set_mesh`
+    mesh = AbstractMesh((number,), ("devices",)) if mesh.empty else mesh
     whole = PartitionSpec()
-
-    def on_each(token: Array, *args: PyTree) -> Array:
-        args = jax.tree.map(_of_all_samples, args)
-        divided = jax.shard_map(check, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
-        return divided(token, *args)
-
-    return on_each
+    check = jax.shard_map(check, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    return mlir.lower_fun(check, multiple_results=False)(ctx, *args)
 
 
-def _of_all_samples(x: Array) -> Array:
-    """Return one number for all samples of `jax.vmap`: whether one is bad, and the worst code of a result."""
-    x = jnp.asarray(x)
-    return eqxi.unvmap_any(x) if x.dtype == np.bool_ else eqxi.unvmap_max(x)
+# How many devices a program has is known when it is lowered: an array that it closes over may lie on several
+# ones while it runs on one.
+_checked = Primitive("checked")
+_checked.def_impl(_check)
+_checked.def_abstract_eval(lambda token, *_, **__: token)
+batching.primitive_batchers[_checked] = _of_all_samples
+mlir.register_lowering(_checked, _on_each_device)
 
 
 def _chosen(passed: Array, x: Array) -> Array:

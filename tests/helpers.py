@@ -1,5 +1,6 @@
 """What tests share: comparisons and counts of structure."""
 
+import functools
 import textwrap
 from collections import Counter
 
@@ -25,6 +26,21 @@ def _numbers(x):
 def assert_close(a, b, rtol=1e-10, atol=1e-12):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
+
+
+def counting_jit(function, **options):
+    """`jax.jit(function, ...)`, and a list with an entry for each time that it is traced.
+
+    The size of JAX's own cache tells it only as long as no other function pushes entries out.
+    """
+    traced = []
+
+    @functools.wraps(function)
+    def counted(*args, **kwargs):
+        traced.append(function)
+        return function(*args, **kwargs)
+
+    return jax.jit(counted, **options), traced
 
 
 def equations(jaxpr):

@@ -56,7 +56,7 @@ def train_loop(
 
     The vector, the state and the optimiser's state stay on the device, with the parameters of the step
     before: a loss that is not finite costs no good parameters. Above 64 MiB each chunk is written in the
-    place of the one before: there are two vectors more than in a loop written by hand that does the same.
+    place of the one before: with Adam there are five vectors at most beside the one that is given.
 
     A further call with the same loss and the same optimiser compiles nothing, whatever its number of steps,
     if batches do not come one by one and fewer than a chunk.

@@ -125,10 +125,12 @@ def _step(loss: Loss, optimizer: Any, placing: Placing, carry: Carry, batch: PyT
     gradient, shown = placing.shown((gradient, ps))
     extra = {"value": value, "grad": gradient, "value_fn": value_fn}
     updates, new_opt_state = optimizer.update(gradient, placing.shown(opt_state), shown, **extra)
-    new_ps = placing.hidden(strong(optax.apply_updates(shown, updates)))
+    # With a loss that is finite these are `ps`, and else the sum is not used. Added to `ps`, it could not be
+    # written in its place: nothing would say that `ps` was copied to `before` by then.
+    before = _select(fine, (ps, st), before)
+    new_ps = placing.hidden(strong(optax.apply_updates(placing.shown(before[0]), updates)))
     finite = functools.reduce(jnp.logical_and, map(_all_finite, jax.tree.leaves(new_ps)), fine)
     failure = jnp.where(fine, jnp.where(finite, FINE, PARAMETERS), LOSS).astype(jnp.int8)
-    before = _select(fine, (ps, st), before)
     return placing.hidden(
         (
             Carry(new_ps, strong(new_st), strong(new_opt_state), before),

@@ -9,6 +9,7 @@ import pytest
 import flatlayers as fl
 from flatlayers.fitting import run, steps
 from flatlayers.fitting.data import OneBatch
+from flatlayers.vectors.record import as_record
 from tests.helpers import assert_close, assert_same
 
 
@@ -95,6 +96,23 @@ def test_an_optimiser_of_ones_own_without_further_arguments():
             return jax.tree.map(lambda g: -0.01 * g, updates), state
 
     assert_close(train(squares, optimizer=Plain()).ps.data, train(squares).ps.data)
+
+
+def test_new_parameters_are_written_in_the_place_of_the_old():
+    """A step needs room for a gradient, and for no copy of the parameters."""
+    model, optimizer = fl.Chain(*[fl.Dense(32, 32, jnp.tanh) for _ in range(12)]), optax.adam(1e-3)
+    ps, st = fl.setup(jax.random.key(0), model)
+
+    def loss(ps, st, x):
+        y, st = model(x, ps, st)
+        return jnp.mean(y**2), st
+
+    program = steps.Steps(loss, optimizer, lambda data, i: data)
+    carry = steps.Carry(ps, as_record(st), optimizer.init(ps), (ps, as_record(st)))
+    compiled = program.in_place.lower(carry, jnp.ones((2, 32), jnp.float32), 0, 10, 10).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= 4 * ps.data.nbytes
+    assert memory.temp_size_in_bytes < 1.3 * ps.data.nbytes, memory.temp_size_in_bytes / ps.data.nbytes
 
 
 # The loss

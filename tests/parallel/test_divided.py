@@ -1,10 +1,13 @@
 """Plain `jax.jit` divides what has its batch on several devices, checks included."""
 
+import contextlib
+
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import flatlayers as fl
 from tests.parallel.programs import arrays_of_shape, compiled, mesh_of, placed
@@ -99,6 +102,29 @@ def test_it_is_the_same_on_one_device(name):
     assert (
         jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), st.stats, st_several.stats)) or name == "deq"
     )
+
+
+def test_arrays_that_are_closed_over_may_lie_on_several_devices():
+    """The program has one device then, unless its arguments have more."""
+    layer = LAYERS["ode"]
+    ps, x, st = problem(layer)
+    expected = jax.jit(jax.grad(lambda ps: total(layer)(ps, x, st)[0]))(ps)
+    for whole in (ps, placed(ps, mesh_of(DEVICES))):
+        parts = on_devices(ps, x, st)[1]
+        found = jax.jit(jax.grad(lambda ps, parts=parts: total(layer)(ps, parts, st)[0]))(whole)
+        np.testing.assert_allclose(found.data, expected.data, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_the_same_devices_in_two_meshes(context):
+    layer = LAYERS["ode"]
+    ps, x, st = problem(layer)
+    function = jax.jit(lambda *args: total(layer)(*args)[0])
+    expected = function(ps, x, st)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), (AxisType.Auto,) * 2, devices=jax.devices()[:DEVICES])
+    args = placed(ps, mesh), placed(x, mesh_of(DEVICES), "data"), st
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        np.testing.assert_allclose(function(*args), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("batching", ["shared", "each"])
