@@ -53,7 +53,9 @@ def _check(token: Array, *leaves: Array, check: Callable[..., Array], structure:
     return check(token, *jax.tree.unflatten(structure, leaves))
 
 
-def _of_all_samples(args: Sequence[Array], axes: Sequence[int | None], **params: PyTree) -> tuple[Array, None]:
+def _of_all_samples(
+    args: Sequence[Array], axes: Sequence[int | None], **params: PyTree
+) -> tuple[Array, None]:
     """Check one number for all samples of `jax.vmap`: whether one is bad, and the worst code of a result."""
     args = [x if axis is None else x.max(axis) for x, axis in zip(args, axes, strict=True)]
     return _checked.bind(*args, **params), None

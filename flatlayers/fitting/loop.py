@@ -147,7 +147,14 @@ def train_loop(
     else:
         start = _expect_steps(saved.step, steps)
         carry = _first_carry(saved.ps, saved.st, optimizer, placing, saved.opt_state)
-    placing.expect_same_start(start)
+    placing.expect_same_plan(
+        start=start,
+        steps=plan.end,
+        chunk=chunk,
+        save_every=plan.save_every,
+        validate=validator and validator.every,
+        patience=patience,
+    )
     source = source_of(data, start, saved is not None, placing)
     with _bar(plan.end, start, progress and placing.is_first) as bar:
         program = compiled_steps(loss, optimizer, source.pick, placing)

@@ -61,8 +61,8 @@ class OneDevice:
         """Tell whether any of the processes wants to stop."""
         return stop
 
-    def expect_same_start(self, step: int) -> None:
-        """Raise unless all processes start from the same step."""
+    def expect_same_plan(self, **numbers: int | None) -> None:
+        """Raise unless all processes have the same numbers of steps."""
 
     def batch(self, tree: PyTree) -> Any:
         """Return a batch of arrays, on the devices."""
@@ -175,15 +175,23 @@ class OnMesh:
 
         return bool(multihost_utils.process_allgather(np.array(stop)).any())
 
-    def expect_same_start(self, step: int) -> None:
-        """Raise unless all processes start from the same step: a file may be there for some of them."""
-        try:
-            check_synchronized(np.array(step))
-        except ValueError:
-            raise ValueError(
-                f"train_loop: expected all processes to start from the same step, found {step} in process "
-                f"{jax.process_index()}; the file to resume has to be there for all of them"
-            ) from None
+    def expect_same_plan(self, **numbers: int | None) -> None:
+        """Raise unless all processes have the same numbers of steps: else they would wait for each other."""
+        if self.processes == 1:
+            return
+        from jax.experimental import multihost_utils
+
+        mine = np.array([-1 if number is None else number for number in numbers.values()], np.int64)
+        # In halves, since without x64 integers have 32 bits.
+        others = np.asarray(multihost_utils.process_allgather(mine.view(np.uint32))).view(np.int64)
+        for name, found in zip(numbers, others.T, strict=True):
+            if (found != found[0]).any():
+                of_each = ["none" if number == -1 else number for number in found]
+                listed = ", ".join(f"{number} in process {index}" for index, number in enumerate(of_each))
+                file = "; the file to resume has to be there for all of them" if name == "start" else ""
+                raise ValueError(
+                    f"train_loop: expected the same {name} in all processes, found {listed}{file}"
+                )
 
     # The data
 

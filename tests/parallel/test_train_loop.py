@@ -116,14 +116,20 @@ def test_two_processes_are_as_one(tmp_path):
     assert_equal(numbers_of(again), first["resumed"])
 
 
-def from_other_seeds():
+def from_other_seeds(folder):
     messages = []
-    for seeds, kind in [((0, 1), "batches"), ((0, 0), "undivided"), ((0, 0), "uneven")]:
+    kinds = ("batches", "undivided", "uneven", "steps", "save_every")
+    for seeds, kind in zip([(0, 1), *[(0, 0)] * 4], kinds, strict=True):
         try:
             if kind == "undivided":
                 train("one", "global", (0, 32))
             elif kind == "uneven":
                 train("one", "global", (0, 2 + 2 * jax.process_index()))
+            elif kind == "steps":
+                train("one", "global", (0, 2), steps=50 + jax.process_index())
+            elif kind == "save_every":
+                options = {"save": f"{folder}/run", "save_every": 10} if jax.process_index() else {}
+                train("one", "global", (0, 2), **options)
             else:
                 train(kind, "global", (jax.process_index(), 2), seed=seeds[jax.process_index()])
         except ValueError as error:
@@ -137,16 +143,19 @@ def stops_where_one_wants_to():
     return result.step, result.stopped
 
 
-def both():
-    return from_other_seeds(), stops_where_one_wants_to()
+def both(folder):
+    return from_other_seeds(folder), stops_where_one_wants_to()
 
 
 @pytest.mark.slow
-def test_other_seeds_raise_and_one_process_stops_all():
-    for (seeds, undivided, uneven), stopped in run_processes(both):
+def test_other_seeds_raise_and_one_process_stops_all(tmp_path):
+    for (seeds, undivided, uneven, steps, save_every), stopped in run_processes(both, tmp_path):
         assert "expected the same numbers in all processes" in seeds
         assert undivided.startswith("train_loop: expected a batch whose number of samples 2 devices of this")
         assert uneven.startswith("train_loop: expected batches of the same shape in all processes, found (")
+        same = "train_loop: expected the same {} in all processes, found {} in process 0, {} in process 1"
+        assert steps == same.format("steps", 50, 51)
+        assert save_every == same.format("save_every", "none", 10)
         assert stopped == (20, "callback")
 
 
