@@ -1,5 +1,7 @@
 """Tests run in float64, with no promotion that was not asked for."""
 
+import gc
+import itertools
 import os
 
 import jax
@@ -17,3 +19,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+_modules = itertools.count(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_not_kept_to_the_end():
+    """In a process that holds thousands of compiled programs each further one takes twice as long."""
+    yield
+    if next(_modules) % 10 == 0:
+        jax.clear_caches()
+        gc.collect()
