@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..types import Shape
+from . import exports
 from ._arithmetic import Arithmetic
 from .layout import Layout, check_same_layout
 from .places import Slot
@@ -140,3 +141,4 @@ jax.tree_util.register_pytree_with_keys(
     _unflatten,
     lambda m: ((m.data,), (m.rows, m.cols)),
 )
+exports.register(ComponentMatrix, exports.layouts_to_text, exports.layouts_from_text)

@@ -2,10 +2,12 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flatlayers as fl
 from flatlayers import ComponentVector, Record
+from tests.helpers import assert_close, assert_same
 
 
 def test_reads_by_attribute_name_and_path():
@@ -127,3 +129,62 @@ def test_what_replace_leaves_alone_stays_static_or_a_child():
     assert jax.tree.structure(new) == jax.tree.structure(Record(x=1.0, y=2.0, flag=True))
     assert jax.tree.structure(new) != jax.tree.structure(new.replace(flag=False))
     assert list(new.replace(flag=1.0)) == ["x", "y", "flag"]
+
+
+class Experts(fl.Container):
+    """Layers of a tuple side by side, found by their places."""
+
+    gate: fl.Layer
+    experts: tuple[fl.Layer, ...]
+
+    def forward(self, x, ps, st):
+        shares, _ = self.gate(x, ps.gate, st.gate)
+        y, states = 0.0, {}
+        for i, expert in enumerate(self.experts):
+            out, states[f"layer_{i}"] = expert(x, ps.experts[i], st.experts[i])
+            y = y + shares[..., i : i + 1] * out
+        return y, st.replace(experts=st.experts.replace(**states))
+
+
+def test_a_tuple_of_layers_is_read_by_places(key):
+    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4, jnp.tanh), fl.Chain(fl.Dense(3, 5), fl.Dense(5, 4))))
+    ps, st = fl.setup(key, model, float)
+    record, x = ps.unpack(), jnp.ones((7, 3))
+    assert len(record.experts) == len(st.experts) == len(model.experts) == 2
+    assert record.experts[0] == record.experts.layer_0
+    assert record.experts[-1] == record.experts[np.int64(1)] == record.experts["layer_1"]
+    assert st.experts[1] == st.experts.layer_1
+    assert list(record.experts.values()) == [record.experts[0], record.experts[1]]
+    shares = model.gate(x, ps.gate, st.gate)[0]
+    outs = [
+        expert(x, part, states)[0]
+        for expert, part, states in zip(
+            model.experts, record.experts.values(), st.experts.values(), strict=True
+        )
+    ]
+    expected = shares[:, :1] * outs[0] + shares[:, 1:] * outs[1]
+    assert_close(model(x, ps, st)[0], expected)
+    assert_close(jax.jit(model)(x, ps, st)[0], expected)
+    assert "experts" in str(fl.summary(model, x))
+    # The vector is an array: its indices are of numbers, and places are part of a path.
+    assert_same(ps["experts", 1, "layer_0", "bias"], ps.experts.layer_1.layer_0.bias)
+    assert_same(ps["experts", 0], ps.experts.layer_0)
+    assert_same(ps.experts[0], ps.experts.data[0])
+    assert ps.layout["experts", 1] == ps.experts.layer_1.layout
+    assert_same(ps.at["experts", 0, "bias"].set(2.0).experts.layer_0.bias, jnp.full(4, 2.0))
+
+
+@pytest.mark.parametrize("index", [2, -3, 100])
+def test_a_place_outside_of_the_tuple(index):
+    with pytest.raises(IndexError, match=f"below 2, found {index}"):
+        Record(layer_0=1.0, layer_1=2.0)[index]
+
+
+@pytest.mark.parametrize("names", [{"weight": 1.0, "bias": 2.0}, {"layer_0": 1.0, "layer_2": 2.0}])
+def test_places_are_for_tuples_of_layers(names):
+    with pytest.raises(TypeError, match=rf"layer_1, ...; found 0 for the names {', '.join(names)}"):
+        Record(names)[0]
+    with pytest.raises(TypeError, match="a path is a string"):
+        Record(names)[True]
+    with pytest.raises(IndexError):
+        Record()[0]
