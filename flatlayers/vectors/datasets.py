@@ -46,7 +46,7 @@ def to_dataset(
     >>> import flatlayers as fl
     >>> draws = fl.ComponentVector(jnp.ones((4, 100, 3)), fl.Layout({"rate": (), "w": (1, 2)}))
     >>> dataset = fl.to_dataset(draws)
-    >>> dataset["w"].dims, list(dataset["w[i]"].values)
+    >>> dataset["w"].dims, dataset["w[i]"].values.tolist()
     (('chain', 'draw', 'w[i]'), ['0,0', '0,1'])
     """
     xarray = imported("xarray", "fl.to_dataset")

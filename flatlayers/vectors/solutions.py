@@ -72,7 +72,7 @@ def solution_frame(solution: Solved, dims: Sequence[str] | None = None) -> "pand
     names = names if dims is None else names_of_axes(dims, lead)
     frame = frame_of(numbers, ys.layout, axes, names, "solution_frame")
     filled = np.isfinite(np.broadcast_to(spread, lead)).ravel()
-    return frame if filled.all() else frame[filled]
+    return frame if filled.all() else frame.loc[filled]
 
 
 def _named(ys: Y, axes: int) -> ComponentVector:
