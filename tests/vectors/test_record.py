@@ -147,31 +147,36 @@ class Experts(fl.Container):
 
 
 def test_a_tuple_of_layers_is_read_by_places(key):
-    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4, jnp.tanh), fl.Chain(fl.Dense(3, 5), fl.Dense(5, 4))))
+    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4), fl.Dense(3, 4)))
     ps, st = fl.setup(key, model, float)
-    record, x = ps.unpack(), jnp.ones((7, 3))
+    record = ps.unpack()
     assert len(record.experts) == len(st.experts) == len(model.experts) == 2
     assert record.experts[0] == record.experts.layer_0
     assert record.experts[-1] == record.experts[np.int64(1)] == record.experts["layer_1"]
     assert st.experts[1] == st.experts.layer_1
     assert list(record.experts.values()) == [record.experts[0], record.experts[1]]
-    shares = model.gate(x, ps.gate, st.gate)[0]
-    outs = [
-        expert(x, part, states)[0]
-        for expert, part, states in zip(
-            model.experts, record.experts.values(), st.experts.values(), strict=True
-        )
-    ]
-    expected = shares[:, :1] * outs[0] + shares[:, 1:] * outs[1]
-    assert_close(model(x, ps, st)[0], expected)
-    assert_close(jax.jit(model)(x, ps, st)[0], expected)
-    assert "experts" in str(fl.summary(model, x))
-    # The vector is an array: its indices are of numbers, and places are part of a path.
-    assert_same(ps["experts", 1, "layer_0", "bias"], ps.experts.layer_1.layer_0.bias)
-    assert_same(ps["experts", 0], ps.experts.layer_0)
-    assert_same(ps.experts[0], ps.experts.data[0])
-    assert ps.layout["experts", 1] == ps.experts.layer_1.layout
-    assert_same(ps.at["experts", 0, "bias"].set(2.0).experts.layer_0.bias, jnp.full(4, 2.0))
+    x = np.linspace(-1, 1, 21).reshape(7, 3)
+    shares, *outs = (
+        x @ np.asarray(part.weight).T + np.asarray(part.bias)
+        for part in (record.gate, *record.experts.values())
+    )
+    assert_close(model(jnp.asarray(x), ps, st)[0], shares[:, :1] * outs[0] + shares[:, 1:] * outs[1])
+
+
+def test_the_places_of_a_tuple_in_a_vector_are_part_of_a_path():
+    layout = fl.Layout({"experts": {"layer_0": {"bias": (2,)}, "layer_1": {"bias": (3,)}}})
+    v = fl.ComponentVector(jnp.arange(5.0), layout)
+    assert_same(v["experts", 1, "bias"], v.experts.layer_1.bias)
+    assert_same(v["experts", 0], v.experts.layer_0)
+    assert layout["experts", 1] == v.experts.layer_1.layout
+    assert_same(v.at["experts", 0, "bias"].set(2.0).data, jnp.array([2.0, 2.0, 2.0, 3.0, 4.0]))
+    # It is an array: indices alone count numbers.
+    assert (v.experts[1], len(v.experts)) == (1.0, 5)
+
+
+def test_layers_of_a_tuple_are_watched_by_a_summary():
+    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4), fl.Dense(3, 4)))
+    assert "experts.layer_1" in str(fl.summary(model, jnp.ones(3)))
 
 
 @pytest.mark.parametrize("index", [2, -3, 100])
