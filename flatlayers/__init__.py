@@ -159,11 +159,13 @@ from .parallel.synchronize import (
     check_synchronized as check_synchronized,
     synchronize as synchronize,
 )
+from .vectors.datasets import to_dataset as to_dataset
 from .vectors.layout import Layout as Layout
 from .vectors.matrix import ComponentMatrix as ComponentMatrix
 from .vectors.places import Slot as Slot
 from .vectors.record import Record as Record
 from .vectors.sharded import ShardedVector as ShardedVector
+from .vectors.solutions import solution_frame as solution_frame
 from .vectors.vector import ComponentVector as ComponentVector
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug

@@ -14,6 +14,7 @@ from ..core.layer import Layer, constructor_name
 from ..vectors.layout import Layout
 from ..vectors.names import describe, join_path
 from ..vectors.vector import ComponentVector
+from ..vectors.vector_text import is_other
 from .model import totals, written
 from .places import Run, alike, leaves_in_order, span_text
 from .summary import Row, Summary, texts_of
@@ -41,6 +42,8 @@ _MOST_ROWS = 60
 def vector_html(vector: ComponentVector) -> str:
     """Show a vector: the places of its parts, and its numbers to be unfolded."""
     head = _head(type(vector).__name__, describe(vector.data) if hasattr(vector.data, "shape") else "")
+    if is_other(vector.data, vector.layout):
+        return _box(_pre(html.escape(str(vector))))
     if not isinstance(vector.data, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return _box(head)
     colors = Colors(vector.layout)

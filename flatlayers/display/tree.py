@@ -13,6 +13,7 @@ from ..vectors.names import describe, join_path
 from ..vectors.record import is_static
 from ..vectors.text import as_html
 from ..vectors.vector import ComponentVector
+from ..vectors.vector_text import is_other
 from .table import table
 
 
@@ -103,6 +104,10 @@ def notes_of(row: LeafRow) -> str:
 
 
 def _leaves(part: PyTree, path: str) -> Iterator[LeafRow]:
+    if isinstance(part, ComponentVector) and is_other(part.data, part.layout):
+        note = f"not the {part.layout.length} numbers of the layout"
+        yield dataclasses.replace(_statistics(part.data, path), note=note)
+        return
     if isinstance(part, ComponentVector) and hasattr(part.data, "shape"):
         yield from _leaves_of_vector(part, path)
         return

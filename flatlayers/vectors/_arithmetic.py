@@ -1,10 +1,11 @@
-"""The base of `ComponentVector` and `ComponentMatrix`: an array for JAX and NumPy, with `+ - * / **`."""
+"""The base of `ComponentVector` and `ComponentMatrix`: an array for JAX and NumPy, with its operators."""
 
 import operator
 from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..types import DType, Shape
@@ -99,11 +100,47 @@ class Arithmetic(Immutable):
     def __rtruediv__(self, other: object) -> Any:
         return self._reflected(operator.truediv, other)
 
+    def __floordiv__(self, other: object) -> Any:
+        return self._binary(operator.floordiv, other)
+
+    def __rfloordiv__(self, other: object) -> Any:
+        return self._reflected(operator.floordiv, other)
+
+    def __mod__(self, other: object) -> Any:
+        return self._binary(operator.mod, other)
+
+    def __rmod__(self, other: object) -> Any:
+        return self._reflected(operator.mod, other)
+
+    def __divmod__(self, other: object) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: object) -> Any:
+        return other // self, other % self  # pyright: ignore[reportOperatorIssue]
+
     def __pow__(self, other: object) -> Any:
         return self._binary(operator.pow, other)
 
     def __rpow__(self, other: object) -> Any:
         return self._reflected(operator.pow, other)
+
+    def __and__(self, other: object) -> Any:
+        return self._binary(operator.and_, other)
+
+    def __rand__(self, other: object) -> Any:
+        return self._reflected(operator.and_, other)
+
+    def __or__(self, other: object) -> Any:
+        return self._binary(operator.or_, other)
+
+    def __ror__(self, other: object) -> Any:
+        return self._reflected(operator.or_, other)
+
+    def __xor__(self, other: object) -> Any:
+        return self._binary(operator.xor, other)
+
+    def __rxor__(self, other: object) -> Any:
+        return self._reflected(operator.xor, other)
 
     def __neg__(self) -> Self:
         return self._with(-self.data)
@@ -113,3 +150,40 @@ class Arithmetic(Immutable):
 
     def __abs__(self) -> Self:
         return self._with(abs(self.data))
+
+    def __invert__(self) -> Self:
+        return self._with(~self.data)
+
+    def __round__(self, digits: int | None = None) -> Self:
+        # As with JAX's arrays, without digits the numbers are integers. NumPy's arrays have no rounding.
+        return self._with(round(jnp.asarray(self.data), digits))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    # One number
+
+    @property
+    def size(self) -> int:
+        """The number of numbers, leading axes included."""
+        return self.data.size
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"expected one number for a truth value, found {self.size}: use `jnp.all(v)` or `jnp.any(v)`"
+            )
+        return bool(self.data.reshape(()))
+
+    def __float__(self) -> float:
+        return float(self._one_number("float"))
+
+    def __int__(self) -> int:
+        return int(self._one_number("int"))
+
+    def __complex__(self) -> complex:
+        return complex(self._one_number("complex"))
+
+    def _one_number(self, call: str) -> Any:
+        if self.size != 1:
+            raise TypeError(
+                f"{call}: expected one number, found {self.size}; `np.asarray(v)` has all of them"
+            )
+        return self.data.reshape(())

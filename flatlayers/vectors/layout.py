@@ -33,9 +33,10 @@ class Layout(Places):
 
     - `names`: a mapping of names to shapes (tuples of integers), layouts or mappings.
 
-    Names are Python identifiers without a leading underscore. Reserved are the attributes
-    of `ComponentVector` and the methods of a mapping: `at, data, dtype, get, items, keys,
-    layout, lead, map, ndim, of, pick, replace, shape, size, to_dict, unpack, values, zeros`.
+    Names are Python identifiers, as Python reads them (`lambda` it does not), without a leading underscore.
+    Reserved are the attributes of `ComponentVector` and the methods of a mapping: `at, data, dtype, get,
+    items, keys, layout, lead, map, ndim, of, pick, replace, shape, size, to_dict, to_frame, to_series,
+    unpack, values, zeros`.
 
     **Raises:** `ValueError` for a bad name or a negative size, `TypeError` for a shape that
     is no tuple of integers.

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..types import Shape
+from . import exports
 from ._arithmetic import Arithmetic
 from .layout import Layout, check_same_layout
+from .parts import of_numbers
 from .places import Slot
 from .vector import ComponentVector
 from .vector_text import describe_data
@@ -57,7 +59,7 @@ class ComponentMatrix(Arithmetic):
     @property
     def T(self) -> "ComponentMatrix":
         """The transpose, rows and columns exchanged."""
-        return _new(jnp.swapaxes(self.data, -1, -2), self.cols, self.rows)
+        return _new(of_numbers(lambda data: jnp.swapaxes(data, -1, -2), self.data), self.cols, self.rows)
 
     def __getitem__(self, key: tuple[str | slice, str | slice]) -> Any:
         if not isinstance(key, tuple) or len(key) != 2 or not all(map(_is_part, key)):
@@ -68,12 +70,12 @@ class ComponentMatrix(Arithmetic):
         if key == (slice(None), slice(None)):
             return self
         (row, rows), (col, cols) = _part(self.rows, key[0]), _part(self.cols, key[1])
-        block = jnp.take(jnp.take(self.data, row, -2), col, -1)
+        block = of_numbers(lambda data: jnp.take(jnp.take(data, row, -2), col, -1), self.data)
         if isinstance(rows, Layout) and isinstance(cols, Layout):
             return _new(block, rows, cols)
         if isinstance(rows, Layout) or isinstance(cols, Layout):
             return _new(block, _as_layout(rows, key[0]), _as_layout(cols, key[1]))
-        return block.reshape(*self.shape[:-2], *rows, *cols)
+        return of_numbers(lambda block: block.reshape(*self.shape[:-2], *rows, *cols), block)
 
     def __matmul__(self, other: object) -> Any:
         if isinstance(other, ComponentVector):
@@ -140,3 +142,4 @@ jax.tree_util.register_pytree_with_keys(
     _unflatten,
     lambda m: ((m.data,), (m.rows, m.cols)),
 )
+exports.register(ComponentMatrix, exports.layouts_to_text, exports.layouts_from_text)

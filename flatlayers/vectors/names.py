@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import keyword
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,8 +12,9 @@ from typing import Any
 # one of these names could not be read as `ps.name`.
 _OF_ARRAYS = {"at", "data", "dtype", "ndim", "shape", "size"}
 _OF_VECTORS = {"layout", "lead", "map", "of", "pick", "replace", "to_dict", "unpack", "zeros"}
+_OF_TABLES = {"to_frame", "to_series"}
 _OF_MAPPINGS = {"get", "items", "keys", "values"}
-RESERVED_NAMES = frozenset(_OF_ARRAYS | _OF_VECTORS | _OF_MAPPINGS)
+RESERVED_NAMES = frozenset(_OF_ARRAYS | _OF_VECTORS | _OF_TABLES | _OF_MAPPINGS)
 
 
 class NamedArray:
@@ -47,16 +50,39 @@ def check_name(name: object) -> str:
             f"the name {name!r} is reserved: it is an attribute of ComponentVector or a method of "
             f"a mapping, so `ps.{name}` could not mean a parameter; for example use '{name}_'"
         )
+    if keyword.iskeyword(name):
+        raise ValueError(
+            f"the name {name!r} is a keyword of Python, so `ps.{name}` cannot be written; for example use "
+            f"'{name}_'"
+        )
+    if not name.isascii() and (read := unicodedata.normalize("NFKC", name)) != name:
+        raise ValueError(
+            f"the name {name!r} ({_code_points(name)}) cannot be read as `ps.{name}`, where Python takes it "
+            f"for {read!r} ({_code_points(read)}): use that one"
+        )
     return name
 
 
+def _code_points(name: str) -> str:
+    return " ".join(f"U+{ord(letter):04X}" for letter in name)
+
+
 def as_path(key: object) -> str:
-    """Return `"a.b"` or `("a", "b")` as the dotted path `"a.b"`."""
+    """Return `"a.b"` or `("a", "b")` as the dotted path `"a.b"`, and `("a", 0)` as `"a.layer_0"`."""
     if isinstance(key, str):
         return key
-    if isinstance(key, tuple) and key and all(isinstance(part, str) for part in key):
-        return ".".join(key)
+    if isinstance(key, tuple) and all(map(_is_step, key)) and any(isinstance(part, str) for part in key):
+        return ".".join(part if isinstance(part, str) else child_name(part) for part in key)
     raise TypeError(f'a path is a string such as "a.b" or a tuple such as ("a", "b"), found {key!r}')
+
+
+def child_name(index: int) -> str:
+    """Return the name of the child at a place in a tuple of layers."""
+    return f"layer_{index}"
+
+
+def _is_step(part: object) -> bool:
+    return isinstance(part, str) or (type(part) is int and part >= 0)
 
 
 def join_path(*parts: str) -> str:

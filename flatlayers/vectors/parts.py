@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,6 +54,11 @@ def regions_of(layout: Layout, path: str) -> tuple[Region, ...] | None:
 
 def _encloses(segment: Segment, path: str) -> bool:
     return segment.path == "" or path.startswith(segment.path + ".")
+
+
+def of_numbers(f: Callable[[Any], Any], data: Any) -> Any:
+    """Return `f(data)`; where the data are abstract, a `jax.ShapeDtypeStruct` of each array of it."""
+    return jax.eval_shape(f, data) if isinstance(data, jax.ShapeDtypeStruct) else f(data)
 
 
 def part_of(layout: Layout, data: Array, path: str) -> Array:

@@ -90,7 +90,7 @@ class Places(Immutable):
         """Return all leaves as `(path, Slot)`, depth-first. Tied names are listed with the same place."""
         return tuple(self._slots.items())
 
-    def __getitem__(self, key: str | tuple[str, ...]) -> Slot | Self:
+    def __getitem__(self, key: str | tuple[str | int, ...]) -> Slot | Self:
         path = as_path(key)
         if path in self._slots:
             return self._slots[path]
@@ -128,7 +128,7 @@ class Places(Immutable):
         position = range(self.length)[position]
         return label_at(self._segments, position)
 
-    def indices(self, path: str | tuple[str, ...]) -> np.ndarray:
+    def indices(self, path: str | tuple[str | int, ...]) -> np.ndarray:
         """Return the positions of a leaf or a group: `v.data[..., indices(path)]` are its numbers."""
         part = self[path]
         if isinstance(part, Slot):

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from .immutable import Immutable
-from .names import NamedArray, UnknownNameError, as_path, check_name, describe, unknown_name
+from .names import (
+    NamedArray,
+    UnknownNameError,
+    as_path,
+    check_name,
+    child_name,
+    describe,
+    listing,
+    unknown_name,
+)
 
 
 # All names, those of the children among them, and the static names with their values.
@@ -19,7 +28,9 @@ class Record(Immutable, Mapping[str, Any]):
     `ComponentVector.unpack` returns one, and states are made of them. A `bool`, `str` or
     `None` given here is *static*: part of the pytree's structure, so that a flag such as
     `training` is known when a function is compiled. Every other value is a child, and
-    stays one whatever `jax.tree.map` puts in its place. Nested mappings become records.
+    stays one whatever `jax.tree.map` puts in its place. Nested mappings become records. Parameters and states
+    of a tuple of layers are found by their places, too: `ps.experts[0]` is `ps.experts.layer_0`,
+    `len(ps.experts)` is that of the tuple, and `ps.experts.values()` goes through it.
 
     **Arguments:**
 
@@ -27,7 +38,8 @@ class Record(Immutable, Mapping[str, Any]):
     - `**named`: more of them. The names follow the rules of `Layout`.
 
     **Raises:** `ValueError` for a name that is reserved or no identifier, `KeyError` or
-    `AttributeError` with the nearest names for one that is not there.
+    `AttributeError` with the nearest names for one that is not there, `IndexError` for a place outside of a
+    tuple, and `TypeError` for one in what is no tuple.
 
     >>> import flatlayers as fl
     >>> st = fl.Record(count=3, training=True, inner={"mean": 0.5})
@@ -73,7 +85,9 @@ class Record(Immutable, Mapping[str, Any]):
             for name, value in self._values.items()
         }
 
-    def __getitem__(self, key: str | tuple[str, ...]) -> Any:
+    def __getitem__(self, key: str | tuple[str | int, ...] | int) -> Any:
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            return self._values[self._child_at(int(key))]
         value = self
         for name in as_path(key).split("."):
             if not isinstance(value, Record) or name not in value._values:
@@ -81,6 +95,18 @@ class Record(Immutable, Mapping[str, Any]):
                 raise UnknownNameError(unknown_name(name, known))
             value = value._values[name]
         return value
+
+    def _child_at(self, index: int) -> str:
+        """Return the name at a place in a tuple of layers."""
+        names = [child_name(i) for i in range(len(self._values))]
+        if set(names) != set(self._values):
+            raise TypeError(
+                f"an index is for a tuple of layers, with the names layer_0, layer_1, ...; found {index} for "
+                f"the names {listing(self._values)}"
+            )
+        if not -len(names) <= index < len(names):
+            raise IndexError(f"expected an index below {len(names)}, found {index}")
+        return names[index]
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and super().__contains__(key)

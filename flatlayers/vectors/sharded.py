@@ -169,6 +169,8 @@ def _refuse(*_: object, **__: object) -> NoReturn:
 # Nor `==`: a vector compares number by number, and that a shard were not equal to itself would be no answer.
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "matmul", "rmatmul", "truediv", "rtruediv", "pow", "rpow"),
+    *("and", "rand", "or", "ror", "xor", "rxor", "invert", "round", "divmod", "rdivmod"),
+    *("float", "int", "complex"),
     *("floordiv", "rfloordiv", "mod", "rmod", "neg", "pos", "abs", "lt", "le", "gt", "ge", "eq", "ne"),
     *("bool", "len", "iter", "array"),
 ):

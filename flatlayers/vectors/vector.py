@@ -12,14 +12,15 @@ import numpy as np
 from ..devices import gathered
 from ..dtypes import is_number
 from ..types import Array, DType, Shape
-from . import vector_text
+from . import exports, vector_text
 from ._arithmetic import Arithmetic, Operation
 from .layout import Layout, check_same_layout, leaves_of
 from .names import NamedArray, UnknownNameError, as_path, describe
 from .packing import broadcast_to_part, pack
-from .parts import changed_at, changed_part, leaf_of, numbers_at, part_of, pick_of
+from .parts import changed_at, changed_part, leaf_of, numbers_at, of_numbers, part_of, pick_of
 from .places import Slot
 from .record import Record
+from .tables import Tables
 from .text import as_html
 
 
@@ -27,13 +28,16 @@ from .text import as_html
 Index: TypeAlias = "int | slice | list[int] | np.ndarray | Array | tuple[object, ...]"
 
 
-class ComponentVector(Arithmetic, NamedArray):
+class ComponentVector(Arithmetic, Tables, NamedArray):
     """An array of shape `(..., n)` whose last axis has a `Layout`: names for its parts.
 
     `v.a.b`, `v["a.b"]` and `v["a", "b"]` are views: a `jax.Array` for a leaf, a
     `ComponentVector` for a group; `v.pick("a", "c")` is a vector of some parts. `v[3]`, `v[2:5]` and
     `v[mask]` index the numbers. It is a pytree with one leaf, so `jax.jit`, `jax.grad`, optax, diffrax
     and optimistix take it as it is; `jnp` functions take it as its flat array and return arrays.
+    Arithmetic, comparisons, `& | ^ ~`, `//`, `%` and `round` are those of the array and keep the names; one
+    number is taken by `float(v)`. Of an abstract vector, as `jax.eval_shape` gives it, views are
+    `jax.ShapeDtypeStruct`s.
 
     Leading axes belong to every view: the time axis of a solution, the members of an ensemble. With them,
     `v[..., i]` indexes the numbers along the last axis and `v.lead[i]` the leading axes; `v[i]` would not
@@ -113,28 +117,17 @@ class ComponentVector(Arithmetic, NamedArray):
 
     # The array
 
-    @property
-    def size(self) -> int:
-        """The number of numbers, leading axes included."""
-        return self.data.size
-
     def __len__(self) -> int:
         self._check_no_lead("len(v)", "`len(v.lead)`, or `v.layout.length`")
         return self.layout.length
 
-    def __bool__(self) -> bool:
-        if self.size != 1:
-            raise ValueError(
-                f"expected one number for a truth value, found {self.size}: use `jnp.all(v)` or `jnp.any(v)`"
-            )
-        return bool(self.data.reshape(()))
-
     # Views
 
-    def __getitem__(self, key: "str | tuple[str, ...] | Index") -> Any:
+    def __getitem__(self, key: "str | tuple[str | int, ...] | Index") -> Any:
         if _is_path(key):
             return self._view(as_path(key))
-        return numbers_at(self.data, self._index(key))
+        index = self._index(key)
+        return of_numbers(lambda data: numbers_at(data, index), self.data)
 
     def _index(self, key: object) -> Any:
         """Return the index into `data` that an index along the last axis means."""
@@ -187,7 +180,8 @@ class ComponentVector(Arithmetic, NamedArray):
         Array([4., 1.], dtype=float32)
         """
         layout = self.layout.pick(*paths)
-        return self._new(data=pick_of(self.layout, self.data, layout), layout=layout)
+        data = of_numbers(lambda data: pick_of(self.layout, data, layout), self.data)
+        return self._new(data=data, layout=layout)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -203,8 +197,10 @@ class ComponentVector(Arithmetic, NamedArray):
             raise TypeError("a vector of vectors, as jax.hessian gives, has no views: use fl.hessian")
         self.layout.check_length(self.data)
         if isinstance(part, Slot):
-            return leaf_of(self.layout, self.data, path)
-        return self._new(data=part_of(self.layout, self.data, path), layout=part)
+            return of_numbers(lambda data: leaf_of(self.layout, data, path), self.data)
+        return self._new(
+            data=of_numbers(lambda data: part_of(self.layout, data, path), self.data), layout=part
+        )
 
     def unpack(self) -> Record:
         """Return all leaves as a nested `Record`, in one split. Hot code uses it.
@@ -214,7 +210,7 @@ class ComponentVector(Arithmetic, NamedArray):
         # Such as the numbers of NumPy that `jax.device_get` leaves: the parts are arrays of JAX all the same.
         data = jnp.asarray(self.data) if isinstance(self.data, np.ndarray) else self.data
         self.layout.check_length(data)
-        return self.layout._unpack(gathered(data), jax.lax)
+        return of_numbers(lambda data: self.layout._unpack(gathered(data), jax.lax), data)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all leaves as nested dictionaries."""
@@ -339,7 +335,7 @@ class _Lead:
 
     def __getitem__(self, index: "Index") -> ComponentVector:
         index = index if isinstance(index, tuple) else (index,)
-        return self.vector._with(self.vector.data[(*index, slice(None))])
+        return self.vector._with(of_numbers(lambda data: data[(*index, slice(None))], self.vector.data))
 
     def __len__(self) -> int:
         return self.vector.shape[0]
@@ -354,14 +350,14 @@ class _At:
     def __init__(self, vector: ComponentVector):
         self.vector = vector
 
-    def __getitem__(self, key: "str | tuple[str, ...] | Index") -> "_AtPart":
+    def __getitem__(self, key: "str | tuple[str | int, ...] | Index") -> "_AtPart":
         return _AtPart(self.vector, key)
 
 
 class _AtPart:
     """`v.at[key]`, which waits for a change to make there."""
 
-    def __init__(self, vector: ComponentVector, key: "str | tuple[str, ...] | Index"):
+    def __init__(self, vector: ComponentVector, key: "str | tuple[str | int, ...] | Index"):
         self.vector = vector
         self.path: str | None = as_path(key) if _is_path(key) else None
         self.key = key
@@ -429,6 +425,7 @@ jax.tree_util.register_pytree_with_keys(
     _unflatten,
     lambda vector: ((vector.data,), vector.layout),
 )
+exports.register(ComponentVector, Layout.to_json, Layout.from_json)
 
 
 def _record_with_keys(record: Record) -> tuple[Any, Any]:
@@ -437,3 +434,4 @@ def _record_with_keys(record: Record) -> tuple[Any, Any]:
 
 
 jax.tree_util.register_pytree_with_keys(Record, _record_with_keys, Record._unflat, Record._flat)
+exports.register(Record, exports.structure_to_text, exports.structure_from_text)

@@ -13,9 +13,16 @@ _MOST_LINES = 24
 
 def in_a_line(data: object, layout: Layout) -> str:
     """Return the dtype and the shapes, of the first names where there are many."""
-    is_other = getattr(data, "shape", (layout.length,))[-1:] != (layout.length,)
-    names = names_in_a_line(layout, f"not the {layout.length} numbers of its layout " if is_other else "")
+    other = is_other(data, layout)
+    names = names_in_a_line(layout, f"not the {layout.length} numbers of its layout " if other else "")
     return f"ComponentVector({describe_data(data)}{', ' if names else ''}{names})"
+
+
+def is_other(data: object, layout: Layout) -> bool:
+    """Tell whether the data are a number or an array of another length, such as the norm of the numbers."""
+    if isinstance(data, int | float | complex):
+        return True
+    return getattr(data, "shape", (layout.length,))[-1:] != (layout.length,)
 
 
 def names_in_a_line(layout: Layout, before: str = "") -> str:
@@ -28,6 +35,8 @@ def in_lines(data: object, layout: Layout) -> str:
     """Return a line for each name with its numbers, some of them where there are many."""
     if not isinstance(data, jax.Array | np.ndarray) or is_traced(data):
         return in_a_line(data, layout)
+    if is_other(data, layout):
+        return f"{in_a_line(data, layout)}\n  {_numbers(np.asarray(data))}"
     slots = layout.slots()
     shown, numbers = slots[:_MOST_LINES], np.asarray(data)
     width = max((len(path) for path, _ in shown), default=0)
@@ -43,8 +52,9 @@ def in_lines(data: object, layout: Layout) -> str:
 
 
 def describe_data(data: object) -> str:
-    """Return dtype and shape, or the type of a stand-in that a transformation has put there."""
-    return describe(data) if hasattr(data, "shape") else type(data).__name__
+    """Return dtype and shape, a number itself, or the type of a stand-in that a transformation has put."""
+    known = hasattr(data, "shape") or isinstance(data, int | float | complex)
+    return describe(data) if known else type(data).__name__
 
 
 def _numbers(value: np.ndarray) -> str:

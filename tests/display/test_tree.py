@@ -90,6 +90,15 @@ def test_shapes_alone():
     assert [row.shape for row in fl.tree(v).rows] == [(16, 2), (16,), (1, 16), (1,)]
 
 
+def test_a_norm_is_shown_as_a_number(key):
+    v = fl.initial_parameters(key, MODEL, float)
+    (row,) = fl.tree(jax.tree.map(jnp.linalg.norm, v)).rows
+    np.testing.assert_allclose(row.mean, np.linalg.norm(np.asarray(v)))
+    assert (row.shape, row.note) == ((), "not the 65 numbers of the layout")
+    (row,) = fl.tree({"moments": jax.tree.map(lambda x: float(x.sum()), v)}).rows
+    assert (row.path, row.mean) == ("moments", float(v.data.sum()))
+
+
 def test_lines_are_within_100():
     deep = fl.Chain(the_encoder=fl.Chain(with_a_long_name=fl.Chain(of_many_words_inside=fl.Dense(2, 2))))
     text = str(fl.tree(fl.ComponentVector(jnp.full(6, -1.2345678e-30), deep.layout)))

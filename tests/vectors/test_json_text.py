@@ -48,6 +48,8 @@ BAD = {
     "negative copies": text({"names": {}, "copies": [-1]}),
     "a number as copies": text({"names": {}, "copies": 2}),
     "a bad name": text({"names": {"a.b": []}}),
+    "a keyword": text({"names": {"lambda": []}}),
+    "a name that is read as another": text({"names": {"\u00b5": []}}),
     "a reserved name": text({"names": {"shape": []}}),
     "an empty name": text({"names": {"": []}}),
     "ties a list": text(TWO, []) .replace('"ties": {}', '"ties": []'),

@@ -55,3 +55,12 @@ def test_bad_input():
         m @ fl.ComponentVector.zeros(m.rows)
     with pytest.raises(ValueError, match=r"\(..., 6, 5\)"):
         fl.ComponentMatrix(jnp.ones((3, 3)), m.rows, m.cols)
+
+
+def test_blocks_of_an_abstract_matrix_are_shapes():
+    m = named_matrix()
+    abstract = jax.eval_shape(lambda: m)
+    for key in [(row, col) for row in (*m.rows.names, slice(None)) for col in (*m.cols.names, slice(None))]:
+        assert jax.tree.leaves(abstract[key]) == jax.tree.leaves(jax.eval_shape(lambda key=key: m[key]))
+        assert jax.tree.structure(abstract[key]) == jax.tree.structure(m[key])
+    assert abstract.T.shape == m.T.shape

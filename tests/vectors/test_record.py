@@ -2,10 +2,12 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flatlayers as fl
 from flatlayers import ComponentVector, Record
+from tests.helpers import assert_close, assert_same
 
 
 def test_reads_by_attribute_name_and_path():
@@ -127,3 +129,67 @@ def test_what_replace_leaves_alone_stays_static_or_a_child():
     assert jax.tree.structure(new) == jax.tree.structure(Record(x=1.0, y=2.0, flag=True))
     assert jax.tree.structure(new) != jax.tree.structure(new.replace(flag=False))
     assert list(new.replace(flag=1.0)) == ["x", "y", "flag"]
+
+
+class Experts(fl.Container):
+    """Layers of a tuple side by side, found by their places."""
+
+    gate: fl.Layer
+    experts: tuple[fl.Layer, ...]
+
+    def forward(self, x, ps, st):
+        shares, _ = self.gate(x, ps.gate, st.gate)
+        y, states = 0.0, {}
+        for i, expert in enumerate(self.experts):
+            out, states[f"layer_{i}"] = expert(x, ps.experts[i], st.experts[i])
+            y = y + shares[..., i : i + 1] * out
+        return y, st.replace(experts=st.experts.replace(**states))
+
+
+def test_a_tuple_of_layers_is_read_by_places(key):
+    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4), fl.Dense(3, 4)))
+    ps, st = fl.setup(key, model, float)
+    record = ps.unpack()
+    assert len(record.experts) == len(st.experts) == len(model.experts) == 2
+    assert record.experts[0] == record.experts.layer_0
+    assert record.experts[-1] == record.experts[np.int64(1)] == record.experts["layer_1"]
+    assert st.experts[1] == st.experts.layer_1
+    assert list(record.experts.values()) == [record.experts[0], record.experts[1]]
+    x = np.linspace(-1, 1, 21).reshape(7, 3)
+    shares, *outs = (
+        x @ np.asarray(part.weight).T + np.asarray(part.bias)
+        for part in (record.gate, *record.experts.values())
+    )
+    assert_close(model(jnp.asarray(x), ps, st)[0], shares[:, :1] * outs[0] + shares[:, 1:] * outs[1])
+
+
+def test_the_places_of_a_tuple_in_a_vector_are_part_of_a_path():
+    layout = fl.Layout({"experts": {"layer_0": {"bias": (2,)}, "layer_1": {"bias": (3,)}}})
+    v = fl.ComponentVector(jnp.arange(5.0), layout)
+    assert_same(v["experts", 1, "bias"], v.experts.layer_1.bias)
+    assert_same(v["experts", 0], v.experts.layer_0)
+    assert layout["experts", 1] == v.experts.layer_1.layout
+    assert_same(v.at["experts", 0, "bias"].set(2.0).data, jnp.array([2.0, 2.0, 2.0, 3.0, 4.0]))
+    # It is an array: indices alone count numbers.
+    assert (v.experts[1], len(v.experts)) == (1.0, 5)
+
+
+def test_layers_of_a_tuple_are_watched_by_a_summary():
+    model = Experts(fl.Dense(3, 2), (fl.Dense(3, 4), fl.Dense(3, 4)))
+    assert "experts.layer_1" in str(fl.summary(model, jnp.ones(3)))
+
+
+@pytest.mark.parametrize("index", [2, -3, 100])
+def test_a_place_outside_of_the_tuple(index):
+    with pytest.raises(IndexError, match=f"below 2, found {index}"):
+        Record(layer_0=1.0, layer_1=2.0)[index]
+
+
+@pytest.mark.parametrize("names", [{"weight": 1.0, "bias": 2.0}, {"layer_0": 1.0, "layer_2": 2.0}])
+def test_places_are_for_tuples_of_layers(names):
+    with pytest.raises(TypeError, match=rf"layer_1, ...; found 0 for the names {', '.join(names)}"):
+        Record(names)[0]
+    with pytest.raises(TypeError, match="a path is a string"):
+        Record(names)[True]
+    with pytest.raises(IndexError):
+        Record()[0]

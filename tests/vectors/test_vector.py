@@ -374,3 +374,37 @@ def test_vectors_cannot_be_taken_apart_by_hand():
         _ = jax.hessian(by_views)(v).a
     assert fl.ComponentVector.zeros(fl.Layout({"self": ()})).replace(self=3.0).data == 3
     assert_same(LAYOUT.unpack(v), v.unpack())
+
+
+# Abstract vectors
+
+
+@pytest.mark.parametrize("lead", [(), (5, 2)])
+def test_views_of_an_abstract_vector_are_shapes(lead):
+    v = vector(lead=lead)
+    a = jax.eval_shape(lambda: v)
+    for path in ("a", "b", "b.c", "b.d"):
+        assert jax.tree.leaves(a[path]) == jax.tree.leaves(jax.eval_shape(lambda path=path: v[path]))
+    assert a.b.c == jax.ShapeDtypeStruct((*lead, 3), v.dtype)
+    assert a.b.layout == LAYOUT["b"]
+    assert a.unpack().b.d.shape == a.to_dict()["b"]["d"].shape == lead
+    assert a.pick("b.d", "a").data.shape == (*lead, 7)
+    assert a.pick("b.d", "a").layout == v.pick("b.d", "a").layout
+    assert a[..., 2:5].shape == (*lead, 3)
+    assert a[LAYOUT.mask("b")].shape == (*lead, 4)
+    assert (a.shape, a.dtype, a.size, a.ndim) == (v.shape, v.dtype, v.size, v.ndim)
+    if lead:
+        assert a.lead[0].data.shape == (2, 10)
+        assert a.lead[1:, 0].b.d.shape == (4,)
+    with pytest.raises(AttributeError, match="no name 'e'"):
+        _ = a.e
+
+
+def test_an_abstract_model_has_views_and_computes_nothing(key):
+    model = fl.Chain(encoder=fl.Dense(3, 2), blocks=fl.Repeated(fl.Dense(2, 2), 4))
+    ps, _ = jax.eval_shape(lambda: fl.setup(key, model))
+    assert ps.encoder.weight.shape == (2, 3)
+    real = fl.setup(key, model)[0]
+    for path, _ in ps.layout.slots():
+        assert (ps[path].shape, ps[path].dtype) == (real[path].shape, real[path].dtype)
+    assert jax.tree.structure(ps.encoder) == jax.tree.structure(real.encoder)

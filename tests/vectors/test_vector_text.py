@@ -20,3 +20,19 @@ def test_text_is_short_and_names_everything():
     assert "a=(2, 3)" in jax.jit(lambda v: (str(v), v)[1])(v).__repr__()
     tied = fl.ComponentVector.zeros(fl.Layout({"x": (2,), "y": (2,)}).tie({"y": "x"}))
     assert "the same as x" in str(tied)
+
+
+def test_what_is_not_the_numbers_is_shown_as_what_it_is():
+    v = fl.ComponentVector(jnp.arange(10.0), LAYOUT)
+    norm = jax.tree.map(jnp.linalg.norm, v)
+    names = "not the 10 numbers of its layout a=(2, 3), b=(c=(3,), d=())"
+    assert repr(norm) == f"ComponentVector(float64[], {names})"
+    assert str(norm).splitlines() == [repr(norm), f"  {285**0.5:.4f}"]
+    number = jax.tree.map(lambda x: float(x.sum()), v)
+    assert repr(number) == str(number) == f"ComponentVector(45.0, {names})"
+    other = jax.tree.map(lambda x: x[:2], v)
+    assert str(other).splitlines() == [f"ComponentVector(float64[2], {names})", "  [0., 1.]"]
+    html = norm._repr_html_()
+    assert "16.8819" in html
+    assert "not the 10 numbers" in html
+    assert "<svg" not in html
