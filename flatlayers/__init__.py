@@ -165,6 +165,8 @@ from .vectors.places import Slot as Slot
 from .vectors.record import Record as Record
 from .vectors.sharded import ShardedVector as ShardedVector
 from .vectors.vector import ComponentVector as ComponentVector
+from .weights.foreign import Foreign as Foreign
+from .weights.pytorch import from_torch as from_torch, to_torch as to_torch
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.freeze import (
