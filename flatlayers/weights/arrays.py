@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -142,8 +143,8 @@ class Target:
 
 def holds(wanted: DType, found: DType) -> bool:
     """Tell whether a dtype has all numbers of another one."""
-    inexact = jnp.issubdtype(found, jnp.inexact)
-    return bool(inexact) and jnp.promote_types(wanted, found) == wanted
+    with jax.numpy_dtype_promotion("standard"):
+        return bool(jnp.issubdtype(found, jnp.inexact)) and jnp.promote_types(wanted, found) == wanted
 
 
 def state_at(st: Record, path: str) -> Array:

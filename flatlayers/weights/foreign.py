@@ -65,7 +65,7 @@ class Foreign:
     def ours(self, arrays: tuple[Numbers, ...]) -> Numbers:
         """Return our array of theirs. **Raises:** `ValueError` or `IndexError` if it has another shape."""
         i, n = self.part
-        return np.asarray(self.read(*(np.split(array, n)[i] for array in arrays)))
+        return np.asarray(self.read(*(np.split(array, n)[i] if n > 1 else array for array in arrays)))
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the shape of their array for one of ours; `None` if there is no way back."""

@@ -21,18 +21,22 @@ _LEVEL = re.compile(r"_l(\d+)(?=(_reverse)?$)")
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """A unit with its keys, the name of its module, and the shapes of its arrays by name."""
+    """A unit with its keys, the name of its module, and the shapes of its arrays by name.
+
+    `is_named` tells whether its keys are those that it has by its own name.
+    """
 
     unit: Unit
     module: str
     signature: frozenset[tuple[str, Shape]]
+    is_named: bool
 
 
 def by_order(units: Sequence[Unit], found: Mapping[str, Shape], expected: Expected) -> list[Unit]:
     """Return the units with the keys that come next, in order, each with its names and shapes.
 
     **Raises:** `LayoutMismatchError` for a layer whose names or shapes do not come next, for arrays that are
-    left over, and for layers of equal shapes, if no numbers in their names say their order.
+    left over, and for layers of equal shapes, unless numbers in the names say their order or a name is ours.
     """
     rest, matches = list(found), []
     for unit in units:
@@ -66,7 +70,8 @@ def _next(unit: Unit, rest: list[str], found: Mapping[str, Shape], expected: Exp
             if all(_fits(entry, expected[old], found) for entry, old in _pairs(entries, unit)):
                 signature = frozenset((own, found[prefix + name]) for own, name in names.items())
                 module = prefix + f"l{level.group(1)}" if level else prefix.removesuffix(".")
-                return _Match(dataclasses.replace(unit, entries=tuple(entries)), module, signature)
+                one = dataclasses.replace(unit, entries=tuple(entries))
+                return _Match(one, module, signature, one == unit)
     wanted = ", ".join(f"{entry.foreign.name}: {expected[entry]}" for entry in unit.entries)
     line = f"{rest[0]}: {found[rest[0]]}" if rest else "none"
     raise LayoutMismatchError(_HEAD, [f"{_text(unit)}: expected {wanted} next, found {line}"])
@@ -84,7 +89,8 @@ def _check_order(matches: Sequence[_Match]) -> None:
     """Raise if layers could be taken for each other: of equal shapes, and not numbered in their order."""
     alike: dict[object, list[_Match]] = {}
     for match in matches:
-        alike.setdefault(match.signature, []).append(match)
+        if not match.is_named:
+            alike.setdefault(match.signature, []).append(match)
     lines = []
     for group in alike.values():
         words = {re.sub(r"\d+", "", match.module) for match in group}
