@@ -65,12 +65,10 @@ class Target:
         shape or dtype.
         """
         entries = [entry for unit in units for entry in unit.entries]
-        aliases, lines = self._aliases(entries, arrays), []
+        read_as, lines = self._read_as(entries, arrays), []
         values: dict[str, Numbers] = {}
         for entry in entries:
-            if entry in aliases:
-                continue
-            array = self._read(entry, arrays, lines)
+            array = self._read(read_as.get(entry, entry), arrays, lines)
             if array is not None:
                 shape, dtype = self.like(entry)
                 lead = self._full_shape(entry)[: len(entry.index)]
@@ -81,15 +79,20 @@ class Target:
             raise LayoutMismatchError(f"expected arrays of {self.library.name} that fit this model:", lines)
         return self._packed(values), self._with_states(values)
 
-    def _aliases(self, entries: Sequence[Entry], arrays: Mapping[str, Numbers]) -> set[Entry]:
-        """Return the names that are not there of parameters that are tied to one that is."""
+    def _read_as(self, entries: Sequence[Entry], arrays: Mapping[str, Numbers]) -> dict[Entry, Entry]:
+        """Return, for names without arrays that are tied to one that has them, the entry of that one."""
         ties = self.model.layout.ties
-        there = {ties.get(e.path, e.path) for e in entries if all(key in arrays for key in e.keys)}
-        return {
-            entry
+        there = {
+            (ties.get(entry.path, entry.path), entry.index): entry
             for entry in entries
-            if ties.get(entry.path, entry.path) in there and not any(key in arrays for key in entry.keys)
+            if all(key in arrays for key in entry.keys)
         }
+        found = {}
+        for entry in entries:
+            same = there.get((ties.get(entry.path, entry.path), entry.index))
+            if same is not None and not any(key in arrays for key in entry.keys):
+                found[entry] = same
+        return found
 
     def _full_shape(self, entry: Entry) -> Shape:
         if self.is_parameter(entry):
@@ -122,16 +125,13 @@ class Target:
         return array
 
     def _packed(self, values: Mapping[str, Numbers]) -> ComponentVector:
-        layout, ties = self.model.layout, self.model.layout.ties
-        known: dict[str, Numbers] = {}
-        for path in layout.view_shapes:
-            place = ties.get(path, path)
-            same = [other for other in (place, *ties) if ties.get(other, other) == place and other in values]
-            known[path] = values[path] if path in values else values[same[0]]
-        leaves = free_leaves(self.model.declared_transforms(), known, self.ps.dtype)
+        layout, dtype = self.model.layout, self.ps.dtype
         if not layout.length:
             return self.ps
-        return ComponentVector(pack(layout, leaves, self.ps.dtype), layout)
+        known = {path: values[path] for path in layout.view_shapes}
+        return ComponentVector(
+            pack(layout, free_leaves(self.model.declared_transforms(), known, dtype), dtype), layout
+        )
 
     def _with_states(self, values: Mapping[str, Numbers]) -> Record:
         st = self.st

@@ -23,8 +23,8 @@ from .modules import name_of_step
 
 
 @dataclasses.dataclass(frozen=True)
-class _JaxArray:
-    """An array of JAX by content; one of NumPy is an `ArrayContent`."""
+class _Kept:
+    """A parameter or an array of JAX by content; a constant array of NumPy is an `ArrayContent`."""
 
     content: ArrayContent
 
@@ -89,6 +89,8 @@ def _kind(module: object) -> str:
 
 def _kept(path: Any, leaf: Any) -> Any:
     """Return a leaf that can be compared: an array by its content."""
+    if eqx.is_inexact_array(leaf):
+        return _Kept(ArrayContent.of(leaf))
     if isinstance(leaf, np.ndarray):
         return ArrayContent.of(leaf)
     if not isinstance(leaf, jax.Array):
@@ -98,11 +100,11 @@ def _kept(path: Any, leaf: Any) -> Any:
             f"FromEquinox.module: expected a module without PRNG keys, found one at {_own_path(path)!r}; "
             "`with_key=True` gives one at each call"
         )
-    return _JaxArray(ArrayContent.of(leaf))
+    return _Kept(ArrayContent.of(leaf))
 
 
 def _found(leaf: Any) -> Any:
-    if isinstance(leaf, _JaxArray):
+    if isinstance(leaf, _Kept):
         return jnp.asarray(leaf.content.array())
     return leaf.array() if isinstance(leaf, ArrayContent) else leaf
 
@@ -146,9 +148,9 @@ Module = Annotated[Any, Check("an Equinox module that can be called", _checked)]
 class FromEquinox(Layer):
     """An Equinox module as a layer: `y = module(x)`, with its numbers in the vector.
 
-    The parameters are the module's inexact JAX arrays, those that `eqx.is_inexact_array` finds. All else is
-    fixed: integers and bools, NumPy's arrays, functions, options. A module that draws random numbers gets
-    them with `with_key=True`. A module with `eqx.nn.State` (`eqx.nn.BatchNorm`, `eqx.nn.SpectralNorm`) or
+    The parameters are the module's inexact arrays, those that `eqx.is_inexact_array` finds. All else is
+    fixed: arrays of integers and bools, Python's numbers, functions, options. A module that draws random
+    numbers gets them with `with_key=True`. A module with `eqx.nn.State` (`eqx.nn.BatchNorm`, `eqx.nn.SpectralNorm`) or
     with a PRNG key among its arrays is refused.
 
     **Arguments:**
@@ -190,6 +192,8 @@ class FromEquinox(Layer):
 
     def check_fields(self) -> None:
         self.module = _module(self.module)
+        # A name that cannot be one is an error where the layer is made.
+        _ = self.layout
 
     def parameters(self) -> Mapping[str, Any]:
         return self.module.parameters()

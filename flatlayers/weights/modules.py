@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.layer import Layer
-from ..core.setup import setup
+from ..core.setup import initial_states
 from ..types import Array, Key
 from ..vectors.names import describe
 from ..vectors.record import Record
@@ -106,7 +106,8 @@ def _from_arrays(
         listed = ", ".join(f"{dtype} for {key!r}" for dtype, key in dtypes.items())
         raise TypeError(f"expected arrays of one dtype, found {listed}")
     dtype = next(iter(dtypes), "float32")
-    ps, st = setup(jax.random.key(0) if key is None else key, layer, jnp.dtype(dtype))
+    ps = ComponentVector.zeros(layer.layout, dtype)
+    st = initial_states(jax.random.key(0) if key is None else key, layer, ps.dtype)
     target, units = Target(library, layer, ps, st), units_of(library, layer, names, arrays)
     target.check_all_named(units)
     return target.filled(units, {key: np.asarray(array) for key, array in arrays.items()})

@@ -92,7 +92,19 @@ def to_torch(
     `module.load_state_dict`. The counter `num_batches_tracked` of a `BatchNorm` is not in it.
 
     **Raises:** `ImportError` without PyTorch, `fl.LayoutMismatchError` for parameters without a name there,
-    and as `fl.from_torch`.
+    and as `fl.from_torch`. `ValueError` for two different parameters under one name, and for a `fl.Foreign`
+    without `write`.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> layer = fl.Dense(3, 2)
+    >>> ps, st = fl.setup(jax.random.key(0), layer)
+    >>> try:
+    ...     state_dict = fl.to_torch(layer, ps, st, {"": "fc"})
+    ... except ImportError:  # There is no PyTorch.
+    ...     state_dict = {"fc.weight": ps.weight, "fc.bias": ps.bias}
+    >>> sorted(state_dict)
+    ['fc.bias', 'fc.weight']
     """
     try:
         import torch

@@ -51,7 +51,8 @@ class Fused(fl.Container):
 
 
 def taken(layer, state_dict, names=None):
-    return fl.from_torch(state_dict, layer, *fl.setup(jax.random.key(0), layer), names)
+    ps = fl.ComponentVector.zeros(layer.layout, jnp.float32)
+    return fl.from_torch(state_dict, layer, ps, fl.initial_states(jax.random.key(0), layer), names)
 
 
 def test_a_parameter_and_a_state_of_a_layer_of_ones_own():

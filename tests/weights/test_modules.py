@@ -39,8 +39,7 @@ def test_a_perceptron_of_equinox():
 SIZES = [(3, 5, jnp.tanh), (5, 5, jnp.tanh), (5, 2, None)]
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize(("groups", "cross"), [(1, True), (2, False)])
 def test_convolutions_of_equinox(groups, cross):
     options = {"stride": 2, "dilation": 1, "groups": groups}
     module = drawn(eqx.nn.Conv2d(2, 4, (3, 2), padding=1, key=KEY, dtype=jnp.float32, **options))
@@ -71,21 +70,15 @@ def test_cells_of_equinox(kind, ours, use_bias):
     close(y, expected[0] if kind is eqx.nn.LSTMCell else expected)
 
 
-def test_attention_norms_and_tables_of_equinox():
-    attention = drawn(
-        eqx.nn.MultiheadAttention(
-            2,
-            4,
-            use_query_bias=True,
-            use_key_bias=True,
-            use_value_bias=True,
-            use_output_bias=True,
-            key=KEY,
-            dtype=jnp.float32,
-        )
-    )
+def test_attention_of_equinox():
+    biases = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
+    attention = drawn(eqx.nn.MultiheadAttention(2, 4, key=KEY, dtype=jnp.float32, **biases))
     layer, x = fl.MultiHeadAttention(4, heads=2, use_bias=True), inputs(5, 4)
     close(layer(x, *fl.from_equinox(attention, layer))[0], attention(x, x, x))
+
+
+def test_norms_and_tables_of_equinox():
+    x = inputs(5, 4)
     for module, layer in (
         (eqx.nn.LayerNorm(4), fl.LayerNorm(4)),
         (eqx.nn.RMSNorm(4, use_bias=False), fl.RMSNorm(4)),
@@ -239,6 +232,10 @@ def test_attention_and_tables_of_flax(nnx):
     module = nnx_drawn(nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0)))
     layer, x = fl.MultiHeadAttention(4, heads=2, use_bias=True), inputs(5, 4)
     close(layer(x, *fl.from_nnx(module, layer))[0], module(x))
+
+
+def test_norms_and_tables_of_flax(nnx):
+    x = inputs(5, 4)
     module, layer = nnx_drawn(nnx.Embed(5, 3, rngs=nnx.Rngs(0))), fl.Embedding(5, 3)
     close(layer(jnp.array(3), *fl.from_nnx(module, layer))[0], module(jnp.array(3)))
     for kind, ours in (

@@ -9,7 +9,8 @@ import flatlayers as fl
 
 
 def taken(layer, state_dict):
-    return fl.from_torch(state_dict, layer, *fl.setup(jax.random.key(0), layer))[0]
+    ps = fl.ComponentVector.zeros(layer.layout, jnp.float32)
+    return fl.from_torch(state_dict, layer, ps, fl.initial_states(jax.random.key(0), layer))[0]
 
 
 def dense(*prefixes, shape=(2, 2)):

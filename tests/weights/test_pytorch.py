@@ -17,8 +17,8 @@ def arrays(shapes, dtype=np.float32):
 
 
 def taken(layer, state_dict, names=None, dtype=jnp.float32):
-    ps, st = fl.setup(jax.random.key(0), layer, dtype)
-    return fl.from_torch(state_dict, layer, ps, st, names)
+    ps = fl.ComponentVector.zeros(layer.layout, dtype)
+    return fl.from_torch(state_dict, layer, ps, fl.initial_states(jax.random.key(0), layer), names)
 
 
 def lines(layer, state_dict, names=None, dtype=jnp.float32):
