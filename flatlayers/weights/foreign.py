@@ -16,7 +16,7 @@ def same(array: Numbers) -> Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """Where another library has the numbers of a parameter, and how they are turned.
+    """The array of another library that has the numbers of a parameter, and how they are turned.
 
     A layer of your own says so in a method `torch_names(self)`, a mapping of the names of its parameters
     and states, or of those of its children by path, to names in PyTorch: strings, or `Foreign` where the

@@ -73,6 +73,17 @@ def from_nnx(
     **Returns:** `(ps, st)`, in the dtype of the module's arrays.
 
     **Raises:** as `fl.from_equinox`; `ImportError` without Flax.
+
+    >>> import jax
+    >>> import flatlayers as fl
+    >>> layer = fl.Dense(3, 2)
+    >>> try:
+    ...     from flax import nnx
+    ...     ps, st = fl.from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), layer)
+    ... except ImportError:  # There is no Flax.
+    ...     ps, st = fl.setup(jax.random.key(0), layer)
+    >>> ps.weight.shape
+    (2, 3)
     """
     try:
         from flax import nnx
