@@ -157,10 +157,14 @@ class _Walk:
 
 
 def _copies(layer: Layer, name: str, child: Layer) -> tuple[int, ...]:
-    """Return how many copies of a child there are: the axes in front of its parameters."""
+    """Return how many copies of a child there are: the axes in front of its parameters, or of its states."""
     for leaf, shape in child.layout.view_shapes.items():
         full = layer.layout.view_shapes.get(join_path(name, leaf), shape)
         return full[: len(full) - len(shape)]
+    for leaf, shapes in child.state_shapes.items():
+        full = layer.state_shapes.get(join_path(name, leaf))
+        if shapes and full:
+            return full[0][: len(full[0]) - len(shapes[0])]
     return ()
 
 

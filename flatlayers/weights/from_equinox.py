@@ -150,8 +150,8 @@ class FromEquinox(Layer):
 
     The parameters are the module's inexact arrays, those that `eqx.is_inexact_array` finds. All else is
     fixed: arrays of integers and bools, Python's numbers, functions, options. A module that draws random
-    numbers gets them with `with_key=True`. A module with `eqx.nn.State` (as `eqx.nn.BatchNorm`) or with a PRNG
-    key among its arrays is refused.
+    numbers gets them with `with_key=True`. A module with `eqx.nn.State`, as `eqx.nn.BatchNorm`, or with a
+    PRNG key among its arrays is refused.
 
     **Arguments:**
 

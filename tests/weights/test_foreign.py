@@ -122,8 +122,26 @@ def test_copies_of_a_stack_have_numbers():
     ]
 
 
+def test_copies_with_a_state_alone():
+    layer = fl.Repeated(fl.BatchNorm(2, affine=False), 2)
+    given = {f"{i}.running_{name}": np.full(2, i, np.float32) for i in range(2) for name in ("mean", "var")}
+    _, st = taken(layer, given, {"layer": ""})
+    assert st.layer.running_var.tolist() == [[0, 0], [1, 1]]
+    shared = fl.Repeated(fl.BatchNorm(2), 2, shared=True)
+    given = {name: np.ones(2, np.float32) for name in ("weight", "bias", "running_mean", "running_var")}
+    with pytest.raises(
+        fl.LayoutMismatchError, match=r"running_mean: expected \(2, 2\) for layer.running_mean"
+    ):
+        taken(shared, given, {"layer": ""})
+
+
 @pytest.mark.parametrize(
-    "wrap", [lambda m: fl.NeuralODE(m), lambda m: fl.DebugLayer(m, "here"), lambda m: fl.f32(m)]
+    "wrap",
+    [
+        lambda m: fl.NeuralODE(m),
+        lambda m: fl.DebugLayer(m, "here"),
+        lambda m: fl.AlternatePrecision(m, jnp.float32),
+    ],
 )
 def test_wrappers_have_the_names_of_what_is_inside(wrap):
     given = {"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
