@@ -148,6 +148,20 @@ def test_wrappers_have_the_names_of_what_is_inside(wrap):
     assert (taken(wrap(fl.Dense(2, 2)), given)[0].data == 1).all()
 
 
+def test_a_compact_layer_and_a_frozen_one_afterwards():
+    @fl.compact(fc=fl.Dense(2, 2), gain=fl.Param((), fl.initializers.ones))
+    def model(m, x):
+        return m.gain * m.fc(x)
+
+    given = {"fc.weight": np.ones((2, 2), np.float32), "fc.bias": np.ones(2, np.float32)}
+    with pytest.raises(fl.LayoutMismatchError, match="gain: .* has no name there"):
+        taken(model, given)
+    ps, st = fl.setup(jax.random.key(0), model)
+    fc, _ = fl.from_torch(given, fl.Dense(2, 2), ps.fc, st.fc)
+    tuned, trained, st = fl.freeze_parameters(model, "fc.*", ps.replace(fc=fc), st)
+    assert float(tuned(jnp.ones(2, jnp.float32), trained, st)[0][0]) == 3
+
+
 def test_parameters_without_a_name_there_are_named():
     for layer in (fl.WeightNorm(fl.Dense(2, 2), "weight"), fl.Chain(fl.Diagonal(2), fl.Dense(2, 2))):
         with pytest.raises(fl.LayoutMismatchError, match="expected layers that PyTorch has, too") as caught:

@@ -185,6 +185,17 @@ def test_tensors_of_half_precisions_come_and_go():
         )
 
 
+def test_every_bit_comes_back():
+    """Signs of zeros, numbers below the normal ones and the bits of a NaN among them."""
+    torch = pytest.importorskip("torch")
+    bits = np.random.default_rng(0).integers(0, 2**32, 24, np.uint32)
+    bits[:4] = 0x80000000, 0x00000001, 0x7FC00123, 0xFF800000
+    layer = fl.Conv((2, 3), 2, 2, use_bias=False)
+    given = {"weight": torch.from_numpy(bits.view(np.float32).reshape(2, 2, 2, 3))}
+    back = fl.to_torch(layer, *taken(layer, given))
+    assert (back["weight"].numpy().view(np.uint32).ravel() == bits).all()
+
+
 def test_a_new_module_takes_what_to_torch_gives():
     """Names of a `Sequential` with modules for functions; in memory of its own; copies have numbers."""
     torch = pytest.importorskip("torch")
