@@ -167,6 +167,10 @@ from .vectors.record import Record as Record
 from .vectors.sharded import ShardedVector as ShardedVector
 from .vectors.solutions import solution_frame as solution_frame
 from .vectors.vector import ComponentVector as ComponentVector
+from .weights.foreign import Foreign as Foreign
+from .weights.from_equinox import FromEquinox as FromEquinox
+from .weights.modules import from_equinox as from_equinox, from_nnx as from_nnx
+from .weights.pytorch import from_torch as from_torch, to_torch as to_torch
 from .wrappers.compact import State as State, compact as compact
 from .wrappers.debug import DebugLayer as DebugLayer, debug as debug
 from .wrappers.freeze import (

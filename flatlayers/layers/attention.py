@@ -32,6 +32,7 @@ class MultiHeadAttention(Container):
     - `qk_dims`, `v_dims`: the numbers of features, over all heads, of the projected queries and keys and of
         the projected values; those of `q` unless given.
     - `out_dims`: the number of output features; that of `q` unless given.
+    - `use_bias`: whether the projections have biases.
 
     **Inputs:** `q`, for self-attention, or a tuple `(q, kv)`, `(q, k, v)` or `(q, k, v, mask)`: `q` of
     shape `(*batch, queries, features)`, `k` and `v` of shape `(*batch, keys, features)`, `mask` of bools,
@@ -41,7 +42,7 @@ class MultiHeadAttention(Container):
     **Returns:** `(y, st)` with `y` of shape `(*batch, queries, out_dims)`. A query that sees no key gets
     zeros.
 
-    **Parameters:** those of `q_proj`, `k_proj`, `v_proj`, `out_proj`, each a `Dense` without bias.
+    **Parameters:** those of `q_proj`, `k_proj`, `v_proj`, `out_proj`, each a `Dense`.
     **States:** those of `dropout`: `key` and `training`, if the probability is not 0.
 
     **Raises:** `ValueError` for numbers that do not divide, for shapes that do not fit and for a mask of
@@ -70,6 +71,7 @@ class MultiHeadAttention(Container):
     qk_dims: Size | None = None
     v_dims: Size | None = None
     out_dims: Size | None = None
+    use_bias: Flag = False
 
     def check_fields(self) -> None:
         for name in ("q_proj", "v_proj"):
@@ -90,10 +92,10 @@ class MultiHeadAttention(Container):
             q if size is None else size for size in (self.qk_dims, self.v_dims, self.out_dims)
         )
         return {
-            "q_proj": Dense(q, qk_dims, use_bias=False),
-            "k_proj": Dense(k, qk_dims, use_bias=False),
-            "v_proj": Dense(v, v_dims, use_bias=False),
-            "out_proj": Dense(v_dims, out_dims, use_bias=False),
+            "q_proj": Dense(q, qk_dims, use_bias=self.use_bias),
+            "k_proj": Dense(k, qk_dims, use_bias=self.use_bias),
+            "v_proj": Dense(v, v_dims, use_bias=self.use_bias),
+            "out_proj": Dense(v_dims, out_dims, use_bias=self.use_bias),
             "dropout": Dropout(self.dropout),
         }
 

@@ -1,0 +1,1 @@
+"""Weights of other libraries: PyTorch, Equinox, Flax NNX."""
