@@ -301,9 +301,9 @@ class SolverLayer(Layer):
         """Return the state after the solve. Without states of models there is no evaluation."""
         if not any(name in st for name in self._named_models()):
             return st
-        t0, axes = (start.times or self.times).t0, self._batch_axes(start)
-        y0, each = jax.tree.map(lambda leaf: leaf[(0,) * axes], (start.y0, start.each))
-        t = jnp.asarray(t0, common_real_dtype(start.y0))
+        times, first = start.times or self.times, (0,) * self._batch_axes(start)
+        y0, each, own = jax.tree.map(lambda leaf: leaf[first], (start.y0, start.each, times.own()))
+        t = jnp.asarray(times.of_sample(own).t0, common_real_dtype(start.y0))
         new = self.state_after(t, y0, *start.data, *each, ps, self._frozen(st))
         return model_states.replaced(st, new if self._only is None else Record({self._only: new}))
 

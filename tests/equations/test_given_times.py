@@ -100,6 +100,7 @@ def test_the_slope_at_the_end_is_the_field():
     assert_close(y1, fl.NeuralODE(node.model, t1=1.7, stepsize_controller=TIGHT)(y0, ps, st)[0])
 
 
+@pytest.mark.slow
 def test_second_order_equations():
     """q'' = -q from (1, 0): (cos, -sin)."""
     spring = fl.SecondOrderNeuralODE(lambda x: -x[..., :1], stepsize_controller=TIGHT)
@@ -142,17 +143,20 @@ def padded(batched):
 def test_padded_series_of_each_sample(batched):
     values, expected, ps = padded(batched)
     ts, weight = jnp.asarray(ROWS), jnp.asarray(ENTRIES, float)
-    found = jax.jit(values)(ps, ts)
-    assert jnp.isfinite(found).all()
-    np.testing.assert_allclose(found[ENTRIES], expected(ps, ts)[ENTRIES], rtol=1e-7)
 
     def loss(values):
-        return lambda ps, ts: jnp.sum(weight * values(ps, ts) ** 2)
+        def of(ps, ts):
+            found = values(ps, ts)
+            return jnp.sum(weight * found**2), found
 
-    of_ps, of_ts = jax.jit(jax.grad(loss(values), (0, 1)))(ps, ts)
-    expected_ps, expected_ts = jax.grad(loss(expected), (0, 1))(ps, ts)
-    np.testing.assert_allclose(of_ps.data, expected_ps.data, rtol=1e-6)
-    np.testing.assert_allclose(of_ts, expected_ts, rtol=1e-6, atol=1e-9)  # zero where there is no time
+        return jax.value_and_grad(of, (0, 1), has_aux=True)
+
+    (_, found), (of_ps, of_ts) = jax.jit(loss(values))(ps, ts)
+    (_, exact_values), (exact_ps, exact_ts) = jax.jit(loss(expected))(ps, ts)
+    assert jnp.isfinite(found).all()
+    np.testing.assert_allclose(found[ENTRIES], exact_values[ENTRIES], rtol=1e-7)
+    np.testing.assert_allclose(of_ps.data, exact_ps.data, rtol=1e-6)
+    np.testing.assert_allclose(of_ts, exact_ts, rtol=1e-6, atol=1e-9)  # zero where there is no time
 
 
 def test_a_time_that_is_left_out_repeats_the_state_before(key):
@@ -183,6 +187,42 @@ def test_starts_and_ends_of_each_sample(key):
     np.testing.assert_allclose(end(t0, None)[0], np.exp(t0 - 3), rtol=1e-7)
 
 
+class Timed(fl.Layer):
+    """dy/dt = -y, and the time of the last evaluation in the state."""
+
+    def states(self, key):
+        return {"t": jnp.zeros(())}
+
+    def forward(self, x, ps, st):
+        t, y = x
+        return jax.tree.map(jnp.negative, y), st.replace(t=jnp.asarray(t, st.t.dtype))
+
+
+def test_states_are_those_at_the_start_of_the_first_sample(key):
+    node = fl.NeuralODE(Timed(), with_time=True, batching="each")
+    ps, st = fl.setup(key, node, float)
+    times = fl.SolveTimes([1.0, 2.0], t0=jnp.array([0.5, 0.75]))
+    ys, new = jax.jit(node)((jnp.ones((2, 1)), times), ps, st)
+    assert new.model.t == 0.5
+    np.testing.assert_allclose(ys[..., 0], np.exp([[-0.5, -0.25], [-1.5, -1.25]]), rtol=1e-3)
+
+
+def test_named_and_nested_states(key):
+    """A vector with names, and a pytree: the slope at a time is the field's."""
+    node = fl.NeuralODE(Timed(), with_time=True, stepsize_controller=TIGHT)
+    ps, st = fl.setup(key, node, float)
+    named = fl.ComponentVector.of({"a": jnp.ones(2), "b": jnp.array(3.0)})
+    for y0 in (named, {"a": jnp.ones(2), "b": jnp.array(-1.0)}):
+
+        @jax.jit
+        def at(t):
+            return node((y0, fl.SolveTimes(t[None])), ps, st)[0]  # noqa: B023
+
+        ys, slope = at(jnp.array(0.5)), jax.jvp(at, (jnp.array(0.5),), (jnp.array(1.0),))[1]
+        assert_close(slope, jax.tree.map(jnp.negative, ys))
+        assert_close(ys, jax.tree.map(lambda y: jnp.exp(-0.5) * y[None], y0), rtol=1e-6)
+
+
 def test_other_times_need_no_other_program(key):
     node = fl.NeuralODE(lambda y: -y, batching="each")
     ps, st = fl.setup(key, node, float)
@@ -195,6 +235,7 @@ def test_other_times_need_no_other_program(key):
 # Other layers
 
 
+@pytest.mark.slow
 def test_a_controlled_equation(key):
     """dz = -z dX with X = t^2: z = exp(-t^2), and the slope is that of the path."""
     knots = jnp.linspace(0.0, 2.0, 41)
@@ -214,20 +255,22 @@ def test_a_controlled_equation(key):
         layer(((jnp.ones(1), path), fl.SolveTimes([0.5, 2.5])), ps, st)
 
 
-def test_a_stochastic_equation(key):
+@pytest.mark.parametrize(
+    "adjoint", [None, pytest.param(diffrax.RecursiveCheckpointAdjoint(), marks=pytest.mark.slow)]
+)
+def test_a_stochastic_equation(key, adjoint):
     """dX = dW: the values are those of the layer's path; there is no gradient by times."""
-    for adjoint in (None, diffrax.RecursiveCheckpointAdjoint()):
-        layer = fl.NeuralSDE(lambda y: 0 * y, jnp.ones_like, t1=2.0, dt0=0.125, adjoint=adjoint)
-        ps, st = fl.setup(key, layer, float)
-        path = layer.brownian_path(jnp.zeros(1), st)
-        ts = jnp.array([0.5, 1.25])
-        values = jax.jit(lambda ts: layer((jnp.zeros(1), fl.SolveTimes(ts)), ps, st)[0])  # noqa: B023
-        np.testing.assert_allclose(values(ts), [path.evaluate(t) for t in ts], atol=1e-9)
-        with pytest.raises(RuntimeError, match="no gradient|cannot be autodifferentiated|nondifferentiable"):
-            jax.grad(lambda ts: values(ts).sum())(ts)  # noqa: B023
-        for wrong in ([0.5, 2.5], [-0.5, 1.0]):
-            with pytest.raises(ValueError, match=r"from t0=0.0 to t1=2.0 of the layer|in order"):
-                layer((jnp.zeros(1), fl.SolveTimes(wrong)), ps, st)
+    layer = fl.NeuralSDE(lambda y: 0 * y, jnp.ones_like, t1=2.0, dt0=0.125, adjoint=adjoint)
+    ps, st = fl.setup(key, layer, float)
+    path = layer.brownian_path(jnp.zeros(1), st)
+    ts = jnp.array([0.5, 1.25])
+    values = jax.jit(lambda ts: layer((jnp.zeros(1), fl.SolveTimes(ts)), ps, st)[0])
+    np.testing.assert_allclose(values(ts), [path.evaluate(t) for t in ts], atol=1e-9)
+    with pytest.raises(RuntimeError, match="no gradient|cannot be autodifferentiated|nondifferentiable"):
+        jax.grad(lambda ts: values(ts).sum())(ts)
+    for wrong in ([0.5, 2.5], [-0.5, 1.0]):
+        with pytest.raises(ValueError, match=r"from t0=0.0 to t1=2.0 of the layer|in order"):
+            layer((jnp.zeros(1), fl.SolveTimes(wrong)), ps, st)
 
 
 def test_augmented(key):
