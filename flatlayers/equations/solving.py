@@ -61,6 +61,8 @@ class SolverLayer(Layer):
     - `check(y0, args)`: raises unless the models fit to the state, and returns the shapes and dtypes of what
         they give. By default `field` gives what is like `y0`.
     - `outputs(solution)`: what a call returns. By default the final state, or the saved ones.
+    - `within(start)`: returns the start; raises unless the equation reaches to the times of an input with
+        `fl.SolveTimes`. By default it does.
     - `state_after(t, y, *data, ps, st)`: the states of the models after the solve. By default those that
         `field` returns.
 
