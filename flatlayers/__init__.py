@@ -43,10 +43,12 @@ from .display.tree import tree as tree
 from .equations.augmented import AugmentedNDE as AugmentedNDE
 from .equations.cde import NeuralCDE as NeuralCDE
 from .equations.flow import FFJORD as FFJORD
+from .equations.given_times import SolveTimes as SolveTimes
 from .equations.mechanics import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
 from .equations.ode import NeuralODE as NeuralODE, SecondOrderNeuralODE as SecondOrderNeuralODE
 from .equations.sde import NeuralSDE as NeuralSDE
-from .equations.solving import SolverLayer as SolverLayer, Start as Start
+from .equations.solving import SolverLayer as SolverLayer
+from .equations.start import Start as Start
 from .equilibria.accelerated import Anderson as Anderson, Broyden as Broyden
 from .equilibria.deq import (
     DeepEquilibriumNetwork as DeepEquilibriumNetwork,

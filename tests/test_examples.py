@@ -506,3 +506,22 @@ def test_sunspots(monkeypatch, tmp_path):
     assert pieces.shape == (4, 33)
     assert seen.shape == (4, 22)
     np.testing.assert_allclose(np.diff(pieces, n=2), 0.0, atol=1e-4)  # a stretched line is a line
+
+
+@pytest.mark.slow
+def test_an_encoder_and_a_decoder(monkeypatch, tmp_path):
+    encoder_decoder = load("encoder_decoder")
+    with pytest.raises(SystemExit, match="expected the least error by the model, found"):
+        run(encoder_decoder, monkeypatch, tmp_path, ["--steps", "2"], BATCH=4)
+    times, series = encoder_decoder.read()
+    assert (len(times), np.isfinite(series).sum()) == (526, 521)
+    np.testing.assert_allclose(times[[0, -1]], [1958 + 2.5 / 12, 2001 + 11.5 / 12])
+    # A line: its level is that of the middle of the last year, and a rule of growth is exact.
+    ahead = np.arange(200) / 12
+    (past, months), ys, level = encoder_decoder.pieces(1958 + ahead, 2 * ahead)
+    assert (past.shape, months.shape) == ((117, 60, 4), (117, 24, 3))
+    np.testing.assert_allclose(
+        ys * encoder_decoder.SCALE, 2 * (np.arange(24) + 6.5) / 12 + 0 * level, rtol=1e-4
+    )
+    found = encoder_decoder.others(2 * ahead)["that and the mean growth"]
+    np.testing.assert_allclose(found, ys * encoder_decoder.SCALE + level, rtol=1e-5)

@@ -12,7 +12,8 @@ from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
 
 
-_ARRAYS = (jax.Array, np.ndarray, ComponentVector)
+# A tuple is an input beside its times, as `((z0, control), SolveTimes(ts))`.
+_WITH_ARRAYS = (jax.Array, np.ndarray, ComponentVector, tuple)
 
 
 class AugmentedNDE(Container):
@@ -63,7 +64,7 @@ class AugmentedNDE(Container):
 
     def _augmented(self, x: Input) -> Input:
         if isinstance(x, tuple):
-            return tuple(self._augmented(part) if isinstance(part, _ARRAYS) else part for part in x)
+            return tuple(self._augmented(part) if isinstance(part, _WITH_ARRAYS) else part for part in x)
         if not jnp.ndim(x):
             raise ValueError(f"expected x of shape (..., n), found {describe(x)}")
         x = jnp.asarray(x)

@@ -1,5 +1,6 @@
 """`NeuralCDE`: a layer that solves `dz = model(z) dX`, driven by data."""
 
+import dataclasses
 from dataclasses import KW_ONLY
 
 import diffrax
@@ -14,7 +15,8 @@ from ..types import Args, Array, Input, Params, PyTree, State, Time
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
 from .failures import require
-from .solving import SolverLayer, Start
+from .solving import SolverLayer
+from .start import Start
 from .times import ULPS, Times
 
 
@@ -82,8 +84,10 @@ class NeuralCDE(SolverLayer, Wrapper):
 
     def inputs(self, x: Input, ps: Params, st: State) -> tuple[Start, State]:
         z0, control = _check_input(x)
-        z0, times = self._within(control, z0)
-        return Start(z0, (control,), times=times), st
+        t0 = jnp.asarray(control.t0) if self.t0 is None else self.t0
+        t1 = jnp.asarray(control.t1) if self.t1 is None else self.t1
+        start = Start(z0, (control,), times=Times(t0, t1, self.dt0, self.saveat))
+        return (start if self.t0 is None and self.t1 is None else self.within(start)), st
 
     def field(
         self, t: Time, y: Hidden, control: diffrax.AbstractPath, ps: Params, st: State
@@ -117,19 +121,17 @@ class NeuralCDE(SolverLayer, Wrapper):
         y, st = self.model(self.at(t, z), ps, st)
         return (y.data if isinstance(y, ComponentVector) else y), st
 
-    def _within(self, control: diffrax.AbstractPath, z0: Hidden) -> tuple[Hidden, Times]:
-        """Return `z0` and the times; raise for ends beyond those of the path, which would extrapolate."""
+    def within(self, start: Start) -> Start:
+        """Return the start. **Raises:** for ends beyond those of the path, which would extrapolate."""
+        (control,), times = start.data, start.times or self.times
         first, last = jnp.asarray(control.t0), jnp.asarray(control.t1)
-        t0 = first if self.t0 is None else self.t0
-        t1 = last if self.t1 is None else self.t1
-        times = Times(t0, t1, self.dt0, self.saveat)
-        if self.t0 is None and self.t1 is None:
-            return z0, times
         room = ULPS * float(jnp.finfo(common_real_dtype(first, last)).eps)  # the path's times may be rounded
-        low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
+        low, high = jnp.minimum(times.t0, times.t1), jnp.maximum(times.t0, times.t1)
         inside = (first - room * abs(first) <= low) & (high <= last + room * abs(last))
-        message = f"expected t0={self.t0} and t1={self.t1} within the times of the control"
-        return require(inside, message, z0), times
+        both_arrays = isinstance(times.t0, jax.Array) and isinstance(times.t1, jax.Array)
+        ends = "times" if both_arrays else f"t0={self.t0} and t1={self.t1}"
+        message = f"expected {ends} within the times of the control"
+        return dataclasses.replace(start, y0=require(inside.all(), message, start.y0))
 
 
 def _check_input(x: Input) -> tuple[Hidden, diffrax.AbstractPath]:

@@ -19,7 +19,8 @@ from ..types import Args, Array, DType, Input, Key, Output, Params, PyTree, Shap
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .options import option
-from .solving import SolverLayer, Start, batch_axes, check_field
+from .solving import SolverLayer, batch_axes, check_field
+from .start import Start
 from .times import Times
 
 

@@ -6,7 +6,8 @@ from ..core.composite import Wrapper
 from ..core.layer import Layer
 from ..types import Array, Input, Params, State, Time, Y
 from ..vectors.names import describe
-from .solving import SolverLayer, Start
+from .solving import SolverLayer
+from .start import Start
 
 
 class NeuralODE(SolverLayer, Wrapper):
@@ -34,7 +35,7 @@ class NeuralODE(SolverLayer, Wrapper):
     - The others, by keyword, are those of `SolverLayer`.
 
     **Inputs:** `x`, the state `y0`: an array, a `ComponentVector` or any pytree of arrays; with
-    `batching="each"` of shapes `(*batch, n)`.
+    `batching="each"` of shapes `(*batch, n)`. Or a pair of it and `fl.SolveTimes`: times that are data.
 
     **Returns:** `(ys, st)`: the final state, with the shape of `y0`; or the saved states with time
     leading, if `saveat` has times.

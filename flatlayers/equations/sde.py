@@ -1,5 +1,6 @@
 """`NeuralSDE`: a layer that solves `dy = drift(y) dt + diffusion(y) dW`."""
 
+import dataclasses
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ from ..dtypes import common_real_dtype, promoted
 from ..types import Args, Array, DType, Input, Key, Params, PyTree, State, Time
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
+from .failures import require
 from .options import Controller, Solver
 from .solver_dtypes import Dtypes, Field
-from .solving import SolverLayer, Start, like_state
+from .solving import SolverLayer, like_state
+from .start import Start
 
 
 # An array `(..., n)`.
@@ -119,6 +122,14 @@ class NeuralSDE(SolverLayer, Container):
         keys = self._keys(y0, st)
         start = Start(y0, data=(keys,)) if self.batching == "shared" else Start(y0, each=(keys,))
         return start, st.replace(key=jax.random.split(st.key)[0])
+
+    def within(self, start: Start) -> Start:
+        """Return the start. **Raises:** for ends beyond those of the layer, which are those of its path."""
+        times = start.times or self.times
+        t0, t1 = jnp.asarray(times.t0), jnp.asarray(times.t1)
+        fine = (self.t0 <= t0) & (t0 <= t1) & (t1 <= self.t1)
+        message = f"expected times from t0={self.t0} to t1={self.t1} of the layer, where its path is"
+        return dataclasses.replace(start, y0=require(fine.all(), message, start.y0))
 
     def check(self, y0: Position, args: Args) -> PyTree:
         t = jax.ShapeDtypeStruct((), common_real_dtype(y0))

@@ -22,9 +22,10 @@ from ..vectors.layout import check_same_layout
 from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
-from . import model_states
+from . import given_times, model_states
 from .controllers import fitted
 from .failures import check_solution, check_start
+from .given_times import SolveTimes
 from .options import (
     Adjoint,
     Controller,
@@ -37,46 +38,10 @@ from .options import (
     default_adjoint,
 )
 from .solver_dtypes import Dtypes
+from .start import Start
 from .statistics import initial_statistics, statistics_of
+from .time_gradients import MovingTimes
 from .times import Times, canonical, check_first_step, check_saves_values, saves_final_only
-
-
-@dataclass(frozen=True)
-class Start:
-    """The start of a solve, as `SolverLayer.inputs` makes it of what the layer is called with.
-
-    **Arguments:**
-
-    - `y0`: the state at the start: an array, a `ComponentVector` or any pytree of arrays.
-    - `data`: what else `field` is called with, a tuple of pytrees. Whatever varies goes in here: an adjoint
-        does not see what a vector field closes over.
-    - `each`: more of it, but with the leading axes of the batch: with `batching="each"` a sample gets its
-        own part.
-    - `times`: the times of the solve; `None` are those of the layer's fields.
-    - `batch_axes`: the number of leading axes that `batching="each"` solves sample by sample; `None` is all
-        but the last of `y0`.
-
-    >>> import jax
-    >>> import flatlayers as fl
-    >>> class Cooling(fl.SolverLayer):  # of x = (temperature, surroundings)
-    ...     def inputs(self, x, ps, st):
-    ...         temperature, surroundings = x
-    ...         return fl.Start(temperature, data=(surroundings,)), st
-    ...
-    ...     def field(self, t, y, surroundings, ps, st):
-    ...         return surroundings - y, st
-    >>> layer = Cooling(t1=10.0)
-    >>> ps, st = fl.setup(jax.random.key(0), layer)
-    >>> y, st = layer((90.0, 20.0), ps, st)
-    >>> print(f"{y:.1f}")
-    20.0
-    """
-
-    y0: Y
-    data: tuple[PyTree, ...] = ()
-    each: tuple[PyTree, ...] = ()
-    times: Times | None = None
-    batch_axes: int | None = None
 
 
 class SolverLayer(Layer):
@@ -96,6 +61,8 @@ class SolverLayer(Layer):
     - `check(y0, args)`: raises unless the models fit to the state, and returns the shapes and dtypes of what
         they give. By default `field` gives what is like `y0`.
     - `outputs(solution)`: what a call returns. By default the final state, or the saved ones.
+    - `within(start)`: returns the start; raises unless the equation reaches to the times of an input with
+        `fl.SolveTimes`. By default it does.
     - `state_after(t, y, *data, ps, st)`: the states of the models after the solve. By default those that
         `field` returns.
 
@@ -226,9 +193,10 @@ class SolverLayer(Layer):
         return {"stats": Record(initial_statistics()), **model_states.with_any(Record(parts))}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        check_saves_values(self.saveat)
+        saving = given_times.saving(self, x)
+        check_saves_values(saving.saveat)
         solution, st = self._solve(x, ps, st)
-        return self.outputs(solution), st
+        return saving.outputs(solution), st
 
     def solve(self, x: Input, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
         """Solve, and return `(solution, st)` with diffrax's own solution object.
@@ -241,8 +209,23 @@ class SolverLayer(Layer):
         return call(self, self._solve, x, ps, st)
 
     def _solve(self, x: Input, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
+        x, given = given_times.split(x)
         start, st = self.inputs(x, ps, st)
-        return self.run(start, ps, st)
+        return self.run(start if given is None else self._at_times(start, given), ps, st)
+
+    def _at_times(self, start: Start, given: SolveTimes) -> Start:
+        """Return the start with the times that are given."""
+        if "saveat" not in [field.name for field in dataclasses.fields(self)]:  # pyright: ignore
+            raise TypeError(f"{type(self).__name__} has no save times, found {describe(given)}")
+        batch = jnp.shape(jax.tree.leaves(start.y0)[0])[: self._batch_axes(start)]
+        constant = isinstance(plain(self.stepsize_controller), diffrax.ConstantStepSize)
+        base, state = start.times or self.times, common_real_dtype(start.y0)
+        times = given_times.resolved(given, base, batch, state, constant)
+        return self.within(dataclasses.replace(start, times=times))
+
+    def within(self, start: Start) -> Start:
+        """Return the start. **Raises:** if the equation does not reach to times that are given."""
+        return start
 
     def run(self, start: Start, ps: Params, st: State) -> tuple[diffrax.Solution, State]:
         """Solve from a start: `(solution, st)`, by parameters that are unpacked."""
@@ -260,7 +243,8 @@ class SolverLayer(Layer):
         **Arguments:**
 
         - `x`: as for a call of the layer.
-        - `t0`, `t1`: numbers or arrays, which may differ from sample to sample under `jax.vmap`.
+        - `t0`, `t1`: numbers or arrays, which may differ from sample to sample under `jax.vmap`. Gradients by
+            these and by the times of `saveat` are as of `SolveTimes`.
         - `saveat`: as the field.
         - `ps`, `st`: parameters, which are best given unpacked, and the state of the layer.
         """
@@ -275,12 +259,12 @@ class SolverLayer(Layer):
         axes = self._batch_axes(start)
         samples = math.prod(jax.tree.leaves(y0)[0].shape[:axes]) if axes else 1
 
-        def solve(y0: Y, each: tuple[PyTree, ...]) -> diffrax.Solution:
-            return diffeqsolve(self, times, y0, (*args, *each), samples)
+        def solve(y0: Y, each: tuple[PyTree, ...], own: tuple[Array, ...]) -> diffrax.Solution:
+            return diffeqsolve(self, times.of_sample(own), y0, (*args, *each), samples)
 
         for _ in range(axes):
             solve = jax.vmap(solve)
-        return solve(y0, start.each)
+        return solve(y0, start.each, times.own())
 
     @property
     def times(self) -> Times:
@@ -319,9 +303,9 @@ class SolverLayer(Layer):
         """Return the state after the solve. Without states of models there is no evaluation."""
         if not any(name in st for name in self._named_models()):
             return st
-        t0, axes = (start.times or self.times).t0, self._batch_axes(start)
-        y0, each = jax.tree.map(lambda leaf: leaf[(0,) * axes], (start.y0, start.each))
-        t = jnp.asarray(t0, common_real_dtype(start.y0))
+        times, first = start.times or self.times, (0,) * self._batch_axes(start)
+        y0, each, own = jax.tree.map(lambda leaf: leaf[first], (start.y0, start.each, times.own()))
+        t = jnp.asarray(times.of_sample(own).t0, common_real_dtype(start.y0))
         new = self.state_after(t, y0, *start.data, *each, ps, self._frozen(st))
         return model_states.replaced(st, new if self._only is None else Record({self._only: new}))
 
@@ -386,13 +370,17 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     elif layer.throw:
         adjoint = Throwing(adjoint)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
+    terms, start = layer.terms(y0, args, dtypes), dtypes.inside(y0)
+    moving = MovingTimes.of(t0, t1, saveat, terms, args, event)
+    if moving is not None:
+        start, t0, t1, saveat = moving.constant(start)
     solution = diffrax.diffeqsolve(
-        layer.terms(y0, args, dtypes),
+        terms,
         dtypes.options(plain(layer.solver)),
         t0=t0,
         t1=t1,
         dt0=dt0,
-        y0=dtypes.inside(y0),
+        y0=start,
         args=args,
         saveat=saveat,
         stepsize_controller=fitted(controller, dtypes, layer.max_steps),
@@ -401,6 +389,8 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
         max_steps=layer.max_steps,
         throw=False,  # `check_solution` raises
     )
+    if moving is not None:
+        solution = moving.of_solution(solution)
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))
     return check_solution(solution, y0, layer.throw)

@@ -100,12 +100,29 @@ class Times:
     - `t0`, `t1`: the start and the end.
     - `dt0`: the first step, or `None`.
     - `saveat`: what to save, as the field of a layer or as a `diffrax.SaveAt`.
+    - `each`: whether times that are arrays have the leading axes of a batch, a part for each sample.
     """
 
     t0: Time
     t1: Time
     dt0: float | None = None
     saveat: SaveAt | None = None
+    each: bool = False
+
+    def own(self) -> tuple[Array, ...]:
+        """Return the arrays that have a part for each sample."""
+        if not self.each:
+            return ()
+        saved = save_times(self.saveat) if isinstance(self.saveat, diffrax.SaveAt) else []
+        return (jnp.asarray(self.t0), jnp.asarray(self.t1), *(ts for ts in saved if jnp.ndim(ts) > 1))
+
+    def of_sample(self, own: tuple[Array, ...]) -> "Times":
+        """Return the times of a sample, by its part of `own()`."""
+        if not self.each:
+            return self
+        t0, t1, *saved = own
+        saveat = diffrax.SaveAt(ts=saved[0]) if saved else self.saveat
+        return Times(t0, t1, self.dt0, saveat)
 
     def dtype(self, state: np.dtype, constant: bool) -> np.dtype:
         """Return the dtype of these times in a solve whose state has the real dtype `state`.

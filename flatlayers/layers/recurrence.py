@@ -33,9 +33,12 @@ class Recurrence(Wrapper):
     - `time_axis`: the axis of the input that is time; of the sequence that is returned, too.
     - `reverse`: whether to run from the last step to the first. The sequence comes back in the
         order of the input; the last step is then that of the first input.
+    - `return_carry`: whether the carry after the last step is returned too, for another layer to start
+        from: a decoder from what an encoder has read, or the next piece of a long sequence.
 
     **Inputs:** `x` of shape `(..., time, in_dims)`, or `(x, carry)`, to start from a carry.
-    **Returns:** `(y, st)` with `y` of shape `(..., time, hidden_dims)` or `(..., hidden_dims)`.
+    **Returns:** `(y, st)` with `y` of shape `(..., time, hidden_dims)` or `(..., hidden_dims)`; with
+    `return_carry` it is `((y, carry), st)`, as of a cell, whose carry it is.
 
     **Parameters and states:** those of the cell.
 
@@ -48,6 +51,14 @@ class Recurrence(Wrapper):
     >>> ps, st = fl.setup(jax.random.key(0), layer)
     >>> layer(jnp.ones((5, 10, 3)), ps, st)[0].shape
     (5, 10, 2)
+
+    A carry joins two layers:
+
+    >>> encoder, decoder = fl.GRU(3, 2, return_carry=True), fl.GRU(1, 2, return_sequence=True)
+    >>> ps, st = fl.setup(jax.random.key(0), {"encoder": encoder, "decoder": decoder})
+    >>> (y, carry), _ = encoder(jnp.ones((5, 10, 3)), ps.encoder, st.encoder)
+    >>> decoder((jnp.ones((5, 4, 1)), carry), ps.decoder, st.decoder)[0].shape
+    (5, 4, 2)
     """
 
     cell: AnyLayer
@@ -55,14 +66,16 @@ class Recurrence(Wrapper):
     return_sequence: Flag = False
     time_axis: Integer = -2
     reverse: Flag = False
+    return_carry: Flag = False
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         x, carry = input_and_carry(x)
         xs = _steps(jnp.asarray(x), self.time_axis)
         own_cell = isinstance(self.cell, RecurrentCell) and type(self.cell).forward is RecurrentCell.forward
         run: Any = _run_cell if own_cell else _run_layer
-        y, ys, st = run(self.cell, xs, carry, ps, st, self.reverse, self.return_sequence)
-        return (jnp.moveaxis(ys, 0, self.time_axis) if self.return_sequence else y), st
+        y, carry, ys, st = run(self.cell, xs, carry, ps, st, self.reverse, self.return_sequence)
+        y = jnp.moveaxis(ys, 0, self.time_axis) if self.return_sequence else y
+        return ((y, carry) if self.return_carry else y), st
 
 
 class StatefulRecurrentCell(Wrapper):
@@ -121,13 +134,15 @@ class BidirectionalRNN(Container):
     - `backward_cell`: the cell that runs backward; `None` is one like `cell`, with its own parameters.
     - `merge`: a function of the two sequences, both in the order of the input; along the features
         they are concatenated unless given. `None` returns them as a tuple.
+    - `return_carry`: whether the carries after the last step of each are returned too.
 
-    **Inputs:** `x` of shape `(..., time, in_dims)`. **Returns:** `(y, st)` with `y` of shape
-    `(..., time, 2 * hidden_dims)`.
+    **Inputs:** `x` of shape `(..., time, in_dims)`, or `(x, (forward, backward))` to start from two carries.
+    **Returns:** `(y, st)` with `y` of shape `(..., time, 2 * hidden_dims)`; with `return_carry` it is
+    `((y, (forward, backward)), st)`.
 
     **Parameters and states:** those of the cells, under `forward` and `backward`.
 
-    **Raises:** `TypeError` for a `merge` that is no function.
+    **Raises:** `TypeError` for a `merge` that is no function and for carries that are no pair.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -142,23 +157,34 @@ class BidirectionalRNN(Container):
     backward_cell: AnyLayer | None = None
     _: KW_ONLY
     merge: Merge | None = concatenate
+    return_carry: Flag = False
 
     def children(self) -> dict[str, Layer]:
         backward = self.cell if self.backward_cell is None else self.backward_cell
         return {"forward": self.cell, "backward": backward}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        ys, new = [], {}
-        for name, cell in self.children().items():
-            run = Recurrence(cell, return_sequence=True, reverse=name == "backward")
-            y, new[name] = run(x, getattr(ps, name), st[name])
+        x, given = input_and_carry(x)
+        starts = [(x,), (x,)] if not given else [(x, carry) for carry in _pair(given[0])]
+        ys, carries, new = [], [], {}
+        for start, (name, cell) in zip(starts, self.children().items(), strict=True):
+            run = Recurrence(cell, return_sequence=True, return_carry=True, reverse=name == "backward")
+            (y, carry), new[name] = run(start if given else x, getattr(ps, name), st[name])
             ys.append(y)
-        return tuple(ys) if self.merge is None else self.merge(*ys), st.replace(**new)
+            carries.append(carry)
+        y = tuple(ys) if self.merge is None else self.merge(*ys)
+        return ((y, tuple(carries)) if self.return_carry else y), st.replace(**new)
+
+
+def _pair(carries: PyTree) -> tuple[PyTree, PyTree]:
+    if not isinstance(carries, tuple) or len(carries) != 2:
+        raise TypeError(f"expected a pair of carries, forward and backward, found {describe(carries)}")
+    return carries
 
 
 def _run_cell(
     cell: RecurrentCell, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, Any, Any]:
     """Run a recurrent cell: its carry and its weights are known in front of the loop."""
     dtype = jnp.result_type(xs, ps.weight_ih)
     start = tuple(h.astype(jnp.result_type(h, dtype)) for h in cell.start(xs[0], carry, ps))
@@ -170,12 +196,12 @@ def _run_cell(
         return carry, carry[0] if return_sequence else None
 
     carry, ys = jax.lax.scan(step, start, xs, reverse=reverse)
-    return carry[0], ys, st
+    return carry[0], carry, ys, st
 
 
 def _run_layer(
     cell: Layer, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, Any, Any]:
     """Run a layer that takes `x` or `(x, carry)`."""
     first, rest = (xs[-1], xs[:-1]) if reverse else (xs[0], xs[1:])
     # The first step gives the carry, and a state of the first call, the type of all others.
@@ -186,10 +212,10 @@ def _run_layer(
         y, carry, st = _step(cell, x, (carry,), ps, st)
         return (y, carry, st), y if return_sequence else None
 
-    (y, _, st), ys = jax.lax.scan(step, (y_first, carry, st), rest, reverse=reverse)
+    (y, carry, st), ys = jax.lax.scan(step, (y_first, carry, st), rest, reverse=reverse)
     if return_sequence:
         ys = jnp.concatenate([ys, y_first[None]] if reverse else [y_first[None], ys])
-    return y, ys, st
+    return y, carry, ys, st
 
 
 def _steps(x: jax.Array, time_axis: int) -> jax.Array:
@@ -244,7 +270,9 @@ def GRU(in_dims: int, hidden_dims: int, **options: Any) -> Recurrence:
 
 def _over_time(cell: Callable[..., Layer], in_dims: int, hidden_dims: int, **options: Any) -> Recurrence:
     over_time = {
-        name: options.pop(name) for name in ("return_sequence", "time_axis", "reverse") if name in options
+        name: options.pop(name)
+        for name in ("return_sequence", "time_axis", "reverse", "return_carry")
+        if name in options
     }
     return Recurrence(cell(in_dims, hidden_dims, **options), **over_time)
 

@@ -85,6 +85,74 @@ def test_a_carry_joins_two_halves(key):
     assert_close(run(layer, (x[:, 3:], carry), ps, st)[0], whole[:, 3:])
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("make", CELLS)
+def test_the_carry_that_is_returned(key, make, reverse):
+    """It is that of the cell after the last step, with the sequence or its last step alone."""
+    cell = make(3, 4)
+    ps, st = fl.setup(key, cell, float)
+    x = jax.random.normal(key, (2, 5, 3))
+    xs = [x[:, t] for t in range(5)]
+    ys, expected, _ = fold(cell, xs[::-1] if reverse else xs, ps, st)
+    for whole in (False, True):
+        layer = fl.Recurrence(cell, return_sequence=whole, reverse=reverse, return_carry=True)
+        (y, carry), _ = run(layer, x, ps, st)
+        assert_close(carry, expected)
+        assert isinstance(carry, tuple)
+        assert_close(y[:, 0 if reverse else -1] if whole else y, ys[-1])
+        assert fl.output_shape(layer, x) == (y.shape, jax.tree.map(jnp.shape, carry))
+
+
+def test_the_carry_of_any_layer_and_from_piece_to_piece(key):
+    """A cell with a state of its own, and a sequence of which the pieces are read one after another."""
+    layer = fl.Recurrence(Noisy(fl.LSTMCell(3, 4)), return_sequence=True, return_carry=True)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (6, 3))
+    (whole, end), _ = run(layer, x, ps, st)
+    (first, carry), between = run(layer, x[:2], ps, st)
+    (second, last), _ = run(layer, (x[2:], carry), ps, between)
+    assert_close(jnp.concatenate([first, second]), whole)
+    assert_close(last, end)
+
+
+def test_the_gradient_goes_through_the_carry(key):
+    """From the end of a decoder to the input and the weights of its encoder, against finite differences."""
+    encoder, decoder = fl.LSTM(3, 4, return_carry=True), fl.LSTM(1, 4)
+    assert repr(encoder) == "Recurrence(LSTMCell(3, 4), return_carry=True)"
+    ps, st = fl.setup(key, {"encoder": encoder, "decoder": decoder}, float)
+    x, later = jax.random.normal(key, (5, 3)), jnp.linspace(0.0, 1.0, 3)[:, None]
+
+    @jax.jit
+    def loss(ps, x):
+        (_, carry), _ = encoder(x, ps.encoder, st.encoder)
+        return jnp.sum(decoder((later, carry), ps.decoder, st.decoder)[0] ** 2)
+
+    of_ps, of_x = jax.jit(jax.grad(loss, (0, 1)))(ps, x)
+    direction = fl.ComponentVector(jax.random.normal(jax.random.key(2), ps.shape), ps.layout)
+    numeric = central_difference(lambda ps: loss(ps, x), ps, direction)
+    np.testing.assert_allclose(of_ps @ direction, numeric, rtol=1e-6)
+    numeric = central_difference(lambda x: loss(ps, x), x, jnp.ones_like(x))
+    np.testing.assert_allclose(of_x.sum(), numeric, rtol=1e-6)
+    assert (of_ps.encoder.weight_ih != 0).any()
+
+
+def test_bidirectional_carries(key):
+    cell = fl.LSTMCell(3, 4)
+    layer = fl.BidirectionalRNN(cell, return_carry=True)
+    ps, st = fl.setup(key, layer, float)
+    x = jax.random.normal(key, (5, 3))
+    (y, (forward, backward)), _ = run(layer, x, ps, st)
+    assert_close(y, run(fl.BidirectionalRNN(cell), x, ps, st)[0])
+    assert_close(forward, fold(cell, list(x), ps.forward, {})[1])
+    assert_close(backward, fold(cell, list(x)[::-1], ps.backward, {})[1])
+    (again, _), _ = run(layer, (x, (backward, forward)), ps, st)
+    there, _ = fl.Recurrence(cell, return_sequence=True)((x, backward), ps.forward, {})
+    back, _ = fl.Recurrence(cell, return_sequence=True, reverse=True)((x, forward), ps.backward, {})
+    assert_close(again, jnp.concatenate([there, back], -1))
+    with pytest.raises(TypeError, match=r"expected a pair of carries.*, found float64\[5,3\]"):
+        layer((x, x), ps, st)
+
+
 def test_there_is_one_scan(key):
     layer = fl.LSTM(3, 4, return_sequence=True)
     ps, st = fl.setup(key, layer, float)
