@@ -1,7 +1,5 @@
 """The minimisers of JAXopt, which is no longer maintained: tested where it is installed."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,10 +10,7 @@ import flatlayers as fl
 from .gaussian import MEAN, PRECISION, START, energy, line
 
 
-with warnings.catch_warnings():
-    # It says on import that it is not maintained.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is an optional package")
+jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is an optional package, and not maintained")
 
 LOWER = fl.ComponentVector(jnp.array([-5.0, -1.5, -5.0]), MEAN.layout)
 UPPER = fl.ComponentVector(jnp.array([5.0, 5.0, 0.2]), MEAN.layout)

@@ -69,16 +69,16 @@ def test_serialisation_of_equinox(tmp_path):
 
 def test_masks_of_optax_are_for_leaves_and_per_leaf_shows_them():
     mask = MEAN.layout.mask("net")
-    with pytest.raises((TypeError, ValueError)):
-        optimizer = optax.masked(optax.set_to_zero(), fl.ComponentVector(jnp.asarray(mask), MEAN.layout))
-        optimizer.update(START, optimizer.init(START))
+    numbers = optax.masked(optax.set_to_zero(), fl.ComponentVector(jnp.asarray(mask), MEAN.layout))
+    with pytest.raises(ValueError, match="truth value"):
+        numbers.init(START)
     optimizer = fl.per_leaf(optax.masked(optax.set_to_zero(), {"rates": False, "net": True}))
     updates, _ = optimizer.update(START, optimizer.init(START), START)
     np.testing.assert_array_equal(updates, np.where(mask, 0.0, START))
 
 
 def test_tree_at_is_for_leaves_and_at_sets_by_name():
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(ValueError, match="where"):
         eqx.tree_at(lambda v: v.rates.growth, START, jnp.array(5.0))
     changed = START.at["rates.growth"].set(5.0)
     np.testing.assert_array_equal(changed, [5.0, *np.asarray(START)[1:]])

@@ -1,7 +1,5 @@
 """Vectors and chains as tables: pandas, xarray, ArviZ; and as arrays of others, by DLPack."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,10 +48,7 @@ def test_a_dataset_of_xarray():
 
 def test_a_summary_of_arviz():
     pytest.importorskip("xarray", reason="xarray is an optional package")
-    with warnings.catch_warnings():
-        # A release before 1.0 says on import that there is a new one.
-        warnings.simplefilter("ignore", FutureWarning)
-        arviz = pytest.importorskip("arviz", reason="ArviZ is an optional package")
+    arviz = pytest.importorskip("arviz", reason="ArviZ is an optional package")
     posterior = by_name(CHAINS)
     old = arviz.__version__.startswith("0.")
     inference = arviz.from_dict(posterior=posterior) if old else arviz.from_dict({"posterior": posterior})
