@@ -16,7 +16,7 @@ import flatlayers
 MODULES = [m.name for m in pkgutil.walk_packages(flatlayers.__path__, "flatlayers.")]
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "CONTRIBUTING.md"]
-SLOW = {"with-other-libraries.md"}  # tests/others has the same calls, one by one
+SLOW = {"with-other-libraries.md", "uncertainty.md"}  # tests/others has the same calls, one by one
 OPTIONAL = {"flax", "jaxopt", "torch"}  # packages that the tests do without
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
