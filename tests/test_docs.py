@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ import flatlayers
 MODULES = [m.name for m in pkgutil.walk_packages(flatlayers.__path__, "flatlayers.")]
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), ROOT / "CONTRIBUTING.md"]
+SLOW = {"with-other-libraries.md", "uncertainty.md"}  # tests/others has the same calls, one by one
+OPTIONAL = {"flax", "jaxopt", "torch"}  # packages that the tests do without
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -53,13 +56,33 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "spiral.png").exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def section(text, place):
+    """Return the section of a page that the place is in."""
+    end = text.find("\n##", place)
+    return text[max(text.rfind("\n##", 0, place), 0) : end if end >= 0 else None]
+
+
+def lacks_a_package(section):
+    imported = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", section, re.MULTILINE)]
+    return any(importlib.util.find_spec(name) is None for name in imported)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    """Its blocks in order, in one namespace; what a `pycon` block shows is what comes out."""
+    """Its blocks in order, in one namespace; what a `pycon` block shows is what comes out.
+
+    A section that imports an optional package is left out where that is missing.
+    """
     monkeypatch.chdir(tmp_path)
     text, names = page.read_text(), {}
     for block in BLOCK.finditer(text):
         line = text[: block.start()].count("\n") + 1
+        if lacks_a_package(section(text, block.start())):
+            continue
         if block[1] == "python":
             exec(compile("\n" * line + block[2], page, "exec"), names)
         else:
