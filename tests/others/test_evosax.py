@@ -26,7 +26,7 @@ def evolve(strategy, key, params, first, generations=150):
     return state
 
 
-@pytest.mark.parametrize("name", ["CMA_ES", "SNES", "Open_ES"])
+@pytest.mark.parametrize("name", [pytest.param("CMA_ES", marks=pytest.mark.slow), "SNES", "Open_ES"])
 def test_strategies_with_a_mean(key, name):
     options = {"optimizer": optax.adam(0.05)} if name == "Open_ES" else {}
     strategy = getattr(algorithms, name)(population_size=20, solution=START, **options)
