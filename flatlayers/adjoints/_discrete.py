@@ -20,6 +20,7 @@ from ._plan import Allowance, Plan
 from ._solver import ExplicitSolver
 from ._steps import ExplicitSteps, Pull, RemadeSteps, StepRecord, TracedSteps
 from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
+from ._two_modes import TwoModes
 
 
 NAME = "AdaptiveCheckpointAdjoint"
@@ -79,8 +80,7 @@ class Residuals(eqx.Module):
     saved: list[SavedValues]
 
 
-@eqx.filter_custom_vjp
-def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
+def _solve(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
     """Solve; return the final state and the statistics."""
     state = constants.initial_state(problem)
     solver = problem.solver
@@ -91,7 +91,6 @@ def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tu
     return final, statistics
 
 
-@solve_by_steps.def_fwd
 def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
@@ -124,7 +123,6 @@ def _solver_of(
     return ExplicitSolver(method) if plan is None else KeepingSolver(method, plan)
 
 
-@solve_by_steps.def_bwd
 def _solve_bwd(
     residuals: Residuals,
     cotangents: tuple[State, PyTree],
@@ -141,6 +139,9 @@ def _solve_bwd(
         cast_like(ct.saveat, walk.saveat[0]),
     )
     return _modes.reversed_once(out, NAME)
+
+
+solve_by_steps = TwoModes(_solve, _solve_fwd, _solve_bwd, NAME)
 
 
 class BackwardWalk:

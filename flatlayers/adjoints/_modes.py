@@ -38,6 +38,15 @@ def reversed_once(tree: PyTree, name: str) -> PyTree:
     return _each(_forward_only_p, tree, message)
 
 
+def reversed_never(tree: PyTree, name: str) -> PyTree:
+    """Return `tree`, tangents by forward mode, with an error where reverse mode comes to them."""
+    message = (
+        f"{name} has no reverse mode over forward mode, such as jax.grad of jax.jvp. Use forward mode over "
+        f"reverse mode, such as jax.jvp of jax.grad and fl.hessian, or {_DIRECT}."
+    )
+    return _each(_forward_only_p, tree, message)
+
+
 def differentiated_once(x: Array, problem: PyTree, name: str, cause: str, instead: str) -> Array:
     """Return `x`, which a pass of reverse mode starts with; an error where its `problem` has a tangent."""
     message = f"{name} has no second derivative{cause}. Use {instead} or {_DIRECT}."

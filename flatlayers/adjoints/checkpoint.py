@@ -125,7 +125,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             _diffrax.trace_saveat(saveat, args, state),
         )
         constants = DiscreteConstants.of(state, options, self.every, self.keep, reverse_only)
-        final, statistics = solve_by_steps(_modes.reverse_only(problem, NAME), constants)
+        if reverse_only is not None:
+            problem = _modes.reverse_only(problem, NAME)
+        final, statistics = solve_by_steps(problem, constants)
         return _diffrax.only_outputs(final, saveat, _GUARD.only_saved_values), statistics
 
 
