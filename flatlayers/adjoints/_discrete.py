@@ -26,6 +26,11 @@ from ._two_modes import TwoModes
 NAME = "AdaptiveCheckpointAdjoint"
 
 
+def stages_in(solver: str) -> str:
+    """Return the way out for a solver whose loop over stages has reverse mode only."""
+    return f"solver=diffrax.{solver}(scan_kind='bounded'), "
+
+
 class DiscreteProblem(eqx.Module):
     """The part of a solve that is differentiated."""
 
@@ -95,7 +100,7 @@ def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: 
     state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
         cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
-        instead = "an explicit Runge-Kutta method"
+        instead = f"{stages_in(constants.reverse_only)}an explicit Runge-Kutta method"
         # All of the solve depends on its start, so a tangent of the problem cannot go around this.
         t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
         state = _diffrax.replace_state(state, t0=t0)

@@ -52,7 +52,8 @@ class TwoModes:
 
 @eqx.filter_custom_jvp
 def _result(modes: TwoModes, problem: PyTree, constants: PyTree) -> tuple[PyTree, PyTree]:
-    return _arrays_and_rest(modes.function(problem, constants))
+    arrays, rest = _arrays_and_rest(modes.function(problem, constants))
+    return _batched_as_one(arrays, (problem, constants)), rest
 
 
 @_result.def_jvp
@@ -63,8 +64,10 @@ def _result_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     moves = [tangent is not None for tangent in given]
     perturbed = structure.unflatten(moves)
     forward, rest = _call(partial(modes.forward, perturbed), problem, constants)
-    out, residuals = eqx.combine(forward, rest.value)
+    # JAX gives constants back in a type of its own, which is no array for Equinox.
+    out, residuals = eqx.combine(jax.tree.map(jnp.asarray, forward), rest.value)
     arrays, rest = _arrays_and_rest(out)
+    arrays = _batched_as_one(arrays, (problem, constants))
     leaves, of_arrays = jax.tree.flatten(arrays)
     differ = list(map(eqx.is_inexact_array, leaves))
     point, parts = _flat((residuals, problem, constants))
@@ -93,7 +96,7 @@ def _result_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
 
 @eqx.filter_custom_jvp
 def _call(function: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, eqxi.Static]:
-    """Call a function as one equation: JAX takes a rule's apart, with a trace of all loops, to linearise it."""
+    """Call a function as one equation. JAX linearises a rule with a trace of the loops that it sees in it."""
     return _arrays_and_rest(function(*args))
 
 
@@ -140,6 +143,45 @@ def _put(items: Iterable[T], flags: Sequence[bool], new: Iterable[T]) -> list[T]
     """Return the items, those with a flag from `new`, one after the other."""
     left = iter(new)
     return [next(left) if flag else item for item, flag in zip(items, flags, strict=True)]
+
+
+def _batched_as_one(tree: PyTree, inputs: PyTree) -> PyTree:
+    """Return `tree`, of which under `jax.vmap` all is batched if anything of `inputs` is.
+
+    The tangents are the results of one equation, so they are. `jax.custom_jvp` asks for the same of a result
+    and its tangent, and takes what it found without a derivative: there a time may be that of all samples.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    inputs = jax.tree.leaves(eqx.filter(inputs, eqx.is_array))
+    return structure.unflatten(as_one_p.bind(*leaves, *inputs, count=len(leaves)))
+
+
+def _first(*args: T, count: int) -> list[T]:
+    return list(args[:count])
+
+
+def _as_one(
+    axis: Any, args: Sequence[Array], axes: Sequence[int | None], count: int
+) -> tuple[Arrays, list[int | None]]:
+    if all(i is None for i in axes):
+        return as_one_p.bind(*args, count=count), [None] * count
+    found = [
+        jnp.broadcast_to(x, (axis.size, *jnp.shape(x))) if i is None else jnp.moveaxis(x, i, 0)
+        for x, i in zip(args[:count], axes[:count], strict=True)
+    ]
+    return found, [0] * count
+
+
+as_one_p = Primitive("as_one")
+as_one_p.multiple_results = True
+as_one_p.def_impl(_first)
+as_one_p.def_abstract_eval(_first)
+mlir.register_lowering(as_one_p, mlir.lower_fun(_first, multiple_results=True))
+batching.fancy_primitive_batchers[as_one_p] = _as_one
+ad.primitive_jvps[as_one_p] = lambda primals, tangents, count: (
+    as_one_p.bind(*primals, count=count),
+    list(tangents[:count]),
+)
 
 
 # The tangent

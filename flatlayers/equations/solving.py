@@ -35,6 +35,7 @@ from .options import (
     Throwing,
     check_divides,
     default_adjoint,
+    in_its_modes,
 )
 from .solver_dtypes import Dtypes
 from .statistics import initial_statistics, statistics_of
@@ -379,6 +380,8 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     dtypes = Dtypes.of(y0, outputs, state, solver_dtype)
     adjoint = plain(layer.adjoint) or default_adjoint(event, layer.max_steps)
     check_divides(adjoint, layer.adjoint is not None)
+    solver = dtypes.options(plain(layer.solver))
+    y0, args = in_its_modes((y0, args), type(layer).__name__, adjoint, solver)
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
     if isinstance(adjoint, AdaptiveCheckpointAdjoint):
@@ -388,7 +391,7 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     solution = diffrax.diffeqsolve(
         layer.terms(y0, args, dtypes),
-        dtypes.options(plain(layer.solver)),
+        solver,
         t0=t0,
         t1=t1,
         dt0=dt0,
