@@ -75,7 +75,10 @@ def test_forward_mode_of_steps_without_it_is_refused_with_the_way_out(name):
         FORWARD[name](end, jnp.array(0.7))
 
 
-SOLVERS = [diffrax.Tsit5(), diffrax.Kvaerno3(scan_kind="bounded")]
+SOLVERS = [
+    diffrax.Tsit5(),
+    pytest.param(diffrax.Kvaerno3(scan_kind="bounded"), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
