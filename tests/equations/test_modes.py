@@ -44,7 +44,12 @@ def _promotion_of_optimistix():
 
 
 SOLVERS = [optx.LevenbergMarquardt(1e-8, 1e-8), optx.GaussNewton(1e-8, 1e-8), optx.Dogleg(1e-8, 1e-8)]
-CASES = [(SOLVERS[0], "fwd"), (SOLVERS[0], "bwd"), (SOLVERS[1], "fwd"), (SOLVERS[2], "fwd")]
+CASES = [
+    (SOLVERS[0], "fwd"),
+    pytest.param(SOLVERS[0], "bwd", marks=pytest.mark.slow),
+    pytest.param(SOLVERS[1], "fwd", marks=pytest.mark.slow),
+    pytest.param(SOLVERS[2], "fwd", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("solver", "jac"), CASES)
@@ -95,6 +100,7 @@ def test_each_sample_with_steps_of_its_own(data):
     assert_close(jax.jit(jax.jacfwd(ends))(PS.data), jax.jit(jax.jacrev(ends))(PS.data), 1e-8)
 
 
+@pytest.mark.slow
 def test_a_stochastic_equation():
     layer = fl.NeuralSDE(lambda y: -y, fl.Dense(1, 1), dt0=0.1)
     ps, st = fl.setup(jax.random.key(0), layer, float)
