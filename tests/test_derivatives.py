@@ -176,13 +176,32 @@ def test_forward_mode_through_a_solve(key):
     """y' = y (1 - y) from y0: dy(1)/dy0 = e / (1 + y0 (e - 1))^2."""
     controller = diffrax.PIDController(rtol=1e-9, atol=1e-11)
     y0, one = jnp.array([0.2, 0.5]), jnp.ones(2)
-    node = fl.NeuralODE(lambda y: y * (1 - y), stepsize_controller=controller, adjoint=diffrax.ForwardMode())
+    node = fl.NeuralODE(lambda y: y * (1 - y), stepsize_controller=controller)
     ps, st = fl.setup(key, node, float)
     expected = np.e / (1 + y0 * (np.e - 1)) ** 2
-    np.testing.assert_allclose(fl.jacobian_vector_product(node)(y0, one, ps, st), expected, rtol=1e-8)
-    default = dataclasses.replace(node, adjoint=None)
+    for adjoint in (None, diffrax.ForwardMode()):
+        product = fl.jacobian_vector_product(dataclasses.replace(node, adjoint=adjoint))
+        np.testing.assert_allclose(product(y0, one, ps, st), expected, rtol=1e-8)
+    other = dataclasses.replace(node, adjoint=fl.GaussAdjoint())
     with pytest.raises(TypeError, match=r"found forward-mode.*adjoint=diffrax.ForwardMode\(\)"):
-        fl.jacobian_vector_product(default)(y0, one, ps, st)
+        fl.jacobian_vector_product(other)(y0, one, ps, st)
+
+
+def test_hessian_of_what_has_forward_mode_alone(key):
+    """y(1) = 1 / (1 + rate) for dy/dt = -rate y^2."""
+
+    class Decay(fl.Layer):
+        def parameters(self):
+            return {"rate": fl.Param((), fl.initializers.ones)}
+
+        def forward(self, y, ps, st):
+            return -ps.rate * y**2, st
+
+    controller = diffrax.PIDController(rtol=1e-9, atol=1e-11)
+    node = fl.NeuralODE(Decay(), stepsize_controller=controller, adjoint=diffrax.ForwardMode())
+    ps, st = fl.setup(key, node, float)
+    H = fl.hessian(lambda ps: node(jnp.ones(1), ps, st)[0][0])(ps)
+    np.testing.assert_allclose(H["rate", "rate"], 2 / 2**3, rtol=1e-6)
 
 
 def test_forward_mode_through_a_function_that_has_none():

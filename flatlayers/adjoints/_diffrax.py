@@ -323,7 +323,7 @@ def with_tolerances(solver: diffrax.AbstractSolver, controller: PyTree) -> diffr
 def has_forward_mode(solver: diffrax.AbstractSolver) -> bool:
     """Tell whether `solver` has no loop over stages, or plain ones."""
     parts = filter(_has_stages, jax.tree.leaves(solver, is_leaf=_has_stages))
-    return all(part.scan_kind == "lax" for part in parts)
+    return all(part.scan_kind in ("lax", "bounded") for part in parts)
 
 
 def sees_jumps(solver: diffrax.AbstractSolver) -> bool:

@@ -20,9 +20,15 @@ from ._plan import Allowance, Plan
 from ._solver import ExplicitSolver
 from ._steps import ExplicitSteps, Pull, RemadeSteps, StepRecord, TracedSteps
 from ._trees import add_to, cast_like, wide_zeros, zero_if_none, zeros
+from ._two_modes import TwoModes
 
 
 NAME = "AdaptiveCheckpointAdjoint"
+
+
+def stages_in(solver: str) -> str:
+    """Return the way out for a solver whose loop over stages has reverse mode only."""
+    return f"solver=diffrax.{solver}(scan_kind='bounded'), "
 
 
 class DiscreteProblem(eqx.Module):
@@ -79,8 +85,7 @@ class Residuals(eqx.Module):
     saved: list[SavedValues]
 
 
-@eqx.filter_custom_vjp
-def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
+def _solve(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[State, PyTree]:
     """Solve; return the final state and the statistics."""
     state = constants.initial_state(problem)
     solver = problem.solver
@@ -91,12 +96,11 @@ def solve_by_steps(problem: DiscreteProblem, constants: DiscreteConstants) -> tu
     return final, statistics
 
 
-@solve_by_steps.def_fwd
 def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
         cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
-        instead = "an explicit Runge-Kutta method"
+        instead = f"{stages_in(constants.reverse_only)}an explicit Runge-Kutta method"
         # All of the solve depends on its start, so a tangent of the problem cannot go around this.
         t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
         state = _diffrax.replace_state(state, t0=t0)
@@ -124,7 +128,6 @@ def _solver_of(
     return ExplicitSolver(method) if plan is None else KeepingSolver(method, plan)
 
 
-@solve_by_steps.def_bwd
 def _solve_bwd(
     residuals: Residuals,
     cotangents: tuple[State, PyTree],
@@ -141,6 +144,9 @@ def _solve_bwd(
         cast_like(ct.saveat, walk.saveat[0]),
     )
     return _modes.reversed_once(out, NAME)
+
+
+solve_by_steps = TwoModes(_solve, _solve_fwd, _solve_bwd, NAME)
 
 
 class BackwardWalk:

@@ -19,14 +19,19 @@ from ..types import Array, Cotangent, PyTree
 _DIRECT = "adjoint=diffrax.DirectAdjoint() with a small max_steps"
 
 
-def reverse_only(tree: PyTree, name: str) -> PyTree:
-    """Return `tree`, with an error where a tangent of it is evaluated, not transposed as by reverse mode."""
+def reverse_only(tree: PyTree, name: str, instead: str = "", *, once: bool = False) -> PyTree:
+    """Return `tree`, with an error where a tangent of it is evaluated, not transposed as by reverse mode.
+
+    `instead`: a way out that comes before the others. `once`: whether there is no second derivative either.
+    """
+    ways = f"{instead}adjoint=diffrax.ForwardMode(), or {_DIRECT}"
     message = (
         f"{name} has reverse mode, such as jax.grad and jax.jacrev, found forward-mode differentiation, such "
-        f"as jax.jvp, jax.jacfwd or a least squares solver. Use adjoint=diffrax.ForwardMode(), or {_DIRECT} "
-        "for both modes. A solver of optimistix goes by reverse mode with options={'jac': 'bwd'}."
+        f"as jax.jvp, jax.jacfwd or a least squares solver. Use {ways} for both modes. "
+        "A solver of optimistix goes by reverse mode with options={'jac': 'bwd'}."
     )
-    return _each(_reverse_only_p, tree, message)
+    again = f"{name} has no second derivative. Use {_DIRECT}." if once else None
+    return _each(_reverse_only_p, tree, message=message, again=again)
 
 
 def reversed_once(tree: PyTree, name: str) -> PyTree:
@@ -35,7 +40,16 @@ def reversed_once(tree: PyTree, name: str) -> PyTree:
         f"{name} has no reverse mode over reverse mode, such as jax.grad of jax.grad. Use forward mode over "
         f"reverse mode, such as jax.jvp or jax.jacfwd of jax.grad and fl.hessian, or {_DIRECT}."
     )
-    return _each(_forward_only_p, tree, message)
+    return _each(_forward_only_p, tree, message=message)
+
+
+def reversed_never(tree: PyTree, name: str) -> PyTree:
+    """Return `tree`, tangents by forward mode, with an error where reverse mode comes to them."""
+    message = (
+        f"{name} has no reverse mode over forward mode, such as jax.grad of jax.jvp. Use forward mode over "
+        f"reverse mode, such as jax.jvp of jax.grad and fl.hessian, or {_DIRECT}."
+    )
+    return _each(_forward_only_p, tree, message=message)
 
 
 def differentiated_once(x: Array, problem: PyTree, name: str, cause: str, instead: str) -> Array:
@@ -44,8 +58,8 @@ def differentiated_once(x: Array, problem: PyTree, name: str, cause: str, instea
     return _constant_p.bind(x, *jax.tree.leaves(eqx.filter(problem, eqx.is_inexact_array)), message=message)
 
 
-def _each(primitive: Primitive, tree: PyTree, message: str) -> PyTree:
-    bind = partial(primitive.bind, message=message)
+def _each(primitive: Primitive, tree: PyTree, **messages: str | None) -> PyTree:
+    bind = partial(primitive.bind, **messages)
     return jax.tree.map(lambda x: bind(x) if eqx.is_inexact_array(x) else x, tree)
 
 
@@ -74,8 +88,11 @@ def _linear(
     return primitive
 
 
-def _reverse_only_jvp(primals: tuple[Array], tangents: tuple[Array], message: str) -> tuple[Array, Array]:
-    return primals[0], _transposed_only_p.bind(*tangents, *primals, message=message)
+def _reverse_only_jvp(
+    primals: tuple[Array], tangents: tuple[Array], message: str, again: str | None
+) -> tuple[Array, Array]:
+    tangent = _transposed_only_p.bind(*tangents, *primals, message=message)
+    return primals[0] if again is None else _once_p.bind(*primals, message=again), tangent
 
 
 _constant_p = _linear("constant", _identity, _raise)
@@ -84,6 +101,14 @@ batching.primitive_batchers[_constant_p] = lambda xs, axes, **params: (
     axes[0],
 )
 ad.primitive_jvps[_constant_p] = _raise
+
+# An error where a tangent is evaluated or transposed: one that nothing comes to does no harm.
+_never_p = _linear("never", _raise, _raise)
+_once_p = _linear("once", _identity, _raise)
+ad.primitive_jvps[_once_p] = lambda primals, tangents, message: (
+    primals[0],
+    _never_p.bind(*tangents, message=message),
+)
 
 _forward_only_p = _linear("forward_only", _identity, _raise)
 

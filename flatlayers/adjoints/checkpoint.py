@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..types import Args, PyTree, Time
 from . import _diffrax, _modes
 from ._diffrax import LoopState, TracedSolver
-from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps
+from ._discrete import NAME, DiscreteConstants, DiscreteProblem, solve_by_steps, stages_in
 from ._explicit import TracedStages
 from ._guards import Guard, stop_gradient
 from ._plan import BUDGET, Allowance
@@ -30,7 +30,10 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     For any `diffrax.diffeqsolve`: all its solvers, all of `SaveAt`, SDEs, `vmap`.
     Gradients are with respect to `y0`, `args` and what the terms and `SaveAt(fn=...)` hold or close over.
-    For a Hessian take `fl.hessian` or `jax.jacfwd(jax.jacrev(...))`, with an explicit Runge-Kutta method.
+    Both modes: reverse mode is this one, forward mode (`jax.jvp`, `jax.jacfwd`, a least squares solver) a
+    solve with tangents, as by `diffrax.ForwardMode`, beside the solve itself. For a Hessian take `fl.hessian`
+    or `jax.jacfwd(jax.jacrev(...))`. All of this with an explicit Runge-Kutta method, and with other methods
+    that have stages by `scan_kind="bounded"`, as in `diffrax.Kvaerno5(scan_kind="bounded")`.
 
     Memory: what `keep` allows, and one state per accepted step (with what the solver carries, if it is not an
     explicit Runge-Kutta method) in a buffer for up to 128 steps. In a longer solve states are left out and
@@ -46,9 +49,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
       steps, and by about its root above, and makes each step once more. Above 1 no residuals are kept.
 
     **Raises:** `ValueError` for events, for `max_steps=None`, for `every` below 1 and for
-    `keep` that is neither a number of bytes nor `"auto"`. `TypeError` for forward
-    mode and for reverse mode over reverse mode: for these use `diffrax.ForwardMode` or
-    `diffrax.DirectAdjoint`. `RuntimeError` for a gradient with respect to times, to step sizes and their
+    `keep` that is neither a number of bytes nor `"auto"`. `TypeError` for forward mode by a solver with
+    `scan_kind=None` that is no explicit Runge-Kutta method, and for reverse mode over another mode: for these
+    use `diffrax.DirectAdjoint`. `RuntimeError` for a gradient with respect to times, to step sizes and their
     bounds, as `PIDController(dtmax=...)`, and of what is not a saved value: for these use
     `diffrax.RecursiveCheckpointAdjoint`. (The gradient with respect to the tolerances and the coefficients
     of a `PIDController` is zero, as diffrax has it.) `ImportError` for a version of diffrax that this is not
@@ -86,6 +89,10 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             return self
         keep = BUDGET if self.keep == "auto" else self.keep
         return dataclasses.replace(self, keep=keep // samples)
+
+    def has_forward_mode(self, solver: diffrax.AbstractSolver) -> bool:
+        """Tell whether a solve by this solver has forward mode, and second derivatives."""
+        return _restarts(solver) or _diffrax.has_forward_mode(solver)
 
     def loop(
         self,
@@ -125,7 +132,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             _diffrax.trace_saveat(saveat, args, state),
         )
         constants = DiscreteConstants.of(state, options, self.every, self.keep, reverse_only)
-        final, statistics = solve_by_steps(_modes.reverse_only(problem, NAME), constants)
+        if reverse_only is not None:
+            problem = _modes.reverse_only(problem, f"{NAME} with {reverse_only}", stages_in(reverse_only))
+        final, statistics = solve_by_steps(problem, constants)
         return _diffrax.only_outputs(final, saveat, _GUARD.only_saved_values), statistics
 
 

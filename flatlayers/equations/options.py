@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import diffrax
 import numpy as np
 from jax.core import Tracer
 
-from ..adjoints import _diffrax
+from ..adjoints import _diffrax, _modes
+from ..adjoints._discrete import stages_in
 from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
+from ..adjoints.gauss import GaussAdjoint
 from ..core.data_axis import current_data_axis
 from ..core.fields import Check
 from ..core.values import Hashable, hashable, plain
 from ..types import PyTree
+
+
+T = TypeVar("T", bound=PyTree)
 
 
 def option(kind: type, expected: str) -> Check:
@@ -79,6 +84,24 @@ def default_adjoint(event: diffrax.Event | None, max_steps: int | None) -> diffr
     if event is not None or max_steps is None or not _diffrax.is_tested():
         return diffrax.RecursiveCheckpointAdjoint()
     return AdaptiveCheckpointAdjoint()
+
+
+def in_its_modes(tree: T, layer: str, adjoint: diffrax.AbstractAdjoint, solver: diffrax.AbstractSolver) -> T:
+    """Return what a solve starts from, with an error for a derivative that its adjoint does not have.
+
+    `layer`: the name of the layer, which is in the error.
+    """
+    name, kind = type(solver).__name__, type(adjoint)
+    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
+        if adjoint.has_forward_mode(solver):
+            return tree
+        where = f"{layer} with {name} and fl.{kind.__name__}"
+        return _modes.reverse_only(tree, where, stages_in(name))
+    if isinstance(adjoint, GaussAdjoint):
+        return _modes.reverse_only(tree, f"{layer} with fl.{kind.__name__}")
+    if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        return _modes.reverse_only(tree, f"{layer} with diffrax.{kind.__name__}", once=True)
+    return tree
 
 
 def check_divides(adjoint: diffrax.AbstractAdjoint, chosen: bool) -> None:

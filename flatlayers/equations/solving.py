@@ -36,6 +36,7 @@ from .options import (
     Throwing,
     check_divides,
     default_adjoint,
+    in_its_modes,
 )
 from .solver_dtypes import Dtypes
 from .start import Start
@@ -363,6 +364,8 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     dtypes = Dtypes.of(y0, outputs, state, solver_dtype)
     adjoint = plain(layer.adjoint) or default_adjoint(event, layer.max_steps)
     check_divides(adjoint, layer.adjoint is not None)
+    solver = dtypes.options(plain(layer.solver))
+    y0, args = in_its_modes((y0, args), type(layer).__name__, adjoint, solver)
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
     if isinstance(adjoint, AdaptiveCheckpointAdjoint):
@@ -376,7 +379,7 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
         start, t0, t1, saveat = moving.constant(start)
     solution = diffrax.diffeqsolve(
         terms,
-        dtypes.options(plain(layer.solver)),
+        solver,
         t0=t0,
         t1=t1,
         dt0=dt0,

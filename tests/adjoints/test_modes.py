@@ -59,7 +59,6 @@ FORWARD = {
     ),
     "jacfwd": lambda f, x: jax.jacfwd(f)(x),
     "linearize": lambda f, x: jax.linearize(f, x)[1](x),
-    "grad of jvp": lambda f, x: jax.grad(lambda x: jax.jvp(f, (x,), (1.0,))[1])(x),
     "least squares": lambda f, x: optx.least_squares(
         lambda x, _: f(x), optx.LevenbergMarquardt(1e-3, 1e-3), x, throw=False
     ),
@@ -67,27 +66,53 @@ FORWARD = {
 
 
 @pytest.mark.parametrize("name", FORWARD)
-def test_forward_mode_is_refused_with_the_way_out(name):
-    with pytest.raises(TypeError, match=r"AdaptiveCheckpointAdjoint has reverse mode.*forward-mode.*'bwd'"):
-        FORWARD[name](lambda rate: decay(rate=rate).ys[0], jnp.array(0.7))
+def test_forward_mode_of_steps_without_it_is_refused_with_the_way_out(name):
+    def end(rate):
+        return decay(rate=rate, solver=diffrax.Kvaerno3(), stepsize_controller=PID).ys[0]
+
+    message = r"with Kvaerno3 has reverse mode.*forward-mode.*Kvaerno3\(scan_kind='bounded'\).*'bwd'"
+    with pytest.raises(TypeError, match=message):
+        FORWARD[name](end, jnp.array(0.7))
 
 
-def test_the_way_out_of_forward_mode():
-    """y(1) = exp(-rate) for dy/dt = -rate y."""
+SOLVERS = [
+    diffrax.Tsit5(),
+    pytest.param(diffrax.Kvaerno3(scan_kind="bounded"), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_forward_mode(solver):
+    """It is the derivative of the numerical solution, as reverse mode."""
 
     def end(rate, adjoint=ADJOINT):
-        return decay(rate=rate, adjoint=adjoint, max_steps=16).ys[0]
+        options = {"saveat": diffrax.SaveAt(ts=[0.25, 1.0]), "max_steps": 64, "stepsize_controller": PID}
+        return decay(rate=rate, solver=solver, adjoint=adjoint, **options).ys
 
     rate = jnp.array(0.7)
-    for adjoint in (diffrax.ForwardMode(), diffrax.DirectAdjoint()):
-        assert_close(jax.jacfwd(end)(rate, adjoint), -jnp.exp(-rate), 1e-6)
-    solver = optx.LevenbergMarquardt(1e-10, 1e-10)
+    expected = jax.jit(jax.jacfwd(end), static_argnums=1)(rate, diffrax.DirectAdjoint())
+    assert_close(expected, jnp.array([-0.25, -1.0]) * jnp.exp(rate * jnp.array([-0.25, -1.0])), 1e-4)
+    for derivative in (jax.jacfwd(end), jax.jacrev(end), lambda rate: jax.linearize(end, rate)[1](1.0)):
+        assert_close(jax.jit(derivative)(rate), expected, 1e-9)
 
-    def residual(rate, _):
-        return end(rate) - 0.25
 
-    solution = optx.least_squares(residual, solver, rate, options={"jac": "bwd"})
-    assert_close(solution.value, jnp.log(4.0), 1e-6)
+def test_forward_mode_of_samples_side_by_side():
+    rates = jnp.array([0.2, 0.7])
+
+    def end(rate):
+        return decay(rate=rate).ys[0]
+
+    expected = -jnp.exp(-rates)
+    assert_close(jax.jvp(jax.vmap(end), (rates,), (jnp.ones(2),))[1], expected, 1e-5)
+    assert_close(jax.vmap(jax.jacfwd(end))(rates), expected, 1e-5)
+
+
+def test_reverse_mode_over_forward_mode_is_refused_with_the_way_out():
+    def slope(rate):
+        return jax.jvp(lambda rate: decay(rate=rate).ys[0], (rate,), (1.0,))[1]
+
+    with pytest.raises(TypeError, match=r"no reverse mode over forward mode.*fl.hessian.*DirectAdjoint"):
+        jax.grad(slope)(0.7)
 
 
 REVERSE_TWICE = {
