@@ -368,10 +368,6 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     y0, args = in_its_modes((y0, args), type(layer).__name__, adjoint, solver)
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # it solves for the cotangents of `args` as well
         dtypes, args = dtypes.with_arguments(args)
-    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
-        adjoint = adjoint.shared_by(samples)
-    elif layer.throw:
-        adjoint = Throwing(adjoint)
     t0, t1, dt0, saveat = times.arrays(dtypes.solver)
     terms, start = layer.terms(y0, args, dtypes), dtypes.inside(y0)
     moving = MovingTimes.of(t0, t1, saveat, terms, args, event)
@@ -387,7 +383,7 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
         args=args,
         saveat=saveat,
         stepsize_controller=fitted(controller, dtypes, layer.max_steps),
-        adjoint=adjoint,
+        adjoint=_of_one_solve(adjoint, layer.throw, samples),
         event=_in_dtype(event, dtypes),
         max_steps=layer.max_steps,
         throw=False,  # `check_solution` raises
@@ -397,6 +393,13 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))
     return check_solution(solution, y0, layer.throw)
+
+
+def _of_one_solve(adjoint: diffrax.AbstractAdjoint, throw: bool, samples: int) -> diffrax.AbstractAdjoint:
+    """Return an adjoint with the bytes of one of `samples` solves, or one that raises if it is to."""
+    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
+        return adjoint.shared_by(samples)
+    return Throwing(adjoint) if throw else adjoint
 
 
 class _Condition(eqx.Module):
