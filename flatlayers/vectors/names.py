@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import keyword
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,12 +54,18 @@ def check_name(name: object) -> str:
             f"the name {name!r} is a keyword of Python, so `ps.{name}` cannot be written; for example use "
             f"'{name}_'"
         )
-    if not name.isascii() and (read := unicodedata.normalize("NFKC", name)) != name:
+    if not name.isascii() and (read := _as_python_reads(name)) != name:
         raise ValueError(
             f"the name {name!r} ({_code_points(name)}) cannot be read as `ps.{name}`, where Python takes it "
             f"for {read!r} ({_code_points(read)}): use that one"
         )
     return name
+
+
+def _as_python_reads(name: str) -> str:
+    import unicodedata  # here, so that importing the library does not load it
+
+    return unicodedata.normalize("NFKC", name)
 
 
 def _code_points(name: str) -> str:

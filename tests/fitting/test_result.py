@@ -37,6 +37,14 @@ def _large(request, monkeypatch):
 
 
 @pytest.fixture
+def _at_ctrl_c():
+    """As at a terminal: a process that a shell starts in the background does not hear of it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
 def _standard():
     """Adam mixes floats and integers."""
     with jax.numpy_dtype_promotion("standard"):
@@ -129,6 +137,7 @@ def test_an_interrupt_in_the_data_ends_after_the_chunk_in_flight():
     check(result, 2, "interrupt")
 
 
+@pytest.mark.usefixtures("_at_ctrl_c")
 def test_ctrl_c_while_a_chunk_runs():
     def loss(ps, st, batch):
         def kill(x):
