@@ -50,7 +50,7 @@ class Digits(NamedTuple):
     def load() -> tuple["Digits", "Digits", "Digits"]:
         """Those to learn from, to validate with and to test on; always the same."""
         images, labels = load_digits(return_X_y=True)
-        whole = Digits((images / 16).astype(np.float32).reshape(-1, 8, 8, 1), labels)
+        whole = Digits((images / 16).astype(np.float32).reshape(-1, 8, 8, 1), np.asarray(labels))
         first, tested = whole.split()
         learned, validated = first.split()
         return learned, validated, tested

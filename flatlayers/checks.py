@@ -64,7 +64,8 @@ def _of_all_samples(
 def _on_each_device(ctx: mlir.LoweringRuleContext, *args: PyTree, **params: PyTree) -> PyTree:
     """Check on all devices of a program: if one alone raised, the others would wait."""
     check = functools.partial(_check, **params)
-    number = ctx.module_context.axis_context.num_devices
+    # In the part of a device, which has no such number, each has a check of its own.
+    number = getattr(ctx.module_context.axis_context, "num_devices", 1)
     if number <= 1:
         return mlir.lower_fun(check, multiple_results=False)(ctx, *args)
     mesh = jax.sharding.get_abstract_mesh()  # that of `jax.set_mesh`

@@ -107,7 +107,7 @@ def to_torch(
     ['fc.bias', 'fc.weight']
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError("to_torch: expected PyTorch, found none; `pip install torch`") from None
     arrays = their_arrays(Target(TORCH, layer, ps, st), units_of(TORCH, layer, names))
