@@ -155,8 +155,14 @@ def _in_one_dtype(given: SolveTimes, base: Times) -> tuple[Numbers, Numbers, Num
         of_layer if own is None else own for own, of_layer in ((given.t0, base.t0), (given.t1, base.t1))
     )
     arrays = [t for t in (t0, t1, given.ts) if isinstance(t, jax.Array | np.ndarray)]
-    dtype = promoted(*(floating(t).dtype if isinstance(t, jax.Array) else _known(t).dtype for t in arrays))
     xp = jnp if any(isinstance(t, jax.Array) for t in arrays) else np
+    # What is known keeps its dtype here, also one that JAX does not have without x64.
+    dtypes = [floating(t).dtype if isinstance(t, jax.Array) else _known(t).dtype for t in arrays]
+    dtype = (
+        np.result_type(*dtypes or [float])
+        if xp is np
+        else promoted(*map(jax.dtypes.canonicalize_dtype, dtypes))
+    )
     return (
         xp.asarray(t0, dtype),
         xp.asarray(t1, dtype),

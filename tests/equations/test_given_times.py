@@ -408,3 +408,14 @@ def test_wrong_shapes(key, batching, times, message):
     node = fl.NeuralODE(lambda y: -y, batching=batching)
     with pytest.raises(ValueError, match=message):
         node((jnp.ones((2, 1)), fl.SolveTimes(**times)), *fl.setup(key, node, float))
+
+
+@pytest.mark.parametrize("times", [[0.1, 0.7], np.array([0.1, 0.7]), jnp.array([0.1, 0.7], jnp.float32)])
+def test_any_numbers_without_x64(times):
+    """Nothing warns of a dtype that JAX does not have there."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        layer = fl.NeuralODE(lambda y: -y)
+        ps, st = fl.setup(jax.random.key(0), layer)
+        y, _ = layer((jnp.ones(1, jnp.float32), fl.SolveTimes(times, t0=np.float64(0.0))), ps, st)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y[:, 0], np.exp(-np.asarray(times)), rtol=1e-2)
