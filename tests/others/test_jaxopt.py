@@ -19,8 +19,11 @@ UPPER = fl.ComponentVector(jnp.array([5.0, 5.0, 0.2]), MEAN.layout)
 def constrained_minimum():
     """Return the minimum in the box, by SciPy."""
     box = list(zip(np.asarray(LOWER), np.asarray(UPPER), strict=True))
-    difference = lambda x: x - np.asarray(MEAN)  # noqa: E731
-    energy = lambda x: 0.5 * difference(x) @ PRECISION @ difference(x)  # noqa: E731
+
+    def energy(x):
+        difference = x - np.asarray(MEAN)
+        return 0.5 * difference @ PRECISION @ difference
+
     return scipy.optimize.minimize(energy, np.zeros(3), bounds=box, tol=1e-12).x
 
 

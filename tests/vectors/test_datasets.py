@@ -1,4 +1,3 @@
-import importlib
 import sys
 import warnings
 
@@ -82,8 +81,6 @@ def test_without_xarray_it_is_named(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [LAYOUT, STACKED, TIED])
 def test_the_summary_of_arviz_has_the_labels(layout):
-    if importlib.util.find_spec("arviz") is None:
-        pytest.skip("needs arviz")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import arviz

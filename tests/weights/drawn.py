@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from torch import nn
+import pytest
 
 import flatlayers as fl
+
+
+torch = pytest.importorskip("torch", reason="PyTorch is an optional package")
+nn = torch.nn
 
 
 def as_it_is(y):

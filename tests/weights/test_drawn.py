@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
-
-
-torch = pytest.importorskip("torch")
-
-from tests.weights.drawn import FAMILIES  # noqa: E402
+from tests.weights.drawn import FAMILIES, torch
 
 
 COUNTER = "num_batches_tracked"
