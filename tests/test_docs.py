@@ -63,7 +63,8 @@ def section(text, place):
 
 
 def lacks_a_package(section):
-    imported = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", section, re.MULTILINE)]
+    code = "".join(block[2] for block in BLOCK.finditer(section))
+    imported = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
     return any(importlib.util.find_spec(name) is None for name in imported)
 
 
