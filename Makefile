@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")'))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all notebooks lint docs bench clean
+.PHONY: demo test test-all notebooks lint docs package bench clean
 
 demo: $(VENV)/examples
 	$(RUN) examples/lynx_hare.py
@@ -33,6 +33,19 @@ lint: $(VENV)/dev
 # The site, into build/site. (The variable keeps the theme from announcing its successor.)
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# The wheel and the source distribution, in build/dist. The wheel goes into a bare environment, where a user's
+# project runs, and a type checker finds nothing wrong with it.
+package: $(VENV)/dev
+	rm -rf build/dist build/bare
+	$(RUN) -m build --outdir build/dist
+	$(RUN) -m twine check --strict build/dist/*
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --quiet build/dist/*.whl
+	cp tests/packaging/project.py build/bare
+	echo '{"include": ["project.py"], "typeCheckingMode": "standard"}' >build/bare/pyrightconfig.json
+	cd build/bare && bin/python -W error project.py
+	$(VENV)/bin/pyright --project build/bare --pythonpath build/bare/bin/python
 
 bench: $(VENV)/bench
 	$(RUN) benchmarks/run.py

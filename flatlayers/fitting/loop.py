@@ -19,7 +19,7 @@ from .data import source_of
 from .leafwise import differs_by_leaf
 from .per_leaf import Optimizer
 from .placing import Placing, placing_of
-from .result import NonFiniteLossError, Stopped, TrainResult
+from .result import NonFiniteLossError, P, Stopped, TrainResult
 from .run import Plan, Run
 from .steps import Carry, Loss, compiled_steps, differences, strong
 from .validation import Validator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def train_loop(
     loss: Loss,
-    ps: Params,
+    ps: P,
     st: State,
     optimizer: "optax.GradientTransformation",
     data: PyTree = None,
@@ -51,7 +51,7 @@ def train_loop(
     mesh: "jax.sharding.Mesh | None" = None,
     axis: str = "data",
     per_device: bool = False,
-) -> TrainResult:
+) -> TrainResult[P]:
     """Minimise a loss: `steps` steps of an optimiser, `chunk` of them in one compiled call.
 
     The vector, the state and the optimiser's state stay on the device, with the parameters of the step

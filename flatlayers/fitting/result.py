@@ -2,20 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from ..types import Params, PyTree
+from ..types import PyTree
 from ..vectors.record import Record
 
 
 # Why a call of `train_loop` took no more steps.
 Stopped = Literal["steps", "callback", "patience", "interrupt", "error"]
+# Parameters keep their type: a `ComponentVector`, or any pytree.
+P = TypeVar("P")
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class Best(Generic[P]):
     """The parameters and the state with the lowest validation value, and the number of steps to them.
 
     >>> import flatlayers as fl
@@ -24,7 +26,7 @@ class Best:
     100
     """
 
-    ps: Params
+    ps: P
     st: Record
     step: int
     value: float
@@ -46,7 +48,7 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Generic[P]):
     """The result of `fl.train_loop`.
 
     **Attributes:**
@@ -74,14 +76,14 @@ class TrainResult:
     ([1.0, 0.25, 0.0625], 0.125, 3)
     """
 
-    ps: Params
+    ps: P
     st: Record
     opt_state: PyTree
     losses: np.ndarray
     step: int
     metrics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     validation: Validation | None = None
-    best: Best | None = None
+    best: Best[P] | None = None
     stopped: Stopped = "steps"
 
 

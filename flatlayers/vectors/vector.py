@@ -121,6 +121,11 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
         self._check_no_lead("len(v)", "`len(v.lead)`, or `v.layout.length`")
         return self.layout.length
 
+    def __iter__(self) -> Iterator[Array]:
+        """Go through the numbers, as an array of JAX does."""
+        self._check_no_lead("iter(v)", "`iter(v.lead)`")
+        return iter(self.data)
+
     # Views
 
     def __getitem__(self, key: "str | tuple[str | int, ...] | Index") -> Any:

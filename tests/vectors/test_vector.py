@@ -149,6 +149,12 @@ def test_an_index_that_may_mean_a_leading_axis_is_refused(key, lead):
         len(v)
 
 
+def test_numbers_are_gone_through_one_by_one():
+    assert_same(jnp.stack(list(vector())), vector().data)
+    with pytest.raises(TypeError, match=r"iter\(v\) of a vector with leading axes \(2,\) has two meanings"):
+        list(vector(lead=(2,)))
+
+
 def test_leading_axes_are_indexed_by_lead():
     v = vector(lead=(4, 3))
     assert_same(v.lead[-1].data, v.data[-1])
