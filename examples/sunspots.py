@@ -1,4 +1,4 @@
-"""Latent ODE for a real series: sunspots, with gaps filled and eleven years foretold.
+"""Latent ODE for a real series: sunspots, with gaps filled and a forecast of eleven years.
 
 The yearly sunspot numbers from 1700 to 1925 are learned, in pieces of 33 years from random places, a little
 stretched in time and in height. Of the first 22 years of a piece a half is seen, at random, and the horizon
@@ -7,10 +7,10 @@ backward and gives a Gaussian of a hidden start, a `NeuralODE` carries a sample 
 and a `Dense` layer reads the series: four layers in one vector. Here the times are the same for all pieces,
 so a batch is solved as one system.
 
-Out come the model, its error on the pieces after 1925, in deviations of the root of the numbers, beside
-that of the mean of the years that were learned, and a picture. If the error of the forecast is not at most
-two thirds of that of the mean, or that of the hidden years not below that of the forecast, the exit code is
-1. It takes about 30 seconds on two cores.
+The script prints the model and its error on the pieces after 1925, in deviations of the root of the numbers,
+beside that of the mean of the years that were learned, and draws a picture. If the error of the forecast is
+not at most two thirds of that of the mean, or that of the hidden years not below that of the forecast, the
+exit code is 1. It takes about 30 seconds on two cores.
 """
 
 import sys
