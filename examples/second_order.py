@@ -53,7 +53,6 @@ def equation(times: np.ndarray) -> fl.NeuralODE:
         LotkaVolterra(),
         t1=times[-1],
         saveat=times.tolist(),
-        solver=diffrax.Tsit5(scan_kind="lax"),  # so that it can be differentiated twice
         stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
         max_steps=512,
         throw=False,

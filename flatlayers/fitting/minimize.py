@@ -127,7 +127,7 @@ def minimize(
     if gradient is not None:
         result.jac = ComponentVector(jnp.asarray(gradient, ps.dtype), ps.layout)
     if not result.success:
-        warnings.warn(f"minimize: {method} had no success: {result.message}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"minimize: {method} did not succeed: {result.message}", RuntimeWarning, stacklevel=2)
     return result
 
 
