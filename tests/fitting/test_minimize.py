@@ -192,7 +192,7 @@ def test_callback_and_options():
     def stop(ps):
         raise StopIteration
 
-    with pytest.warns(RuntimeWarning, match="no success"):
+    with pytest.warns(RuntimeWarning, match="did not succeed"):
         assert fl.minimize(rosenbrock, start(), callback=stop).nit == 1
 
 
