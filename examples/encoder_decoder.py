@@ -150,8 +150,8 @@ def main() -> None:
 
     x, ys, level = pieces(times[later], series[later])
     ys = ys * SCALE + level
-    foretold, _ = jax.jit(model)(x, result.ps, result.st)
-    found = {"the model": np.asarray(foretold) * SCALE + level, **others(series[later])}
+    predicted, _ = jax.jit(model)(x, result.ps, result.st)
+    found = {"the model": np.asarray(predicted) * SCALE + level, **others(series[later])}
     plot(times[later], series[later], found, ys, options.out)
     errors = {name: error(values, ys) for name, values in found.items()}
     text = ", ".join(f"{value:.2f} by {name}" for name, value in errors.items())

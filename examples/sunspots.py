@@ -128,7 +128,7 @@ def plot(
     for name, i in zip("012", np.linspace(4, len(first) - 7, 3).astype(int), strict=True):
         axis, start = axes[name], float(first[i])
         grid = start + np.linspace(0, ALL - 1, curves.shape[-1])
-        axis.axvspan(start + PAST - 0.5, start + ALL - 1, color="0.93", label="foretold")
+        axis.axvspan(start + PAST - 0.5, start + ALL - 1, color="0.93", label="forecast")
         axis.fill_between(grid, low[i], high[i], alpha=0.3, label="5 to 95 %")
         axis.plot(grid, middle[i], label="median")
         known = np.append(seen[i], np.zeros(ALL - PAST, bool)).astype(bool)
@@ -173,7 +173,7 @@ def main() -> None:
     squares = (found - pieces) ** 2
     gaps, forecast = np.sqrt(squares[:, :PAST][~seen].mean()), np.sqrt(squares[:, PAST:].mean())
     of_mean = np.sqrt(np.mean(pieces[:, PAST:] ** 2))
-    text = f"{gaps:.2f} in hidden years and {forecast:.2f} foretold ({of_mean:.2f} by the mean)"
+    text = f"{gaps:.2f} in hidden years and {forecast:.2f} of the forecast ({of_mean:.2f} by the mean)"
     print(
         f"\nErrors of {text} with {len(ps)} parameters in one vector, "
         f"after {time.perf_counter() - start:.1f} s\nThe picture is in {options.out}"

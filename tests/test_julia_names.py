@@ -32,7 +32,7 @@ SOURCES = {
         LayerNorm WeightNorm RMSNorm PixelShuffle Upsample""",
     ),
     "LuxDL/Lux.jl docs/src/api/Lux: autodiff, contrib, interop, serialization and utilities.md": (
-        "Around the layers of Lux.jl",
+        "The rest of Lux.jl",
         """jacobian_vector_product vector_jacobian_product batched_jacobian FrozenLayer freeze unfreeze
         layer_map @debug_mode DebugLayer share_parameters FromFluxAdaptor FluxLayer
         ToSimpleChainsAdaptor SimpleChainsLayer export_as_tf_saved_model TrainState

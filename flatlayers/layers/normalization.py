@@ -179,7 +179,7 @@ class InstanceNorm(AbstractTrackedNorm):
     **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
     (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
 
-    **Raises:** `ValueError` for another number of channels, no batch axis, and for a single number per channel
+    **Raises:** `ValueError` for another number of channels, no batch axis, and a single number per channel
     and sample where the statistics of `x` are used.
 
     >>> import jax.numpy as jnp
