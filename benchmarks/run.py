@@ -234,7 +234,7 @@ def _growth(options: dict) -> list[Table]:
             1e3,
             f"slope {slope(list(by_parameters), list(by_parameters.values())):.2f}",
         ),
-        "temporary memory over `max_steps`, kB": (memories, 1e-3, f"{a_step:.2f} states a step"),
+        "temporary memory over `max_steps`, kB": (memories, 1e-3, f"{a_step:.2f} states per step"),
         "HLO instructions over leaves, flat": ({n: p.instructions for n, p in programs.items()}, 1, ""),
         "HLO instructions over leaves, Equinox": ({n: p.instructions for n, p in trees.items()}, 1, ""),
     }

@@ -5,10 +5,10 @@ the flat vector by diffrax's `RecursiveCheckpointAdjoint` and `BacksolveAdjoint`
 `AdaptiveCheckpointAdjoint` and `GaussAdjoint` of flatlayers, in float64. The reference is the gradient at a
 tolerance of 1e-12.
 
-Out come a table (the least time of so many calls in turn, the working memory of the compiled function, the
-error at each of three tolerances) and a picture. If the two checkpointing adjoints differ by more than
-rounding, or if one of the first three adjoints is off by more than 100 times the tolerance, the exit code
-is 1. It takes about 15 seconds on two cores. Times are worth something only if nothing else is running.
+The script prints a table (the least time of many calls in turn, the working memory of the compiled function,
+the error at each of three tolerances) and draws a picture. If the two checkpointing adjoints differ by more
+than rounding, or if one of the first three adjoints is off by more than 100 times the tolerance, the exit
+code is 1. It takes about 15 seconds on two cores. Times mean something only if nothing else is running.
 """
 
 import sys
@@ -72,7 +72,7 @@ def gradient_of(adjoint: diffrax.AbstractAdjoint, key: jax.Array) -> tuple[Any, 
 
 
 def measure(repetitions: int, key: jax.Array) -> tuple[dict[str, Measured], float]:
-    """What was measured of each adjoint, and how much the checkpointing ones differ."""
+    """Measurements of each adjoint, and the difference of the checkpointing ones."""
     compiled = {name: gradient_of(adjoint, key) for name, adjoint in ADJOINTS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
     for _ in tqdm(range(repetitions), desc="measuring", unit="round"):

@@ -5,11 +5,11 @@ before industry: emissions that grow from year to year and an uptake in proporti
 declared with bounds, and a network that sees the time of the year. The network has a learning rate of its
 own, and its weights alone decay, both by name. The years from 1992 on are held out.
 
-Out come the rates, the errors of the fit and of the forecast in ppm (root mean squares), beside that of a
-line with two harmonics through the same years, and a picture. If the forecast is not better than the line's,
-the exit code is 1. It is off by 2.3 ppm, the line by 3.8: emissions grew less from 1990 on. A line through
-the last ten of the fitted years alone is off by 1.5. With the years from 1988, 1994 or 1996 on held out, the
-equation is off by 1.5, 1.7 and 0.9. It takes about 12 seconds on two cores.
+The script prints the rates and the errors of the fit and of the forecast in ppm (root mean squares), beside
+that of a line with two harmonics through the same years, and draws a picture. If the forecast is not better
+than the line's, the exit code is 1. It is off by 2.3 ppm, the line by 3.8: emissions grew less from 1990 on.
+A line through the last ten of the fitted years alone is off by 1.5. With the years from 1988, 1994 or 1996 on
+held out (set `FITTED`), the equation is off by 1.5, 1.7 and 0.9. It takes about 12 seconds on two cores.
 """
 
 from pathlib import Path

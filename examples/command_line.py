@@ -1,4 +1,4 @@
-"""What the command lines of the examples have in common: `--steps`, `--seed` and `--out`, or more."""
+"""Command-line options that the examples share: `--steps`, `--seed` and `--out`, or more."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def parse(
     - `out`: the default name of the picture.
     - `seed`: what is drawn with the seed, for `--help`.
     - `steps`: the default number of steps; `steps_of`: what they are, for `--help`.
-    - `chunk`: what the number of steps is rounded up to a multiple of.
+    - `chunk`: the number of steps is rounded up to a multiple of it.
     - `file`: the default name of the file in which the run is saved; with it there are the options `file` and
         `resume`.
     - `argv`: the command line, `None` for that of the process.

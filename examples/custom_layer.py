@@ -11,9 +11,9 @@ It is written
 - with `compact`, as one function.
 
 All three declare the same names in the same order, so the vector of one is the vector of the others, number
-by number: each parameter's first value depends on the key and its path alone. Out come the layout, the
-models and a table of how far their outputs and gradients are from those of the plain layer. If they do not
-agree the exit code is 1. It takes about 3 seconds.
+by number: each parameter's first value depends on the key and its path alone. The script prints the layout,
+the models and a table of how far their outputs and gradients are from those of the plain layer. If they do
+not agree the exit code is 1. It takes about 3 seconds.
 """
 
 import argparse

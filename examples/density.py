@@ -7,9 +7,10 @@ the samples. The field depends on time; the kinetic and the Jacobian term of Fin
 keep the paths simple, and the steps of the solver few. The data of the training loop are keys, one for each
 step of Adam, with which the loss draws new samples.
 
-Out come the model, the integral of the density over a grid, the mean log density of new samples, next to that
-of the normal distribution of their mean and covariance, and a picture. If the integral is not 1 within 1 %,
-or the normal distribution is the better one, the exit code is 1. It takes less than a minute on two cores.
+The script prints the model, the integral of the density over a grid and the mean log density of new samples,
+next to that of the normal distribution of their mean and covariance, and draws a picture. If the integral is
+not 1 within 1 %, or the normal distribution is the better one, the exit code is 1. It takes less than a
+minute on two cores.
 """
 
 import sys

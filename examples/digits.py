@@ -11,9 +11,9 @@ off in the test.
 The run is saved as it goes. Kill it at any moment: `python digits.py --resume` goes on, and ends with the
 same weights, bit for bit, as if nothing had happened.
 
-Out come the model, its accuracy on the test images and a picture of some of them: the mistakes first, then
-images that were read right. With an accuracy below 97 % the exit code is 1. It takes 10 to 20 seconds on two
-cores.
+The script prints the model and its accuracy on the test images, and draws some of them: the mistakes first,
+then images that were read right. With an accuracy below 97 % the exit code is 1. It takes 10 to 20 seconds on
+two cores.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Digits(NamedTuple):
 
     @staticmethod
     def load() -> tuple["Digits", "Digits", "Digits"]:
-        """Those to learn from, to validate with and to test on; always the same."""
+        """Images to learn from, to validate with and to test on; always the same."""
         images, labels = load_digits(return_X_y=True)
         whole = Digits((images / 16).astype(np.float32).reshape(-1, 8, 8, 1), np.asarray(labels))
         first, tested = whole.split()
@@ -78,7 +78,7 @@ def network() -> fl.Chain:
 
 
 def train(model: fl.Chain, learned: Digits, validated: Digits, options: argparse.Namespace) -> fl.TrainResult:
-    """At most so many steps of Adam, saved and validated every chunk."""
+    """Train by Adam, saved and validated after every chunk of steps."""
     setup_key, data_key = jax.random.split(jax.random.key(options.seed))
     ps, st = fl.setup(setup_key, model)
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, options.steps))
@@ -101,7 +101,7 @@ def train(model: fl.Chain, learned: Digits, validated: Digits, options: argparse
 
 
 def probabilities(model: fl.Chain, ps: Any, st: Any, images: np.ndarray) -> np.ndarray:
-    """Of each digit, for each image."""
+    """Probability of each digit, for each image."""
     read = jax.jit(lambda ps, x: jax.nn.softmax(model(x, ps, fl.testmode(st))[0]))
     return np.asarray(read(ps, images))
 

@@ -7,8 +7,8 @@ equilibrium (Bai, Kolter and Koltun, "Deep Equilibrium Models", NeurIPS 2019) ma
 by itself, and differentiated implicitly: a step of training takes the memory of one application, however many
 the solver makes. A weight on the Jacobian keeps the equation easy to solve (Bai, Koltun and Kolter, 2021).
 
-Out come the model, its accuracy on the test images, how the equation was solved, and a picture: how the
-residual falls by plain iteration, Anderson and Broyden, and what the solver needed in training. With an
+The script prints the model, its accuracy on the test images and how the equation was solved, and draws how
+the residual falls by plain iteration, Anderson and Broyden, and what the solver needed in training. With an
 accuracy below 97 % the exit code is 1. It takes about 20 seconds on two cores.
 """
 
@@ -46,7 +46,7 @@ class Digits(NamedTuple):
 
     @staticmethod
     def load() -> tuple["Digits", "Digits"]:
-        """Those to learn from and those to test on; always the same."""
+        """Images to learn from and images to test on; always the same."""
         images, labels = load_digits(return_X_y=True)
         images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
         parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
@@ -84,7 +84,7 @@ def half(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def train(model: fl.Chain, digits: Digits, steps: int, seed: int) -> fl.TrainResult:
-    """So many steps of Adam in shuffled mini-batches."""
+    """Train by `steps` steps of Adam in shuffled mini-batches."""
     setup_key, data_key = jax.random.split(jax.random.key(seed))
     ps, st = fl.setup(setup_key, model)
 

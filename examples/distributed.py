@@ -9,10 +9,10 @@ are vectors in even parts, a part on each device.
     python distributed.py --devices 8      # on 8 devices, which are threads of the processor
     python distributed.py --processes 2    # in 2 processes, which this one starts; with --devices for each
 
-Out comes a table: the losses, the bytes that a device holds of parameters and moments, and the collective
-operations in a step, counted in the compiled program. If the losses are not the same or fewer than 95 % of
-the held-out images are read right, the exit code is 1. It takes about 15 seconds on two cores, 30 in two
-processes.
+The script prints a table: the losses, the bytes that a device holds of parameters and moments, and the
+collective operations in a step, counted in the compiled program. If the losses are not the same or fewer than
+95 % of the held-out images are read right, the exit code is 1. It takes about 15 seconds on two cores, 30 in
+two processes.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def options_of(argv: list[str] | None) -> argparse.Namespace:
 
 
 def start_processes(count: int, argv: list[str]) -> int:
-    """Start this script so many times; return the largest exit code."""
+    """Start this script `count` times; return the largest exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

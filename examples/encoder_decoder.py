@@ -5,9 +5,10 @@ An LSTM reads 60 months of carbon dioxide at Mauna Loa; months without a measure
 next 24 months, which is their place in the year. So neither needs a scan of one's own. Both see the series
 less the mean of the last year that was read. All months to the end of 1985 are learned, from random starts.
 
-Out come the model, the errors of all forecasts from later starts in parts per million, a picture, and the
-errors of two rules: the last twelve months again, and these with the mean growth of the five years. If the
-model does not have the least error, the exit code is 1. It takes about 20 seconds on two cores.
+The script prints the model, the errors of its forecasts from all later starts in parts per million, and those
+of two rules: the last twelve months again, and these with the mean growth of the five years; and it draws a
+picture. If the model does not have the least error, the exit code is 1. It takes about 20 seconds on two
+cores.
 """
 
 import sys
@@ -149,8 +150,8 @@ def main() -> None:
 
     x, ys, level = pieces(times[later], series[later])
     ys = ys * SCALE + level
-    foretold, _ = jax.jit(model)(x, result.ps, result.st)
-    found = {"the model": np.asarray(foretold) * SCALE + level, **others(series[later])}
+    predicted, _ = jax.jit(model)(x, result.ps, result.st)
+    found = {"the model": np.asarray(predicted) * SCALE + level, **others(series[later])}
     plot(times[later], series[later], found, ys, options.out)
     errors = {name: error(values, ys) for name, values in found.items()}
     text = ", ".join(f"{value:.2f} by {name}" for name, value in errors.items())

@@ -6,12 +6,12 @@ vector of shape `(10, n)`, `jax.vmap` a function that trains all ten out of one 
 `jax.shard_map` gives each device its share of them. So there is one compiled program for all, in which no
 device waits for another: each takes its own steps of the solver, and none sends anything.
 
-Out come the errors of the mean of the ensemble on the fitted years and on the six that are held out, the
-spread of its members there and in the years until 1935, and a picture: the mean, the band from the lowest but
-one to the highest but one, and the members. If the spread after 1920 is not at least three times that on the
-fitted years, the exit code is 1. It says how much of the forecast comes from the first weights. It does not
-know of noise in the pelts, nor of what all networks have in common: the six years that are held out are
-further from the mean than the members are.
+The script prints the errors of the mean of the ensemble on the fitted years and on the six that are held out,
+and the spread of its members there and in the years until 1935, and draws a picture: the mean, the band from
+the lowest but one to the highest but one, and the members. If the spread after 1920 is not at least three
+times that on the fitted years, the exit code is 1. It says how much of the forecast comes from the first
+weights. It does not know of noise in the pelts, nor of what all networks have in common: the six years that
+are held out are further from the mean than the members are.
 
 On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes two devices of its cores.
 """
@@ -91,7 +91,7 @@ def train(ps: Any, st: Any, steps: int) -> Any:
 
 
 def over_devices(function: Any, members: int) -> Any:
-    """A function of one member, for all of them: each device has as many."""
+    """Map a function of one member over all of them, with as many on each device."""
     count = max(k for k in range(1, len(jax.devices()) + 1) if members % k == 0)
     mesh = Mesh(jax.devices()[:count], ("member",))
     spec = PartitionSpec("member")
@@ -120,7 +120,7 @@ def plot(times: np.ndarray, paths: np.ndarray, out: Path) -> None:
         axis.plot(year, curves[1], "C0", lw=2.5, label="mean")
         axis.plot(YEAR[FITTED], PELTS[i][FITTED], "ko", label="pelts, fitted")
         axis.plot(YEAR[~FITTED], PELTS[i][~FITTED], "ko", mfc="white", label="pelts, held out")
-        axis.set(ylabel=f"{species} (thousands of pelts a year)", ylim=(0, 1.6 * PELTS[i].max()))
+        axis.set(ylabel=f"{species} (thousands of pelts per year)", ylim=(0, 1.6 * PELTS[i].max()))
     axes[0].set_title("Ten neural ODEs, fitted from 1900 to 1914; shaded: not seen")
     axes[0].legend(ncols=4, loc="upper center")
     axes[1].set(xlabel="year", xlim=(YEAR[0] - 0.5, YEAR[0] + FORECAST))

@@ -6,8 +6,9 @@ while a mask holds the third parameter where it is. Then come the Jacobian of th
 for its rows and columns, compared with finite differences, and how the infected of each day depend on each
 parameter.
 
-Out come the layout, the rates, the Jacobian and a picture. If a rate is off by more than 3 %, or the Jacobian
-by more than 1 % of its largest number, the exit code is 1. It takes about 20 seconds on two cores.
+The script prints the layout, the rates and the Jacobian, and draws a picture. If a rate is off by more than
+3 %, or the Jacobian by more than 1 % of its largest number, the exit code is 1. It takes about 20 seconds on
+two cores.
 """
 
 import sys
@@ -28,7 +29,7 @@ import flatlayers as fl
 
 DAYS = np.linspace(0.0, 120.0, 121)
 DAY = 40
-TRUE = {"infection": 0.4, "recovery": 0.1, "patients": 0.001}  # a day, a day, a share of the population
+TRUE = {"infection": 0.4, "recovery": 0.1, "patients": 0.001}  # per day, per day, a share of the population
 GUESS = {"infection": 0.6, "recovery": 0.2, "patients": 0.001}
 NOISE = 0.01
 STATE = fl.Layout({"susceptible": (), "infected": (), "recovered": ()})

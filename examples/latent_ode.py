@@ -7,8 +7,8 @@ of it through time, and a `Dense` layer reads the series from there. Three parts
 the samples is in the state. As each series has its own times, `NeuralODE.integrate` takes them as arrays,
 under `jax.vmap`.
 
-Out come the model, its error on 500 other series (the root mean square over that of the series) and a
-picture: series with what the model makes of them, also where nothing was seen, and series that it generates
+The script prints the model and its error on 500 other series (the root mean square over that of the series),
+and draws series with what the model makes of them, also where nothing was seen, and series that it generates
 from nothing but noise. With an error above 15 % the exit code is 1. It takes 20 to 30 seconds on two cores.
 """
 

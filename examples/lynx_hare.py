@@ -10,13 +10,17 @@ The hare and lynx pelts of the Hudson's Bay Company, 1900 to 1920, are fitted in
 All three are treated alike. The populations of 1900 are parameters too. Adam steps while the fitted horizon
 grows year by year, which keeps it from settling on a flat line; L-BFGS finishes, by the same training loop.
 A ridge on the weights keeps the networks smooth; with all weights zero the UDE is Lotka-Volterra. The
-years from 1915 on are held out: nothing that is fitted or scaled sees them. With 15 years to learn from,
-the networks follow those far more closely than Lotka-Volterra does, and foretell the next less well. How
-much more closely depends on the split: the UDE's error of fit is about a third of Lotka-Volterra's here, and
-0.6 to 0.8 of it if the years up to 1916 are fitted (seeds 0 to 2). Of the splits at 1914 to 1917, this is the
-one where the fits differ most.
+years from 1915 on are held out: nothing that is fitted or scaled sees them.
 
-Out come the models, a table (parameters, error on the fitted and on the held-out years, time) and a figure.
+The closer fit is not the better forecast. The networks follow the fitted years far more closely than
+Lotka-Volterra, and forecast the next ones less well. Those years have one trough of the hares, and the
+networks repeat it; the next trough was deeper. Lotka-Volterra cannot follow the shallow one, and so comes
+nearer to the deep one. A part of the fitted years, kept for validation, would not have warned: there the
+networks with a weak ridge forecast better than Lotka-Volterra, and better than with a strong one. One cycle
+does not say how the next will differ; that takes more cycles, or more knowledge in the equations.
+
+The script prints the models and a table (parameters, error on the fitted and on the held-out years, time),
+and draws a figure.
 An error is a root mean square in log space: 0.1 is about 10 % of the pelts. It takes 30 to 40 seconds
 on two cores.
 """
@@ -45,11 +49,11 @@ FINISH = 300  # steps of L-BFGS
 RIDGE = 1e-3
 CONTROLLER = diffrax.PIDController(rtol=1e-5, atol=1e-6)
 MAX_STEPS = 1000  # of a solve
-LOG_RATE = -0.5  # what every rate a year starts from
+LOG_RATE = -0.5  # the start of every rate, per year
 
 
 class Pelts(NamedTuple):
-    """`log_pelts` has a row a year, hare and lynx, relative to the `typical` pelts of a fitted year."""
+    """`log_pelts` has a row per year, hare and lynx, relative to the `typical` pelts of a fitted year."""
 
     year: np.ndarray
     log_pelts: np.ndarray
@@ -165,7 +169,7 @@ def fit(model: Model, pelts: Pelts, steps: int) -> fl.ComponentVector:
 
 
 class Fit(NamedTuple):
-    """What came of a model: log populations along a `curve`, errors on the fitted and held-out years."""
+    """Result for a model: log populations along a `curve`, errors on the fitted and held-out years."""
 
     name: str
     ps: fl.ComponentVector
@@ -221,7 +225,7 @@ def plot(fits: list[Fit], pelts: Pelts, out: Path) -> None:
             axis.plot(np.linspace(year[0], year[-1], len(curve)), curve, style, label=fit.name)
         axis.plot(year[:n], observed[:n], "ko", label="pelts, fitted")
         axis.plot(year[n:], observed[n:], "ko", mfc="white", label="pelts, held out")
-        axis.set(ylabel=f"{species} (thousands of pelts a year)", ylim=(0, 1.4 * observed.max()))
+        axis.set(ylabel=f"{species} (thousands of pelts per year)", ylim=(0, 1.4 * observed.max()))
     axes[0].set_title(f"Hare and lynx, fitted from {year[0]:.0f} to {year[n - 1]:.0f}; held out: shaded")
     axes[0].legend(ncols=5, loc="upper center")
     axes[1].set(xlabel="year", xlim=(year[0] - 0.5, year[-1] + 0.5), xticks=year[::2])

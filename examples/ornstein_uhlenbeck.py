@@ -3,19 +3,19 @@
 A spring in a bath: `dX = rate (level - X) dt + noise dW`. Paths of it, drawn exactly and seen every quarter
 of a second, are all there is to learn from. In the `NeuralSDE` both the drift and the diffusion are networks,
 which see neither the law nor the Brownian motion. From each value that was seen the model draws two of what
-may come next, `Y` and `Y'`. What is minimised is their energy score (Gneiting and Raftery, 2007) with what
-came, `x`:
+may come next, `Y` and `Y'`. The loss is their energy score (Gneiting and Raftery, 2007) with the value
+`x` that came:
 
     E |Y - x| - 1/2 E |Y - Y'|,
 
 which is least, in the mean, if and only if both have the same distribution. Its gradient goes through the
 solver, with new noise in each step, whose key is in the state.
 
-Then the model runs freely. Out come its mean and variance next to those of the closed form,
+Then the model runs freely. The script prints its mean and variance next to those of the closed form,
 
     mean = level + (start - level) exp(-rate t),    variance = noise^2 (1 - exp(-2 rate t)) / (2 rate),
 
-and a picture. With an error above 5 % in either, at any of the times, the exit code is 1. It takes
+and draws a picture. With an error above 5 % in either, at any of the times, the exit code is 1. It takes
 25 to 40 seconds on two cores.
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
     ps, st = result.ps, result.st
     ys, _ = jax.jit(sde)(jnp.full((SAMPLES, 1), START), ps, st)
     paths = np.asarray(ys[..., 0])
-    # What the claim is about: the times at which the data were seen.
+    # The claim is about the times at which the data were seen.
     errors = [
         np.max(np.abs(found / exact - 1))
         for found, exact in zip(

@@ -6,9 +6,9 @@ first phase to the first tenth of the time alone, which keeps it from settling o
 one to all of it, by AdaBelief on batches of 32. A batch is solved as one system, and 100 steps on the flat
 vector are one compiled scan.
 
-Out come the model, the loss of both phases (the mean square of the error, on all 256 oscillators and on 256
-others) and a picture. With a loss above 0.004 after the second phase the exit code is 1. It takes
-15 to 25 seconds on two cores.
+The script prints the model and the loss of both phases (the mean square of the error, on all 256 oscillators
+and on 256 others), and draws a picture. With a loss above 0.004 after the second phase the exit code is 1. It
+takes 15 to 25 seconds on two cores.
 """
 
 import sys
@@ -36,7 +36,7 @@ REQUIRED = 0.004  # mean square of the error
 
 
 def law(y: Any) -> Any:
-    """What is to be learned."""
+    """The law to be learned."""
     x = y / (1 + y)
     return jnp.stack([x[..., 1], -x[..., 0]], axis=-1)
 

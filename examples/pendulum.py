@@ -12,9 +12,9 @@ network does it with a symplectic solver, semi-implicit Euler, which keeps the l
 oscillation without any drift; the neural ODE with an adaptive solver at small tolerances, so that what it
 loses or gains is its own.
 
-Out come the models, how far the energy of a true pendulum strays on their paths, and a picture. If the
-Hamiltonian network's is off by more than 2 %, or the neural ODE's is not, the exit code is 1. It takes less
-than a minute on two cores.
+The script prints the models and how far the energy of a true pendulum strays on their paths, and draws a
+picture. If the Hamiltonian network's is off by more than 2 %, or the neural ODE's is not, the exit code is 1.
+It takes less than a minute on two cores.
 """
 
 import sys
@@ -71,7 +71,7 @@ def swing(x0: Any, times: np.ndarray) -> jax.Array:
 
 
 def observe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the pendulums start, `(PENDULUMS, 2)`, and where they are seen, `(times, PENDULUMS, 2)`."""
+    """Starts of the pendulums, `(PENDULUMS, 2)`, and observations of them, `(times, PENDULUMS, 2)`."""
     starts_key, noise_key = jax.random.split(key)
     starts = jax.random.uniform(starts_key, (PENDULUMS, 2), minval=-1) * jnp.array([1.8, 3.0])
     motion = swing(starts, OBSERVED)
@@ -132,7 +132,7 @@ def adaptive(field: fl.Layer, ps: fl.ComponentVector, times: np.ndarray) -> np.n
 
 
 class Swing(NamedTuple):
-    """What came of a model: its path from each of `STARTS`."""
+    """Result for a model: its path from each of `STARTS`."""
 
     name: str
     path: np.ndarray

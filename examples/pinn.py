@@ -11,9 +11,9 @@ and `t` in it are Jacobian-vector products of the network, one for the whole bat
 by construction. Adam, on points that are drawn anew at each step, and then L-BFGS, on points that stay, step
 the flat vector by the same training loop.
 
-The closed form is that of Cole and Hopf. Out come the model, its relative error (the root mean square of the
-difference over that of the closed form) and a picture. With an error above 1 % the exit code is 1. It takes
-10 to 20 seconds on two cores.
+The closed form is that of Cole and Hopf. The script prints the model and its relative error (the root mean
+square of the difference over that of the closed form), and draws a picture. With an error above 1 % the exit
+code is 1. It takes 10 to 20 seconds on two cores.
 """
 
 import sys
@@ -77,7 +77,7 @@ def closed_form(x: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def train(model: fl.Layer, steps: int, seed: int) -> tuple[fl.TrainResult, fl.TrainResult]:
-    """So many steps of Adam, and then `FINISH` steps of L-BFGS."""
+    """Train by `steps` steps of Adam, and then `FINISH` steps of L-BFGS."""
     setup_key, adam_key, points_key = jax.random.split(jax.random.key(seed), 3)
     ps, st = fl.setup(setup_key, model)
 

@@ -7,8 +7,8 @@ its curvature: the Laplace approximation, with names. Random-walk Metropolis, 32
 leading axis, shows how good that is. All of it is in float64. There is no training loop: the fit is a few
 steps of solvers of second order, and the sampler goes by no gradient.
 
-Out come the rates with their deviations by both, and a picture. If a deviation by Laplace is off by more
-than 20 % of that of the sampler, the exit code is 1. It takes about 20 seconds on two cores.
+The script prints the rates with their deviations by both, and draws a picture. If a deviation by Laplace is
+off by more than 20 % of that of the sampler, the exit code is 1. It takes about 20 seconds on two cores.
 """
 
 import sys
@@ -53,7 +53,6 @@ def equation(times: np.ndarray) -> fl.NeuralODE:
         LotkaVolterra(),
         t1=times[-1],
         saveat=times.tolist(),
-        solver=diffrax.Tsit5(scan_kind="lax"),  # so that it can be differentiated twice
         stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
         max_steps=512,
         throw=False,
@@ -87,7 +86,7 @@ class Posterior:
         return jnp.where(jnp.isfinite(misfit), misfit + prior, jnp.inf)
 
     def mode(self) -> tuple[Any, Any]:
-        """Where the energy is least, and its Hessian there."""
+        """The minimum of the energy, and its Hessian there."""
         solver = optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
         solution = optx.least_squares(
             self.residuals, solver, self.start, options={"jac": "bwd"}, max_steps=100
@@ -141,7 +140,7 @@ def plot(mode: Any, covariance: Any, samples: Any, data: np.ndarray, centre: np.
         density = np.exp(-0.5 * ((grid - middle) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
         axes[str(i)].hist(samples.log_rates[name], bins=60, density=True, color="0.8", label="Metropolis")
         axes[str(i)].plot(grid, density, label="Laplace")
-        axes[str(i)].set(xlabel=f"log {name} (rate a year)", yticks=[])
+        axes[str(i)].set(xlabel=f"log {name} (rate per year)", yticks=[])
     axes["0"].set_ylabel("density")
     axes["0"].legend(fontsize="small")
     times = np.linspace(0.0, 40.0, 201)
@@ -156,7 +155,7 @@ def plot(mode: Any, covariance: Any, samples: Any, data: np.ndarray, centre: np.
         axes[name].fill_between(1900 + times, low[:, i], high[:, i], alpha=0.3, label="5 to 95 %")
         axes[name].plot(1900 + times, middle[:, i], label="median")
         axes[name].plot(1900 + np.arange(len(data)), np.exp(data + centre)[:, i], "ko", ms=4, label="pelts")
-        axes[name].set(xlabel="year", ylabel=f"{name} (thousands of pelts a year)", ylim=(0, None))
+        axes[name].set(xlabel="year", ylabel=f"{name} (thousands of pelts per year)", ylim=(0, None))
         axes[name].legend(fontsize="small")
     figure.savefig(out, format="png", dpi=110)
 

@@ -4,9 +4,9 @@ The law is `dy/dt = A y^3`, the example of Chen et al. (2018). A network of one 
 the cubes, is fitted to 61 noisy points on the first third of a path, by Adam through the solve. The fitted
 horizon grows during the first half of the training, which keeps it from settling on a flat line.
 
-Out come the model, its error (root mean square) against the law in the fitted time and in twice as long
-after it, and a picture. With an error above 0.1 in either the exit code is 1. It takes 10 to 15 seconds
-on two cores.
+The script prints the model and its error (root mean square) against the law in the fitted time and in twice
+as long after it, and draws a picture. With an error above 0.1 in either the exit code is 1. It takes 10 to 15
+seconds on two cores.
 """
 
 import sys
@@ -45,7 +45,7 @@ def network() -> fl.Chain:
 
 
 def horizons(steps: int) -> Iterator[np.float32]:
-    """What time of the path counts in each step."""
+    """The horizon that counts in each step."""
     yield from np.clip(np.linspace(0.5, 13.5, steps), 0.5, 7.0).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Latent ODE for a real series: sunspots, with gaps filled and eleven years foretold.
+"""Latent ODE for a real series: sunspots, with gaps filled and a forecast of eleven years.
 
 The yearly sunspot numbers from 1700 to 1925 are learned, in pieces of 33 years from random places, a little
 stretched in time and in height. Of the first 22 years of a piece a half is seen, at random, and the horizon
@@ -7,10 +7,10 @@ backward and gives a Gaussian of a hidden start, a `NeuralODE` carries a sample 
 and a `Dense` layer reads the series: four layers in one vector. Here the times are the same for all pieces,
 so a batch is solved as one system.
 
-Out come the model, its error on the pieces after 1925, in deviations of the root of the numbers, beside
-that of the mean of the years that were learned, and a picture. If the error of the forecast is not at most
-two thirds of that of the mean, or that of the hidden years not below that of the forecast, the exit code is
-1. It takes about 30 seconds on two cores.
+The script prints the model and its error on the pieces after 1925, in deviations of the root of the numbers,
+beside that of the mean of the years that were learned, and draws a picture. If the error of the forecast is
+not at most two thirds of that of the mean, or that of the hidden years not below that of the forecast, the
+exit code is 1. It takes about 30 seconds on two cores.
 """
 
 import sys
@@ -128,7 +128,7 @@ def plot(
     for name, i in zip("012", np.linspace(4, len(first) - 7, 3).astype(int), strict=True):
         axis, start = axes[name], float(first[i])
         grid = start + np.linspace(0, ALL - 1, curves.shape[-1])
-        axis.axvspan(start + PAST - 0.5, start + ALL - 1, color="0.93", label="foretold")
+        axis.axvspan(start + PAST - 0.5, start + ALL - 1, color="0.93", label="forecast")
         axis.fill_between(grid, low[i], high[i], alpha=0.3, label="5 to 95 %")
         axis.plot(grid, middle[i], label="median")
         known = np.append(seen[i], np.zeros(ALL - PAST, bool)).astype(bool)
@@ -173,7 +173,7 @@ def main() -> None:
     squares = (found - pieces) ** 2
     gaps, forecast = np.sqrt(squares[:, :PAST][~seen].mean()), np.sqrt(squares[:, PAST:].mean())
     of_mean = np.sqrt(np.mean(pieces[:, PAST:] ** 2))
-    text = f"{gaps:.2f} in hidden years and {forecast:.2f} foretold ({of_mean:.2f} by the mean)"
+    text = f"{gaps:.2f} in hidden years and {forecast:.2f} of the forecast ({of_mean:.2f} by the mean)"
     print(
         f"\nErrors of {text} with {len(ps)} parameters in one vector, "
         f"after {time.perf_counter() - start:.1f} s\nThe picture is in {options.out}"

@@ -6,8 +6,8 @@ counts of three populations, made with the formula of Holling (1959), `a x / (1 
 are fitted together, by Adam through the solve. Then `x / g(x)` of the network is held against a straight
 line, which it is if Holling was right: its intercept and slope give the two constants.
 
-Out come the model, the rates and the constants beside the true ones, and a picture. If one of the six is
-off by more than 15 % the exit code is 1. It takes about 10 seconds on two cores.
+The script prints the model, the rates and the constants beside the true ones, and draws a picture. If one of
+the six is off by more than 15 % the exit code is 1. It takes about 10 seconds on two cores.
 """
 
 import sys
@@ -66,7 +66,7 @@ def observe(rng: np.random.Generator) -> np.ndarray:
 
 
 def horizons(steps: int) -> Iterator[np.float32]:
-    """What time of the paths counts in each step."""
+    """The horizon that counts in each step."""
     yield from np.clip(np.linspace(3.0, 29.0, steps), 3.0, 16.0).astype(np.float32)
 
 
@@ -83,7 +83,7 @@ def train(node: fl.NeuralODE, data: Any, steps: int, seed: int) -> fl.TrainResul
 
 
 def eaten(ps: Any, prey: Any) -> np.ndarray:
-    """What a predator eats a year of so many prey, by the network."""
+    """Prey that a predator eats per year, by the network."""
     attack, _ = network()(
         jnp.asarray(prey)[:, None], ps.attack, fl.initial_states(jax.random.key(0), network())
     )
@@ -104,7 +104,7 @@ def plot(data: np.ndarray, ps: Any, curve: np.ndarray, line: tuple[float, float]
     middle.plot(prey, ATTACK * prey / (1 + ATTACK * HANDLING * prey), color="0.8", lw=5, label="truth")
     middle.plot(prey, eaten(ps, prey), label="network")
     middle.plot(seen, 0 * seen, "k|", ms=10, label="prey in the data")
-    middle.set(title="The unknown term", xlabel="prey x (thousands)", ylabel="g(x), eaten a year")
+    middle.set(title="The unknown term", xlabel="prey x (thousands)", ylabel="g(x), eaten per year")
     right.plot(prey, 1 / ATTACK + HANDLING * prey, color="0.8", lw=5, label="truth")
     right.plot(prey[inside], (prey / eaten(ps, prey))[inside], label="network")
     right.plot(prey, 1 / line[0] + line[1] * prey, "k--", lw=1, label="straight line")

@@ -1,6 +1,6 @@
 """The solution of a solve at every time, kept for a second solve that goes back over it.
 
-A step is kept as the values of its dense output at a few times, so that its polynomial can be had again.
+A step is kept as the values of its dense output at a few times, from which its polynomial is made again.
 The last `segment` steps are kept so. Of those before them there is a state for each `segment` steps, from
 which one segment at a time is solved again: about `2 sqrt(max_steps)` steps in all.
 """

@@ -103,7 +103,7 @@ def _as_bandwidth(bandwidth: ArrayLike, dtype: DType) -> Array:
 
 
 def _enough_times(ts: Array, weights: Array) -> tuple[Array, str, Array]:
-    """Return the arguments of `require`: three distinct times have to have a weight that counts."""
+    """Return the arguments of `require`: three distinct times need a weight that is not negligible."""
     size = jnp.abs(weights)
     counts = size > jnp.finfo(size.dtype).eps * size.max(axis=1, keepdims=True)
     # Of equal times, the first in order counts if any of them does: they have the same weight.

@@ -242,8 +242,8 @@ def _first_carry(
         expected = jax.eval_shape(lambda: strong(placing.optimizer_state(optimizer, ps)))
         if jax.tree.structure(opt_state) != jax.tree.structure(expected) or differences(expected, opt_state):
             raise ValueError(
-                "train_loop: expected the opt_state of this optimiser and these parameters, found another; "
-                f"by the optimiser before and as it is given after: {differences(expected, opt_state)}"
+                "train_loop: expected the opt_state of this optimiser and these parameters, found another "
+                f"(before: as the optimiser makes it, after: as given): {differences(expected, opt_state)}"
             )
     return Carry(ps, st, opt_state, (ps, st))
 

@@ -88,7 +88,7 @@ def minimize(
     and constraints or a callback with `COBYLA`, and as `fl.bounds`; `TypeError` for what is no vector, and
     for a loss that is no real number.
 
-    **Warns:** if SciPy has no success, with its message: `maxiter` was reached, or the precision lost.
+    **Warns:** if SciPy does not succeed, with its message: `maxiter` was reached, or precision was lost.
 
     >>> import flatlayers as fl
     >>> ps = fl.ComponentVector.of({"a": 1.0, "b": [2.0, 3.0]})
@@ -127,7 +127,7 @@ def minimize(
     if gradient is not None:
         result.jac = ComponentVector(jnp.asarray(gradient, ps.dtype), ps.layout)
     if not result.success:
-        warnings.warn(f"minimize: {method} had no success: {result.message}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"minimize: {method} did not succeed: {result.message}", RuntimeWarning, stacklevel=2)
     return result
 
 

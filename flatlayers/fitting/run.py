@@ -161,7 +161,7 @@ class Run:
         if problem := differences(self.steps.after_one(given, data).st, self.carry.st):
             raise ValueError(
                 "train_loop: expected the file to have the state of this model after its first step, found "
-                f"another; of the model before and of the file after: {problem}"
+                f"another (before: that of the model, after: that of the file): {problem}"
             )
 
     def _settle_types(self, data: PyTree) -> int:

@@ -67,7 +67,7 @@ class BatchNorm(AbstractTrackedNorm):
     **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
     (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
 
-    **Raises:** `ValueError` for another number of channels, for a single number a channel where the
+    **Raises:** `ValueError` for another number of channels, for a single number per channel where the
     statistics of `x` are used, and for an `axis_name` without the axis over which a loss has its batch
     divided.
 
@@ -179,7 +179,7 @@ class InstanceNorm(AbstractTrackedNorm):
     **Parameters:** `scale (channels,)`, `bias (channels,)`, if `affine`. **States:** `running_mean
     (channels,)`, `running_var (channels,)` and the flag `training`, if `track_stats`.
 
-    **Raises:** `ValueError` for another number of channels, no batch axis, and for a single number a channel
+    **Raises:** `ValueError` for another number of channels, no batch axis, and a single number per channel
     and sample where the statistics of `x` are used.
 
     >>> import jax.numpy as jnp
@@ -402,7 +402,7 @@ def _line(x: jax.Array, shift: jax.Array, slope: jax.Array, offset: jax.Array) -
 
 
 def follow(st: Record, found: Moments, count: int, momentum: float) -> Record:
-    """The state with the running values moved towards the moments of `count` numbers a channel."""
+    """The state with the running values moved towards the moments of `count` numbers per channel."""
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
         # No gradient passes from call to call: the running values are not differentiated.

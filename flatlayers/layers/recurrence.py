@@ -185,7 +185,7 @@ def _pair(carries: PyTree) -> tuple[PyTree, PyTree]:
 def _run_cell(
     cell: RecurrentCell, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
 ) -> tuple[Any, Any, Any, Any]:
-    """Run a recurrent cell: its carry and its weights are known in front of the loop."""
+    """Run a recurrent cell: its carry and its weights are known before the loop."""
     dtype = jnp.result_type(xs, ps.weight_ih)
     start = tuple(h.astype(jnp.result_type(h, dtype)) for h in cell.start(xs[0], carry, ps))
     kernels = cell.kernels(xs[0], ps)

@@ -184,7 +184,7 @@ def test_a_layer_among_the_arguments(key):
 
 def test_callback_and_options():
     seen = []
-    with pytest.warns(RuntimeWarning, match="L-BFGS-B had no success: .*LIMIT"):
+    with pytest.warns(RuntimeWarning, match="L-BFGS-B did not succeed: .*LIMIT"):
         result = fl.minimize(rosenbrock, start(), callback=seen.append, options={"maxiter": 3})
     assert result.nit == len(seen) == 3
     assert_same(seen[-1], result.x)
@@ -192,7 +192,7 @@ def test_callback_and_options():
     def stop(ps):
         raise StopIteration
 
-    with pytest.warns(RuntimeWarning, match="no success"):
+    with pytest.warns(RuntimeWarning, match="did not succeed"):
         assert fl.minimize(rosenbrock, start(), callback=stop).nit == 1
 
 
