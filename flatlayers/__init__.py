@@ -119,6 +119,7 @@ from .layers.normalization import (
     RMSNorm as RMSNorm,
     normalize as normalize,
 )
+from .layers.operators import DeepONet as DeepONet, FourierNeuralOperator as FourierNeuralOperator
 from .layers.pooling import (
     AdaptiveLPPool as AdaptiveLPPool,
     AdaptiveMaxPool as AdaptiveMaxPool,
@@ -150,6 +151,11 @@ from .layers.reshape import (
     ReverseSequence as ReverseSequence,
     SelectDim as SelectDim,
     flatten as flatten,
+)
+from .layers.spectral import (
+    FourierLayer as FourierLayer,
+    SpectralConv as SpectralConv,
+    SpectralDerivative as SpectralDerivative,
 )
 from .layers.spline import SplineLayer as SplineLayer
 from .layers.upsample import PixelShuffle as PixelShuffle, Upsample as Upsample

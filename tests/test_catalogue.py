@@ -73,6 +73,11 @@ LAYERS = [
     (fl.Sine(3), (5,)),
     (fl.TensorProductLayer((fl.Fourier(3), fl.Sine(2)), 4), (5, 2)),
     (fl.SplineLayer((0.0, 1.0, 2.0), 3, kind="cubic", learn_grid=True), (5,)),
+    (fl.SpectralConv((3, 4), 2, 3), image(2)),
+    (fl.FourierLayer(4, 2, 3, jnp.tanh, norm=fl.LayerNorm(3)), (5, 8, 2)),
+    (fl.SpectralDerivative(2, 1.0), (5, 8, 2)),
+    (fl.FourierNeuralOperator(4, 2, 3, 1, 2), (5, 8, 2)),
+    (fl.DeepONet(fl.MLP(3, (4,), 6), fl.Dense(2, 6), out_dims=2), ((5, 3), (7, 2))),
     (fl.MLP(3, (4, 5), 2), (5, 3)),
     (fl.Chain(fl.Dense(3, 2), jnp.tanh, last=fl.Dense(2, 1), name="net"), (5, 3)),
     (fl.Parallel(jnp.add, fl.Dense(3, 2), fl.Dense(3, 2)), (5, 3)),
@@ -194,6 +199,7 @@ REAL = (
     *(fl.MaxPool, fl.MeanPool, fl.LPPool, fl.GlobalMaxPool, fl.GlobalMeanPool, fl.GlobalLPPool),
     *(fl.AdaptiveMaxPool, fl.AdaptiveMeanPool, fl.AdaptiveLPPool, fl.Upsample),
     *(fl.AlphaDropout, fl.MultiHeadAttention, fl.SplineLayer, fl.Maxout),
+    *(fl.SpectralConv, fl.FourierLayer, fl.SpectralDerivative, fl.FourierNeuralOperator),
 )
 
 
