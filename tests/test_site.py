@@ -1,4 +1,6 @@
-"""The site's pages of the API have each public name once, and no page speaks of a name that is not there."""
+"""The site: its pages of the API have each public name once, no page speaks of a name that is not there, and
+the builder gives names their links, signatures their types and code its width.
+"""
 
 import ast
 import functools
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flatlayers
+from docs.builder import api, code, links, sources
 
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,85 @@ def test_names_on_a_page_exist(page):
 
 
 def test_every_page_is_in_the_navigation():
-    """And every page there exists. (Links are checked where the site is built: `mkdocs build` is strict.)"""
+    """And every page there exists. (Links are checked where the site is built, strictly.)"""
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    listed.remove("source/index.md")  # the builder writes it
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def api_pages():
+    return {f"api/{path.name}": path.read_text() for path in (DOCS / "api").glob("*.md")}
+
+
+def test_the_front_page_of_the_api_lists_every_name_with_a_sentence():
+    pages = api_pages()
+    rows = re.findall(r"^\| \[`(\S+)`\]\(\S+\) \| (.+) \|$", api.listed(pages, sorted(pages)), re.MULTILINE)
+    assert Counter(name for name, _ in rows) == Counter(public_names())
+    assert not [name for name, sentence in rows if len(sentence) < 10 or ">>>" in sentence]
+
+
+def test_each_entry_has_its_signature_with_types_and_a_link_to_its_source():
+    page = api.signatures(api.expanded("::: flatlayers.Dense\n", "api/dense.md"))
+    assert "### Dense { #flatlayers.Dense .name }" in page
+    assert (
+        "Dense(in_dims: int, out_dims: int, activation: Callable | None = None, *, use_bias: bool = True"
+        in page
+    )
+    assert "](../source/layers/dense.md#Dense)" in page
+    assert "```pycon\n>>> import jax\n" in page
+    setup = api.signatures(api.expanded("::: flatlayers.setup\n", "api/layer.md"))
+    assert "setup(key: Key, layer: " in setup
+    assert "-> tuple[ComponentVector, Record]\n" in setup
+
+
+def test_a_member_has_an_entry():
+    page = api.signatures(
+        api.expanded("::: flatlayers.Slot\n    options:\n      members: [stride]\n", "api/vectors.md")
+    )
+    assert "#### stride { #flatlayers.Slot.stride .name }" in page
+    assert "stride: int" in page
+
+
+def test_a_source_is_whole_in_its_parts():
+    for path in sorted(sources.PACKAGE.rglob("*.py")):
+        lines = [
+            line for _, text in sources.parts(path.read_text()) for line in text.splitlines() if line.strip()
+        ]
+        assert lines == [line for line in path.read_text().splitlines() if line.strip()]
+
+
+def test_names_in_code_are_links():
+    anchors = api.anchors(api_pages())
+
+    def linked(text):
+        return links.with_links(text, "guide.md", anchors)
+
+    place = "api/dense.md#flatlayers.Dense"
+    assert linked("A `fl.Dense(2, 3)` is") == f"A [`fl.Dense(2, 3)`]({place}) is"
+    assert linked("[text][flatlayers.Dense]") == f"[text]({place})"
+    assert linked("`fl.initializers.zeros`") == (
+        "[`fl.initializers.zeros`](api/initializers.md#flatlayers.initializers.zeros)"
+    )
+    for same in (
+        "## `fl.Dense`",
+        "[`fl.Dense`](else.md)",
+        "```python\nfl.Dense\n```",
+        "`fl.nothing`",
+        "fl.Dense",
+    ):
+        assert linked(same) == same
+    with pytest.raises(KeyError):
+        linked("[text][flatlayers.nothing]")
+
+
+def test_code_is_broken_at_the_width_of_the_column():
+    pytest.importorskip("ruff")
+    call = "result = fl.train_loop(loss, ps, st, optax.adam(1e-2), batches, steps=1000, progress=False)"
+    page = f"```python\n{call}  # the loop\n```\n\n```pycon\n>>> {call}\n>>> 1 + 1\n2\n```\n"
+    broken = code.in_column({"page.md": page})["page.md"]
+    assert max(map(len, broken.splitlines())) <= code.WIDTH
+    assert "# the loop\nresult = fl.train_loop(\n" in broken
+    assert ">>> result = fl.train_loop(\n...     loss" in broken
+    assert "\n>>> 1 + 1\n2\n" in broken
+    short = "```python\nx = {'a':1}\n```"
+    assert code.in_column({"page.md": short})["page.md"] == short
