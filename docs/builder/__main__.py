@@ -5,6 +5,7 @@ import shutil
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -76,7 +77,7 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
     }
 
 
-def in_navigation(nav: object) -> list[str]:
+def in_navigation(nav: Any) -> list[str]:
     """Return the pages of a navigation, in order."""
     if isinstance(nav, str):
         return [nav]
@@ -85,7 +86,7 @@ def in_navigation(nav: object) -> list[str]:
 
 
 def configuration() -> str:
-    """Return the configuration with its notebooks, its folders, and the repository's address if it has one."""
+    """Return the configuration with notebooks, folders, and the repository's address if it has one."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     stems = [f"notebooks/{path.stem}.md" for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
     for section in config["nav"]:

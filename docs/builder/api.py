@@ -100,7 +100,7 @@ def _member(name: str, owner: object, member: str, level: int, uri: str) -> Iter
         yield _attribute(owner, member, value)
 
 
-def _attribute(owner: object, member: str, value: object) -> str:
+def _attribute(owner: Any, member: str, value: object) -> str:
     """A value of a module, with its own docstring or the comment above it."""
     own = getattr(value, "__dict__", {}).get("__doc__")
     source = inspect.getsource(owner)

@@ -1,5 +1,6 @@
 """The gallery: the tables of `examples/README.md` as pictures, and a page for each script."""
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def gallery(groups: dict[str, list[Example]]) -> str:
     """Return the cards of all examples, in their groups."""
     parts = []
     for heading, examples in groups.items():
-        cards = "\n".join(_card(example) for example in examples)
+        with_pictures_first = sorted(examples, key=lambda example: not example.has_picture)
+        cards = "\n".join(map(_card, with_pictures_first))
         parts.append(f'## {heading}\n\n<div class="gallery" markdown>\n\n{cards}\n\n</div>')
     return "\n\n".join(parts)
 
@@ -69,10 +71,15 @@ def pages(folder: Path, groups: dict[str, list[Example]]) -> dict[str, str]:
 
 
 def _page(path: Path, example: Example) -> str:
+    """What the script's docstring says is text here, and not once more in its code."""
+    source = path.read_text().strip()
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    code = source.split('"""', 2)[2].strip() if docstring else source
     time = f"It takes {example.time} on two CPU cores, start and compilation included."
     if example.notebook:
         time += f" Told at leisure: [the notebook](../notebooks/{example.notebook}.md)."
-    parts = [f"# {path.name}", example.what, fence(f"python examples/{path.name}", "bash"), time]
+    parts = [f"---\nhide: [navigation]\n---\n\n# {path.name}", docstring]
+    parts += [fence(f"python examples/{path.name}", "bash"), time]
     if example.has_picture:
         parts.append(f"![Its picture](../pictures/examples/{example.name}.png){{ .notebook-picture }}")
-    return "\n\n".join([*parts, fence(path.read_text().strip(), "python")]) + "\n"
+    return "\n\n".join([*parts, fence(code, "python")]) + "\n"
