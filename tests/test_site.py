@@ -4,14 +4,17 @@ the builder gives names their links, signatures their types and code its width.
 
 import ast
 import functools
+import json
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import flatlayers
-from docs.builder import api, code, links, sources
+from docs.builder import api, code, links, sources, times
+from flatlayers.adjoints._diffrax import TESTED
 
 
 ROOT = Path(__file__).parent.parent
@@ -150,3 +153,28 @@ def test_code_is_broken_at_the_width_of_the_column():
     assert "\n>>> 1 + 1\n2\n" in broken
     short = "```python\nx = {'a':1}\n```"
     assert code.in_column({"page.md": short})["page.md"] == short
+
+
+def test_the_versions_are_those_that_are_asked_for_and_tested():
+    page = (DOCS / "versions.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed, optional = page.split("## Optional packages")
+    specifier = r"`([a-z-]+>=[\d.]+)`"
+    assert sorted(re.findall(specifier, needed)) == sorted(project["dependencies"])
+    extras = project["optional-dependencies"]
+    assert set(re.findall(specifier, optional)) <= {*extras["test"], *extras["bench"], *extras["dev"]}
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert re.findall(r"3\.\d+", page.split(".\n")[0].split(". ")[0]) == pythons
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert f"python: {json.dumps(pythons)}" in workflow
+    assert f"diffrax from {TESTED[0]} to before {TESTED[1]}" in page
+
+
+def test_the_times_are_those_of_the_benchmark():
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    head, _, *rows = times.table(results).splitlines()
+    assert head.count("Equinox, JAX") == 2
+    name, *numbers = rows[0].strip("| ").split(" | ")
+    seconds = results["training"]["tables"]["Training, over sizes"][name]["seconds"]
+    assert float(numbers[1]) == pytest.approx(1e3 * seconds["flat step"], rel=5e-3)
+    assert len(rows) == len(times.SIZES)

@@ -1,5 +1,6 @@
 """Write the site's pages into `build/pages`, and its configuration into `build/mkdocs.yml`."""
 
+import json
 import re
 import shutil
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from . import api, examples, notebooks, sources
+from . import api, examples, notebooks, sources, times
 from .code import in_column
 from .formulas import with_mathml
 from .links import with_links
@@ -32,6 +33,7 @@ LISTS = {
     "api/index.md": "<!-- names -->",
     "examples/index.md": "<!-- gallery -->",
     "notebooks/index.md": "<!-- list -->",
+    "performance.md": "<!-- times -->",
 }
 
 
@@ -65,6 +67,7 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
         "api/index.md": api.listed(pages, order),
         "examples/index.md": examples.gallery(groups),
         "notebooks/index.md": "\n\n".join(notebooks.entry(page.path) for page in told),
+        "performance.md": times.table(json.loads((ROOT / "benchmarks/results.json").read_text())),
     }
     filled = {
         uri: page.replace(LISTS[uri], lists[uri]) if uri in lists else page for uri, page in pages.items()
