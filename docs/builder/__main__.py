@@ -14,7 +14,7 @@ from . import api, examples, notebooks, sources, times
 from .code import in_column
 from .formulas import with_mathml
 from .links import with_links
-from .markdown import relative
+from .markdown import FENCE, relative
 
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ LISTS = {
     "examples/index.md": "<!-- gallery -->",
     "notebooks/index.md": "<!-- list -->",
     "performance.md": "<!-- times -->",
+    "index.md": "<!-- vector -->",
 }
 
 
@@ -67,6 +68,7 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
         "api/index.md": api.listed(pages, order),
         "examples/index.md": examples.gallery(groups),
         "notebooks/index.md": "\n\n".join(notebooks.entry(page.path) for page in told),
+        "index.md": f'<div class="notebook-html">{vector_of(pages["index.md"])}</div>',
         "performance.md": times.table(json.loads((ROOT / "benchmarks/results.json").read_text())),
     }
     filled = {
@@ -78,6 +80,14 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
         **examples.pages(ROOT / "examples", groups),
         **sources.pages(),
     }
+
+
+def vector_of(page: str) -> str:
+    """Return the display of the vector that the example of a page makes, in its lines up to `fl.setup`."""
+    code = next(block["code"] for block in FENCE.finditer(page) if block["info"].strip() == "python")
+    names: dict[str, Any] = {}
+    exec(code[: code.index("\n", code.index("fl.setup("))], names)
+    return names["ps"]._repr_html_()
 
 
 def in_navigation(nav: Any) -> list[str]:
