@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import flatlayers
-from docs.builder import api, code, links, sources, times
+from docs.builder import api, code, links, sources, tables, times
 from flatlayers.adjoints._diffrax import TESTED
 
 
@@ -140,6 +140,17 @@ def test_names_in_code_are_links():
         assert linked(same) == same
     with pytest.raises(KeyError):
         linked("[text][flatlayers.nothing]")
+
+
+def test_tables_of_text_are_marked_and_say_their_columns():
+    table = "| a | of `b` | |\n|---|---|---|\n| x | a text that is long | more `a \\| b` of it |\n"
+    marked = tables.stackable(table)
+    assert marked.startswith('<div class="stackable" markdown>\n\n| a | of `b` |  |\n|')
+    assert '| x | <span class="label">of `b`:</span> a text that is long | more `a \\| b` of it |' in marked
+    numbers = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    fenced = f"```text\n{table}```\n"
+    for same in (numbers, fenced, "no table | at all\n"):
+        assert tables.stackable(same) == same
 
 
 def test_code_is_broken_at_the_width_of_the_column():

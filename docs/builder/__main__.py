@@ -15,6 +15,7 @@ from .code import in_column
 from .formulas import with_mathml
 from .links import with_links
 from .markdown import FENCE, relative
+from .tables import stackable
 
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def write() -> list[str]:
     told = [notebooks.Page(path) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
     anchors = api.anchors(own)
     pages = {
-        uri: with_links(with_mathml(api.signatures(page)), uri, anchors)
+        uri: with_links(stackable(with_mathml(api.signatures(page))), uri, anchors)
         if not uri.startswith("source/")
         else page
         for uri, page in in_column(generated(own, told)).items()
