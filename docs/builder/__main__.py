@@ -75,12 +75,12 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
     filled = {
         uri: page.replace(LISTS[uri], lists[uri]) if uri in lists else page for uri, page in pages.items()
     }
-    return {
+    made = {
         **{uri: api.expanded(page, uri) if uri.startswith("api/") else page for uri, page in filled.items()},
         **{page.uri: page.text for page in told},
         **examples.pages(ROOT / "examples", groups),
-        **sources.pages(),
     }
+    return {**in_column(made), **sources.pages()}
 
 
 def vector_of(page: str) -> str:
@@ -123,7 +123,7 @@ def write() -> list[str]:
         uri: with_links(stackable(with_mathml(api.signatures(page))), uri, anchors)
         if not uri.startswith("source/")
         else page
-        for uri, page in in_column(generated(own, told)).items()
+        for uri, page in generated(own, told).items()
     }
     pages |= {page.uri: page.with_html(pages[page.uri]) for page in told}
     for folder in ("assets", "pictures"):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import flatlayers
+from flatlayers.initializers import Initializer
 
 from . import sources
 from .markdown import FENCE, fence
@@ -101,13 +102,16 @@ def _member(name: str, owner: object, member: str, level: int, uri: str) -> Iter
 
 
 def _attribute(owner: Any, member: str, value: object) -> str:
-    """A value of a module, with its own docstring or the comment above it."""
-    own = getattr(value, "__dict__", {}).get("__doc__")
-    source = inspect.getsource(owner)
-    comment = re.search(rf"((?:^# .*\n)+){member} = ", source, re.MULTILINE)
+    """A value of a module: an initializer with its options, or another one with the comment above it."""
+    if isinstance(value, Initializer):
+        given = inspect.signature(value.draw).parameters.values()
+        options = [one for one in given if one.kind is one.KEYWORD_ONLY and one.name != "fans"]
+        call = inspect.Signature([one.replace(annotation=one.empty) for one in options])
+        shown = fence(f"{member}{call}", "python") + "\n\n" if options else ""
+        return shown + _documentation(value.draw)
+    comment = re.search(rf"((?:^# .*\n)+){member} = ", inspect.getsource(owner), re.MULTILINE)
     above = " ".join(line.removeprefix("# ") for line in comment[1].splitlines()) if comment else ""
-    text = f"{fence(f'{member} = {value!r}', 'python')}\n\n" if not own else ""
-    return text + _fenced(inspect.cleandoc(own) if own else above)
+    return fence(f"{member} = {value!r}", "python") + "\n\n" + above
 
 
 def _documentation(value: object) -> str:

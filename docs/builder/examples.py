@@ -10,7 +10,7 @@ from .markdown import fence
 
 ROW = re.compile(
     r"^\| \[`(?P<file>\w+)\.py`\]\([^)]*\) \| (?P<what>.*?) \| (?P<notebook>.*?) "
-    r"\| (?P<time>.*?) \| (?P<picture>.*?) \|$"
+    r"\| .*? \| (?P<picture>.*?) \|$"
 )
 NOTEBOOK = re.compile(r"\(\.\./notebooks/([\w-]+)\.ipynb\)")
 
@@ -22,7 +22,6 @@ class Example:
     name: str
     what: str
     notebook: str | None
-    time: str
     has_picture: bool
 
 
@@ -35,9 +34,7 @@ def read(folder: Path) -> dict[str, list[Example]]:
             heading = line[3:]
         elif row := ROW.match(line):
             notebook = NOTEBOOK.search(row["notebook"])
-            example = Example(
-                *(row["file"], row["what"], notebook and notebook[1], row["time"], "<img" in row["picture"])
-            )
+            example = Example(*(row["file"], row["what"], notebook and notebook[1], "<img" in row["picture"]))
             groups.setdefault(heading, []).append(example)
     return groups
 
@@ -75,11 +72,10 @@ def _page(path: Path, example: Example) -> str:
     source = path.read_text().strip()
     docstring = ast.get_docstring(ast.parse(source)) or ""
     code = source.split('"""', 2)[2].strip() if docstring else source
-    time = f"It takes {example.time} on two CPU cores, start and compilation included."
-    if example.notebook:
-        time += f" Told at leisure: [the notebook](../notebooks/{example.notebook}.md)."
     parts = [f"---\nhide: [navigation]\n---\n\n# {path.name}", docstring]
-    parts += [fence(f"python examples/{path.name}", "bash"), time]
+    parts.append(fence(f"python examples/{path.name}", "bash"))
+    if example.notebook:
+        parts.append(f"[The notebook](../notebooks/{example.notebook}.md) tells more.")
     if example.has_picture:
         parts.append(f"![Its picture](../pictures/examples/{example.name}.png){{ .notebook-picture }}")
     return "\n\n".join([*parts, fence(code, "python")]) + "\n"

@@ -54,8 +54,9 @@ def pages() -> dict[str, str]:
         f"| [`{path.relative_to(ROOT)}`]({relative(uri_of(path), 'source/index.md')}) | {_first_line(path)} |"
         for path in files
     ]
-    text = "# Source\n\nThe modules of the package.\n\n| module | |\n|---|---|\n"
-    return {**made, "source/index.md": _not_searched(text + "\n".join(rows))}
+    table = "\n".join(["| module | |", "|---|---|", *rows])
+    text = f'# Source\n\nThe modules of the package.\n\n<div class="stackable" markdown>\n\n{table}\n\n</div>'
+    return {**made, "source/index.md": _not_searched(text)}
 
 
 def _first_line(path: Path) -> str:
@@ -74,4 +75,5 @@ def _page(path: Path) -> str:
 
 
 def _not_searched(text: str) -> str:
-    return f"---\nsearch:\n  exclude: true\n---\n\n{text}\n"
+    """Return a page in the front matter of sources: not searched, and as wide as the lines of the sources."""
+    return f"---\nhide: [navigation]\nsearch:\n  exclude: true\n---\n\n{text}\n"
