@@ -1,5 +1,7 @@
 """The page of errors and their cures: each message on it is one that the library raises."""
 
+import functools
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import optax
 import pytest
 
 import flatlayers as fl
+from flatlayers.adjoints import _diffrax as diffrax_names
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
@@ -66,6 +69,10 @@ def keyword():
     return fl.ComponentVector.of({"lambda": jnp.ones(2)})
 
 
+def ligature():
+    return fl.ComponentVector.of({"ﬁeld": jnp.ones(2)})
+
+
 def truth_value():
     return bool(VECTOR > 0)
 
@@ -78,6 +85,10 @@ def list_of_names():
     return VECTOR[["a", "b"]]
 
 
+def several_indices():
+    return VECTOR[0, 1]
+
+
 def index_with_leading_axes():
     return STACKED[0]
 
@@ -88,6 +99,10 @@ def list_of_mappings():
 
 def two_dtypes():
     return fl.ComponentVector.of({"a": jnp.ones(2), "b": jnp.ones(2, jnp.float32)})
+
+
+def dtype_for_a_layout():
+    return fl.ComponentVector.of({"a": 1.0}, jnp.float32)
 
 
 def integers():
@@ -103,6 +118,11 @@ def arithmetic_of_a_shard():
     return fl.shard(VECTOR, mesh) * 2.0
 
 
+def pickled_shard():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    return pickle.dumps(fl.shard(VECTOR, mesh))
+
+
 # Layers and state
 
 
@@ -111,6 +131,10 @@ def array_in_a_field():
         scale: object
 
     return Scaled(jnp.ones(2))
+
+
+def unknown_option():
+    return fl.initializers.normal(std=0.1)
 
 
 def another_models_vector():
@@ -126,6 +150,11 @@ def state_where_none_is():
 
 def positional_compact():
     return fl.compact(DENSE)
+
+
+def two_declarations_in_one_keyword():
+    pair = (fl.Param((2,), fl.initializers.ones), fl.Param((2,), fl.initializers.ones))
+    return fl.compact(pair=pair)(lambda m, x: x)
 
 
 def assigned_in_compact():
@@ -162,6 +191,18 @@ def axis_that_is_not_mapped():
     return layer(jnp.ones((3, 2)), *fl.setup(KEY, layer, jnp.float64))
 
 
+def axis_that_is_not_named():
+    layer = fl.BatchNorm(2)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    ps, st = fl.setup(KEY, layer, jnp.float64)
+
+    def loss(ps, st, batch):
+        y, st = layer(batch, ps, st)
+        return (y**2).sum(), st
+
+    return fl.sharded_value_and_grad(loss, mesh)(fl.shard(ps, mesh), st, jnp.ones((4, 2)))
+
+
 def not_frozen():
     return fl.unfreeze(DENSE)
 
@@ -196,6 +237,12 @@ def no_bound_on_the_steps():
 
 def steps_with_gauss():
     return call_node(adjoint=fl.GaussAdjoint(), saveat=diffrax.SaveAt(steps=True))
+
+
+def gauss_for_noise():
+    layer = fl.NeuralSDE(DENSE, DENSE, adjoint=fl.GaussAdjoint())
+    ps, st = fl.setup(KEY, layer, jnp.float64)
+    return layer(ONES, ps, st)
 
 
 def nothing_saved():
@@ -258,6 +305,13 @@ def state_of_another_optimiser():
     return fl.train_loop(loss, VECTOR, {}, optax.adam(0.1), steps=1, progress=False, opt_state=opt_state)
 
 
+def file_of_a_longer_run():
+    loss = lambda ps, st, batch: ((ps.data**2).sum(), st)  # noqa: E731
+    run = functools.partial(fl.train_loop, loss, VECTOR, {}, optax.sgd(0.1), progress=False)
+    run(steps=2, save="run.safetensors")
+    return run(steps=1, resume="run.safetensors")
+
+
 def bounds_by_a_method_without():
     pytest.importorskip("scipy")
     return fl.minimize(lambda ps: (ps.data**2).sum(), VECTOR, method="BFGS", bounds={"a": (0.0, 1.0)})
@@ -265,6 +319,11 @@ def bounds_by_a_method_without():
 
 def ensemble_by_leaf():
     return fl.per_leaf(optax.adam(0.1)).init(STACKED)
+
+
+def shard_by_leaf():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    return fl.per_leaf(optax.adam(0.1)).init(fl.shard(VECTOR, mesh))
 
 
 def complex_collocation():
@@ -280,6 +339,18 @@ def derivatives_of_no_vector():
 
 def derivatives_of_many():
     return fl.hessian(lambda ps: (ps.data**2).sum())(STACKED)
+
+
+def jacobian_of_one_sample():
+    return fl.batched_jacobian(DENSE)(ONES, PS, ST)
+
+
+def one_path_of_a_matrix():
+    return fl.hessian(lambda ps: (ps.data**2).sum())(VECTOR)["a"]
+
+
+def views_of_a_plain_hessian():
+    return jax.hessian(lambda ps: (ps.data**2).sum())(VECTOR).a
 
 
 # Files and other libraries
@@ -322,6 +393,24 @@ def package_that_is_missing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pandas", None)
         return VECTOR.to_series()
+
+
+def untested_diffrax():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffrax_names.check_version, "__defaults__", ("0.9.0",))
+        return fl.AdaptiveCheckpointAdjoint()
+
+
+def torch_that_is_missing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        return fl.to_torch(DENSE, PS, ST)
+
+
+def flax_that_is_missing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "flax", None)
+        return fl.from_nnx(object(), DENSE)
 
 
 # Precision
