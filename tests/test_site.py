@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import flatlayers
-from docs.builder import api, code, links, sources, tables, times
+from docs.builder import api, code, examples, links, notebooks, sources, tables, times
 from flatlayers.adjoints._diffrax import TESTED
 
 
@@ -189,3 +189,37 @@ def test_the_times_are_those_of_the_benchmark():
     seconds = results["training"]["tables"]["Training, over sizes"][name]["seconds"]
     assert float(numbers[1]) == pytest.approx(1e3 * seconds["flat step"], rel=5e-3)
     assert len(rows) == len(times.SIZES)
+
+
+def test_formulas_are_mathml_and_code_is_not():
+    pytest.importorskip("latex2mathml")
+    from docs.builder.formulas import with_mathml
+
+    page = with_mathml(
+        "The rate $a_b$ in `$HOME` is\n\n$$x * y$$\n\n```bash\necho $a$\n```\n\nat $5 or $6.\n"
+    )
+    assert page.startswith('Rate <span class="formula"><math')
+    assert page.count("<math") == 2
+    assert '<div class="formula"><math' in page
+    assert "`$HOME`" in page
+    assert "echo $a$" in page
+    assert "at $5 or $6." in page
+
+
+def test_a_notebook_is_a_page_with_its_outputs():
+    (path,) = (ROOT / "notebooks").glob("01-*.ipynb")
+    page = notebooks.Page(path)
+    assert page.text.startswith("# ")
+    assert "](../docs/" not in page.text
+    assert page.text.count(".notebook-picture") == len(page.pictures) > 0
+    assert 'data-output="0"' in page.text
+    assert "data-output" not in page.with_html(page.text)
+
+
+def test_every_example_is_in_the_gallery():
+    groups = examples.read(ROOT / "examples")
+    names = [example.name for group in groups.values() for example in group]
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"command_line"}
+    assert sorted(names) == sorted(scripts)
+    pages = examples.pages(ROOT / "examples", groups)
+    assert all(page.count('"""') % 2 == 0 and "python examples/" in page for page in pages.values())

@@ -107,8 +107,9 @@ def configuration() -> str:
         if "Notebooks" in section:
             section["Notebooks"] += stems
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
-    if address := urls.get("Repository"):
-        config["repo_url"] = address
+    for name, address in urls.items():
+        if name.lower() in ("repository", "source", "source code"):
+            config["repo_url"] = address
     return yaml.safe_dump({**config, "docs_dir": "pages", "site_dir": "site"}, sort_keys=False)
 
 

@@ -77,5 +77,6 @@ def _page(path: Path, example: Example) -> str:
     if example.notebook:
         parts.append(f"[The notebook](../notebooks/{example.notebook}.md) tells more.")
     if example.has_picture:
-        parts.append(f"![Its picture](../pictures/examples/{example.name}.png){{ .notebook-picture }}")
+        picture = f"../pictures/examples/{example.name}.png"
+        parts.append(f"[![Its picture]({picture}){{ .notebook-picture }}]({picture})")
     return "\n\n".join([*parts, fence(code, "python")]) + "\n"
