@@ -21,6 +21,7 @@ from .tables import stackable
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+ALONE = re.compile(r"^!\[[^\]]*\]\(([^)\s]+)\)(?:\{[^}]*\})?$", re.MULTILINE)
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 # Pages that are made of files elsewhere.
@@ -113,6 +114,12 @@ def configuration() -> str:
     return yaml.safe_dump({**config, "docs_dir": "pages", "site_dir": "site"}, sort_keys=False)
 
 
+def finished(page: str, uri: str, anchors: dict[str, str]) -> str:
+    """Return a page with its signatures, formulas, tables and links; a picture on its own opens in full size."""
+    page = ALONE.sub(r"[\g<0>](\g<1>)", with_mathml(api.signatures(page)))
+    return with_links(stackable(page), uri, anchors)
+
+
 def write() -> list[str]:
     """Write everything; return the pictures that pages show and that are not there."""
     for folder in ("pages", "site"):
@@ -121,9 +128,7 @@ def write() -> list[str]:
     told = [notebooks.Page(path) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
     anchors = api.anchors(own)
     pages = {
-        uri: with_links(stackable(with_mathml(api.signatures(page))), uri, anchors)
-        if not uri.startswith("source/")
-        else page
+        uri: page if uri.startswith("source/") else finished(page, uri, anchors)
         for uri, page in generated(own, told).items()
     }
     pages |= {page.uri: page.with_html(pages[page.uri]) for page in told}

@@ -77,6 +77,5 @@ def _page(path: Path, example: Example) -> str:
     if example.notebook:
         parts.append(f"[The notebook](../notebooks/{example.notebook}.md) tells more.")
     if example.has_picture:
-        picture = f"../pictures/examples/{example.name}.png"
-        parts.append(f"[![Its picture]({picture}){{ .notebook-picture }}]({picture})")
+        parts.append(f"![Its picture](../pictures/examples/{example.name}.png){{ .notebook-picture }}")
     return "\n\n".join([*parts, fence(code, "python")]) + "\n"

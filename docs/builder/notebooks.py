@@ -64,7 +64,7 @@ class Page:
     def _picture(self, content: bytes, kind: str) -> str:
         name = f"{self.path.stem}-{len(self.pictures) + 1}.{kind}"
         self.pictures[name] = content
-        return f"[![Output of the cell above]({name}){{ .notebook-picture }}]({name})"
+        return f"![Output of the cell above]({name}){{ .notebook-picture }}"
 
 
 def entry(path: Path) -> str:
