@@ -115,7 +115,7 @@ def configuration() -> str:
 
 
 def finished(page: str, uri: str, anchors: dict[str, str]) -> str:
-    """Return a page with its signatures, formulas, tables and links; a picture on its own opens in full size."""
+    """Return a page with its signatures, formulas, tables and links; a picture alone opens in full size."""
     page = ALONE.sub(r"[\g<0>](\g<1>)", with_mathml(api.signatures(page)))
     return with_links(stackable(page), uri, anchors)
 
