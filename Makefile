@@ -30,9 +30,10 @@ lint: $(VENV)/dev
 	grep -q '^Symbols exported by "flatlayers": [1-9]' build/types.txt
 	! grep -A 2 '^flatlayers\.\(core\|types\|vectors\)' build/types.txt
 
-# The site, into build/site. (The variable keeps the theme from announcing its successor.)
+# The site, into build/site.
 docs: $(VENV)/docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	$(RUN) -m docs.builder
+	$(VENV)/bin/zensical build --strict --clean --config-file build/mkdocs.yml
 
 # The wheel and the source distribution, in build/dist. The wheel goes into a bare environment, where a user's
 # project runs, and a type checker finds nothing wrong with it.

@@ -1,0 +1,1 @@
+"""The site's pages as plain Markdown, which any generator takes; `python -m docs.builder` writes them."""
