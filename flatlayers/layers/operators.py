@@ -32,7 +32,7 @@ class FourierNeuralOperator(Container):
     are independent of the size of the grid: trained on one, it is evaluated on another as it is.
 
     It is the `FNO` of PyTorch's neuraloperator with `use_channel_mlp=False`, from the same numbers of
-    parameters.
+    parameters, but for the activation of a Fourier layer: that one applies it twice (version 2.0).
 
     **Arguments:**
 
@@ -214,6 +214,6 @@ def shared_or_own(t: Shape, b: Shape, points: Shape) -> str:
     if len(t) == 2:
         return ""
     if len(t) < 2 or t[:-2] != batch:
-        own = ", ".join([*map(str, batch), "n", "d"])
-        raise ValueError(f"expected points of shape (n, d) or ({own}), found shape {points}")
+        own = f" or ({', '.join(map(str, batch))}, n, d)" if batch else ""
+        raise ValueError(f"expected points of shape (n, d){own}, found shape {points}")
     return "..."
