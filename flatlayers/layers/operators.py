@@ -77,8 +77,8 @@ class FourierNeuralOperator(Container):
     activation: Activation | None = jax.nn.gelu
     norm: AnyLayer | None = None
     grid: Flag = True
-    lifting_channel_ratio: NonNegative = 2
-    projection_channel_ratio: NonNegative = 2
+    lifting_channel_ratio: NonNegative = 2.0
+    projection_channel_ratio: NonNegative = 2.0
 
     def check_fields(self) -> None:
         check_modes(self)
@@ -169,9 +169,8 @@ class DeepONet(Container):
         return {**super().parameters(), **bias}
 
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        pair = x if isinstance(x, tuple | list) else (x,)
-        check_count(len(pair), 2, "function and its points")
-        u, points = pair
+        check_count(len(x) if isinstance(x, tuple | list) else 1, 2, "function and its points")
+        u, points = x
         b, branch = self.branch(u, ps.branch, st.branch)
         t, trunk = self.trunk(points, ps.trunk, st.trunk)
         b, t = in_common_dtype(b, t)
