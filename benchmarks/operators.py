@@ -11,7 +11,7 @@ from timing import Call, Result, race
 import flatlayers as fl
 
 
-def fno(modes: tuple[int, ...], size: int, width: int, batch: int, name: str, **options: Any) -> Result:
+def fno(modes: tuple[int, ...], size: int, width: int, batch: int, activation: str, **options: Any) -> Result:
     """The mean square of what an operator of four layers gives, and its gradient with respect to all weights.
 
     neuraloperator applies the activation of a block twice where there is no perceptron between, which
@@ -20,10 +20,10 @@ def fno(modes: tuple[int, ...], size: int, width: int, batch: int, name: str, **
     """
     x = np.random.default_rng(0).normal(size=(batch, *[size] * len(modes), 1)).astype(np.float32)
     contestants = {
-        "flatlayers": lambda: _flat(modes, width, x, name),
-        "neuraloperator": lambda: _torch_call(modes, width, x, name),
+        "flatlayers": lambda: _flat(modes, width, x, activation),
+        "neuraloperator": lambda: _torch_call(modes, width, x, activation),
     }
-    return race(contestants, same=tuple(contestants) if name == "relu" else (), **options)
+    return race(contestants, same=tuple(contestants) if activation == "relu" else (), **options)
 
 
 def _flat(modes: tuple[int, ...], width: int, x: np.ndarray, name: str) -> Any:
