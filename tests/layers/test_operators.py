@@ -34,16 +34,16 @@ def operator(x, ps, model, modes, activation):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "activation"),
+    ("model", "shape", "activation", "dtype"),
     [
-        (fl.FourierNeuralOperator(5, 2, 3, 1), (4, 9, 2), gelu),
-        (fl.FourierNeuralOperator((4,), 1, 2, 2, 1, grid=False, activation=jnp.tanh), (8, 1), np.tanh),
-        (fl.FourierNeuralOperator((3, 4), 1, 3, 2, 2), (2, 2, 5, 6, 1), gelu),
-        (fl.FourierNeuralOperator((2, 3, 2), 1, 2, 1, 2, activation=jnp.sin), (4, 3, 2, 1), np.sin),
+        (fl.FourierNeuralOperator(5, 2, 3, 1), (4, 9, 2), gelu, jnp.float64),
+        (fl.FourierNeuralOperator(5, 2, 3, 1, 2), (4, 9, 2), gelu, jnp.float32),
+        (fl.FourierNeuralOperator((4,), 1, 2, 2, 1, grid=False, activation=jnp.tanh), (8, 1), np.tanh, float),
+        (fl.FourierNeuralOperator((3, 4), 1, 3, 2, 2), (2, 2, 5, 6, 1), gelu, jnp.float64),
+        (fl.FourierNeuralOperator((2, 3, 2), 1, 2, 1, 2, activation=jnp.sin), (4, 3, 2, 1), np.sin, float),
     ],
-    ids=repr,
+    ids=["line", "float32", "without coordinates", "plane", "space"],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_formula(key, model, shape, activation, dtype):
     modes = model.modes if isinstance(model.modes, tuple) else (model.modes,)
     ps, st = fl.setup(key, model, dtype)
@@ -201,9 +201,15 @@ def deep_operator(b, t, bias, outs):
 
 @pytest.mark.parametrize(("outs", "features"), [(1, (4, 4)), (3, (6, 6)), (3, (6, 2)), (3, (2, 6))], ids=str)
 @pytest.mark.parametrize(
-    ("u", "points"), [((5,), (7, 2)), ((4, 5), (7, 2)), ((4, 5), (4, 7, 2)), ((2, 3, 5), (2, 3, 7, 2))]
+    ("u", "points", "dtype"),
+    [
+        ((5,), (7, 2), jnp.float64),
+        ((4, 5), (7, 2), jnp.float32),
+        ((4, 5), (4, 7, 2), jnp.float64),
+        ((2, 3, 5), (2, 3, 7, 2), jnp.float64),
+    ],
+    ids=["one", "shared points", "own points", "two batch axes"],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_deeponet(key, outs, features, u, points, dtype):
     model = fl.DeepONet(fl.Dense(5, features[0]), fl.Dense(2, features[1], jnp.tanh), out_dims=outs)
     ps, st = fl.setup(key, model, dtype)

@@ -78,9 +78,11 @@ def test_many_modes_and_points_are_transformed_fast(key):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rtol"), [(jnp.float32, 2e-6), (jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)], ids=str
+    ("dtype", "rtol"),
+    [(jnp.float32, 2e-6), (jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)],
+    ids=["32", "16", "b16"],
 )
-def test_lower_precisions(key, way, dtype, rtol):
+def test_lower_precisions(key, dtype, rtol):
     """Half precisions are rounded at the end alone."""
     layer = fl.FourierLayer((5, 4), 2, 3, None)
     ps, st = fl.setup(key, layer, dtype)
