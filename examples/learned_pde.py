@@ -248,8 +248,8 @@ def main() -> None:
     plot(terms, found, tested, options.out)
     off = float(relative(terms["learned"][None], terms["true"][None])[0])
     print(f"\nThe learned term is off by {off:.1%} on paths that were not trained on. Their forecasts:")
-    shown = [1.0, 5.0, AFTER, 20.0, HORIZON]
-    at = [round(t / EVERY) for t in shown if t <= HORIZON]
+    shown = [t for t in (1.0, 5.0, AFTER, 20.0, 50.0) if t <= HORIZON]
+    at = [round(t / EVERY) for t in shown]
     print(f"{'off after':17}", *(f"{t:8g}" for t in shown))
     for name, us in found.items():
         print(f"{name:17}", *(f"{value:8.1%}" for value in relative(us, tested)[at]))
