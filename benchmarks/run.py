@@ -13,6 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from adjoints import ADJOINTS, KEEPING, STATES_ONLY, adjoints, errors, keeping, 
 from applications import deep_equilibrium, simple_chains
 from gradients import adam, mlp, neural_ode
 from layers import attention, batch_norm, conv, lstm, repeated
+from operators import fno
 from peers import gradient_peers, peers
 from plot import plot_grid
 from tables import Table, versions
@@ -309,6 +311,19 @@ def measure_programs(options: dict) -> list[Table]:
     return [_programs("Temporary memory in kB, and instructions, by size", "width, depth, batch", programs)]
 
 
+def measure_operators(options: dict) -> list[Table]:
+    """Fourier neural operators against neuraloperator on PyTorch."""
+    sizes = {"16, 64, (20, 256)": ((16,), 256, 64, 20), "12 x 12, 32, (8, 64, 64)": ((12, 12), 64, 32, 8)}
+    races = {
+        f"{row}, `{activation}`": fno(*size, activation=activation, **options)
+        for row, size in sizes.items()
+        for activation in ("relu", "gelu")
+    }
+    title = "Value and gradient of a Fourier neural operator of four layers"
+    head, note = "modes, width, (batch, points), activation", f"neuraloperator {version('neuraloperator')}."
+    return [ratios(title, head, races, "flatlayers", note)]
+
+
 GROUPS: dict[str, Callable[[dict], list[Table]]] = {
     "training": measure_training,
     "adjoints": measure_adjoints,
@@ -317,12 +332,23 @@ GROUPS: dict[str, Callable[[dict], list[Table]]] = {
     "applications": measure_applications,
     "vectors": measure_vectors,
     "layers": measure_layers,
+    "operators": measure_operators,
 }
 
 
 def machine() -> str:
     """What the figures were measured with."""
-    packages = ("jax", "jaxlib", "diffrax", "equinox", "optax", "flax", "torch", "torchdiffeq")
+    packages = (
+        "jax",
+        "jaxlib",
+        "diffrax",
+        "equinox",
+        "optax",
+        "flax",
+        "torch",
+        "torchdiffeq",
+        "neuraloperator",
+    )
     device = jax.devices()[0]
     where = f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores"
     return f"{where}, Python {platform.python_version()}, {versions(*packages)}"

@@ -284,6 +284,107 @@ def test_the_energy_score_is_least_for_the_same_distribution():
     assert all(same < score(*other) for other in [(0.3, 1.0), (0.0, 0.7), (0.0, 1.4)])
 
 
+# Operators between functions
+
+
+@pytest.mark.slow
+def test_the_data_of_the_burgers_operator(monkeypatch, tmp_path):
+    burgers = load("burgers_operator")
+    start = burgers.draw(np.random.default_rng(1), 4)
+    found = burgers.solve(start)
+    # By Cole and Hopf, u = -2 nu phi_x / phi, where phi satisfies the heat equation.
+    n, nu, k = 1024, burgers.VISCOSITY, 2 * np.pi * np.arange(513)
+    u = np.fft.irfft(np.fft.rfft(start[..., 0].astype(float), norm="forward"), n, norm="forward")
+    coefficients = np.fft.rfft(u)
+    coefficients[:, 1:] /= 1j * k[1:]
+    integral = np.fft.irfft(coefficients, n)
+    phi = np.fft.rfft(np.exp(-integral / (2 * nu))) * np.exp(-nu * k**2 * burgers.END)
+    exact = -2 * nu * np.fft.irfft(1j * k * phi, n) / np.fft.irfft(phi, n)
+    np.testing.assert_allclose(found.end[..., 0], exact[:, :: n // burgers.POINTS], atol=2e-3)
+    # In a few steps it is not learned.
+    small = {"LEARNED": 50, "VALIDATED": 5, "TESTED": 8, "CHUNK": 2}
+    options = ["--steps", "2", "--file", str(tmp_path / "run.safetensors")]
+    with pytest.raises(SystemExit, match="a relative error of at most 2% on both grids, found"):
+        run(burgers, monkeypatch, tmp_path, options, **small)
+
+
+@pytest.mark.slow
+def test_the_burgers_operator_at_two_resolutions(monkeypatch, tmp_path, capsys):
+    burgers = load("burgers_operator")
+    run(burgers, monkeypatch, tmp_path, ["--file", str(tmp_path / "run.safetensors")])
+    text = capsys.readouterr().out
+    for points in (64, 128):
+        assert float(re.search(rf"operator on +{points} points: off by (\S+)%", text)[1]) < 2
+
+
+def kuramoto_sivashinsky(u, length, end, dt):
+    """By the exponential method of Kassam and Trefethen (2005)."""
+    n = u.shape[-1]
+    k = 2 * np.pi / length * np.arange(n // 2 + 1)
+    linear = dt * (k**2 - k**4)
+    slope = -0.5j * dt * np.where(np.arange(n // 2 + 1) < n // 2, k, 0)
+    z = linear[:, None] + np.exp(1j * np.pi * (np.arange(1, 33) - 0.5) / 32)
+    q, *f = (
+        value.mean(axis=1).real
+        for value in (
+            (np.exp(z / 2) - 1) / z,
+            (-4 - z + np.exp(z) * (4 - 3 * z + z**2)) / z**3,
+            (2 + z + np.exp(z) * (z - 2)) / z**3,
+            (-4 - 3 * z - z**2 + np.exp(z) * (4 - z)) / z**3,
+        )
+    )
+    whole, half = np.exp(linear), np.exp(linear / 2)
+
+    def rest(v):
+        return slope * np.fft.rfft(np.fft.irfft(v, n) ** 2)
+
+    v = np.fft.rfft(u)
+    for _ in range(round(end / dt)):
+        at_v = rest(v)
+        a = half * v + q * at_v
+        at_a = rest(a)
+        at_b = rest(half * v + q * at_a)
+        at_c = rest(half * a + q * (2 * at_b - at_v))
+        v = whole * v + f[0] * at_v + 2 * f[1] * (at_a + at_b) + f[2] * at_c
+    return np.fft.irfft(v, n)
+
+
+@pytest.mark.slow
+def test_the_data_and_the_parts_of_the_learned_equation(monkeypatch, tmp_path):
+    learned = load("learned_pde")
+    small = {"SPIN_UP": 5.0, "HORIZON": 10.0, "LEARNED": 3, "TESTED": 2, "WIDTH": 2, "MODES": 8}
+    for name, value in small.items():
+        monkeypatch.setattr(learned, name, value)
+    start = learned.waves(np.random.default_rng(0), 3, 2 * learned.POINTS)
+    paths = learned.resolved(start)
+    assert paths.shape == (21, 3, learned.POINTS)
+    for end, u in ((5.0, paths[0]), (15.0, paths[-1])):
+        exact = kuramoto_sivashinsky(start, learned.LENGTH, end, 0.01)
+        np.testing.assert_allclose(u, exact[:, ::2], atol=2e-3)
+    k = 2 * np.pi / learned.LENGTH * 3
+    x = k * np.arange(learned.POINTS) * learned.LENGTH / learned.POINTS
+    u = np.sin(x).astype(np.float32)
+    np.testing.assert_allclose(learned.term(learned.Advection(), u), -k * np.sin(x) * np.cos(x), atol=1e-5)
+    np.testing.assert_allclose(learned.term(learned.Linear(), u), (k**2 - k**4) * u, atol=1e-2)
+    # A forecast by the true term goes on as the path does.
+    found = learned.forecast(learned.Advection(), paths[0])
+    np.testing.assert_allclose(found, paths, atol=0.05)
+    with pytest.raises(SystemExit, match="a term off by at most 3% and forecasts for 10 by 10%"):
+        run(learned, monkeypatch, tmp_path, ["--steps", "50"])
+
+
+@pytest.mark.slow
+def test_the_learned_equation(monkeypatch, tmp_path, capsys):
+    learned = load("learned_pde")
+    run(learned, monkeypatch, tmp_path, [])
+    text = capsys.readouterr().out
+    assert float(re.search(r"learned term is off by (\S+)% on paths", text)[1]) < 3
+    rows = {name: re.search(rf"\n{name} +(.*)\n", text)[1].split() for name in ("learned", "persistence")}
+    after = [[float(value.rstrip("%")) for value in row] for row in rows.values()]
+    assert after[0][2] < 10
+    assert all(model < same for model, same in zip(*after, strict=True))
+
+
 # A deep equilibrium
 
 
