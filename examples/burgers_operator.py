@@ -8,10 +8,10 @@ points of 1000 solutions, in shuffled mini-batches; what is validated is the mea
 others, and the weights of the best validation count. The run is saved as it goes, and `--resume` goes on with
 one that was killed.
 
-Out come the model, the relative L2 error on 200 functions kept for the test, on the 64 points of the training
-and on all 128, which the operator has never seen, next to the error of the initial condition itself taken for
-the solution; and a picture. With an error above 2 % on either grid the exit code is 1. It takes about
-a minute on two cores.
+It prints the model, the relative L2 error on 200 functions kept for the test, on the 64 points of the
+training and on all 128, which the operator has never seen, next to the error of the initial condition itself
+taken for the solution, and draws a picture. With an error above 2 % on either grid the exit code is 1. It
+takes about a minute on two cores.
 """
 
 import argparse
