@@ -41,7 +41,7 @@ BELOW = {
         "dtypes",
     },
     "fitting": {"equations", "io", "parallel", "layers", "core", "vectors", "transforms", "types", "dtypes"},
-    "weights": {"layers", "initializers", "io", "core", "vectors", "types", "dtypes"},
+    "weights": {"wrappers", "layers", "initializers", "io", "core", "vectors", "types", "dtypes"},
     "display": {"core", "vectors", "types", "dtypes", "wrappers", "layers"},
 }
 

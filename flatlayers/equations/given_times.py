@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.layer import Layer
-from ..dtypes import at_least_float32, floating, is_traced, promoted
+from ..dtypes import at_least_float32, floating, is_floating, is_traced, promoted
 from ..types import Array, ArrayLike, Input, Shape
 from ..vectors.names import describe
 from .failures import require
-from .times import Times
+from .times import ULPS, Times
 
 
 Numbers = Array | np.ndarray
@@ -46,8 +46,9 @@ class SolveTimes(eqx.Module):
         states there are finite.
 
     **Raises:** the layer raises `ValueError` for times that are not finite or not in order (under `jax.jit`
-    an error at run time) and for shapes that do not go with the state; `TypeError` for a layer without save
-    times.
+    an error at run time), for shapes that do not go with the state and for ends that do not go with the
+    layer's `dt0` and `saveat`; `TypeError` for a layer without save times, for what are no real numbers, and
+    where they are not the second of a pair. With an event `t1` may be infinite.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -87,10 +88,12 @@ def _array(value: ArrayLike | Sequence[float] | None) -> Numbers | None:
 
 
 def split(x: Input) -> tuple[Input, SolveTimes | None]:
-    """Return the input and the times that came with it."""
-    if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], SolveTimes):
-        return x
-    return x, None
+    """Return the input and the times that came with it. **Raises:** `TypeError` for times elsewhere."""
+    x, given = x if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], SolveTimes) else (x, None)
+    if any(isinstance(part, SolveTimes) for part in (x if isinstance(x, tuple | list) else [x])):
+        found = describe(x if given is None else (x, given))
+        raise TypeError(f"expected a pair (x, fl.SolveTimes(...)), with times once, found {found}")
+    return x, given
 
 
 def saving(layer: L, x: Input) -> L:
@@ -103,7 +106,9 @@ def saving(layer: L, x: Input) -> L:
     return copy
 
 
-def resolved(given: SolveTimes, base: Times, batch: Shape, state: np.dtype, constant: bool) -> Times:
+def resolved(
+    given: SolveTimes, base: Times, batch: Shape, state: np.dtype, *, constant: bool, event: bool
+) -> Times:
     """Return the times of a solve: those that are given, and for the rest those of `base`, all as arrays.
 
     **Arguments:**
@@ -111,7 +116,9 @@ def resolved(given: SolveTimes, base: Times, batch: Shape, state: np.dtype, cons
     - `batch`: the leading axes that are solved sample by sample.
     - `state`: the real dtype of the state.
     - `constant`: whether all steps are `base.dt0`.
+    - `event`: whether there is one, before which the end may be infinite.
     """
+    _check_dtypes(given)
     _check_shapes(given, batch)
     t0, t1, ts = _in_one_dtype(given, base)
     xp = jnp if any(isinstance(x, jax.Array) for x in (t0, t1, ts, given.mask)) else np
@@ -121,12 +128,36 @@ def resolved(given: SolveTimes, base: Times, batch: Shape, state: np.dtype, cons
     if xp is np:
         dtype = _dtype(t0, t1, ts, base.dt0, state, constant)
         t0, t1, ts = (None if t is None else jnp.asarray(t, dtype) for t in (t0, t1, ts))
-    t0, t1, ts = _checked(jnp.asarray(t0), jnp.asarray(t1), None if ts is None else jnp.asarray(ts))
+    t0, t1, ts = _checked(jnp.asarray(t0), jnp.asarray(t1), None if ts is None else jnp.asarray(ts), event)
+    _check_fields_go_with(t0, t1, base, ts is None)
     each = any(t is not None and t.ndim > least for t, least in ((t0, 0), (t1, 0), (ts, 1)))
     if each:
         t0, t1 = (jnp.broadcast_to(t, batch) for t in (t0, t1))
         ts = None if ts is None else jnp.broadcast_to(ts, (*batch, ts.shape[-1]))
     return Times(t0, t1, base.dt0, base.saveat if ts is None else diffrax.SaveAt(ts=ts), each=each)
+
+
+def _check_dtypes(given: SolveTimes) -> None:
+    for t in (given.ts, given.t0, given.t1):
+        if t is not None and not (is_floating(t) or jnp.issubdtype(t.dtype, jnp.integer)):
+            raise TypeError(f"expected times that are real numbers, found {describe(given)}")
+
+
+def _check_fields_go_with(t0: Array, t1: Array, base: Times, saved: bool) -> None:
+    """Raise for a first step and, if `saved`, for save times of a layer that do not go with the ends.
+
+    Of ends that are known only when it runs diffrax says so.
+    """
+    if is_traced(t0) or is_traced(t1):
+        return
+    if base.dt0 is not None and ((t1 - t0) * base.dt0 < 0).any():
+        raise ValueError(f"expected times in the direction of dt0={base.dt0}, found t0={t0} and t1={t1}")
+    known = base.saveat if saved and isinstance(base.saveat, tuple) else ()
+    room = ULPS * float(jnp.finfo(t0.dtype).eps)
+    low, high = jnp.minimum(t0, t1), jnp.maximum(t0, t1)
+    low, high = (low - room * abs(low)).max(), (high + room * abs(high)).min()
+    if outside := [t for t in known if not low <= t <= high]:
+        raise ValueError(f"expected times that reach to saveat={outside[0]}, found t0={t0} and t1={t1}")
 
 
 def _check_shapes(given: SolveTimes, batch: Shape) -> None:
@@ -193,19 +224,23 @@ def _dtype(
     samples = np.unique(np.concatenate(rows, axis=-1).astype(float), axis=0)
     found = [
         Times(row[0], row[1], dt0, tuple(row[2 : 2 + size].tolist())).dtype(state, constant)
-        for row in samples[np.isfinite(samples).all(-1)]
+        for row in samples[np.isfinite(np.delete(samples, 1, axis=-1)).all(-1)]
     ]
     return promoted(at_least_float32(state), *found)
 
 
-def _checked(t0: Array, t1: Array, ts: Array | None) -> tuple[Array, Array, Array | None]:
-    """Return the times. **Raises:** unless they are finite, and in order from `t0` to `t1`."""
+def _checked(t0: Array, t1: Array, ts: Array | None, event: bool) -> tuple[Array, Array, Array | None]:
+    """Return the times. **Raises:** unless they are finite, and in order from `t0` to `t1`.
+
+    `event`: whether there is one, before which the end may be infinite.
+    """
     rows = [t0[..., None], *([] if ts is None else [ts]), t1[..., None]]
     shape = np.broadcast_shapes(*(row.shape[:-1] for row in rows))
     row = jnp.concatenate([jnp.broadcast_to(row, (*shape, row.shape[-1])) for row in rows], axis=-1)
     row = jax.lax.stop_gradient(row)
     forward = jnp.diff(row, axis=-1) * jnp.where(row[..., -1:] >= row[..., :1], 1, -1).astype(row.dtype)
-    fine = jnp.isfinite(row).all(-1) & (forward >= 0).all(-1)
+    finite = jnp.isfinite(row[..., :-1] if event else row).all(-1)
+    fine = finite & (forward >= 0).all(-1)
     message = "expected finite times in order: t0, then ts, each at or after the one before, then t1"
     if not is_traced(fine) and not fine.all():
         message += f", found {np.asarray(row)[~np.asarray(fine)][0]}"

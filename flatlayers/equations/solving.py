@@ -221,7 +221,8 @@ class SolverLayer(Layer):
         batch = jnp.shape(jax.tree.leaves(start.y0)[0])[: self._batch_axes(start)]
         constant = isinstance(plain(self.stepsize_controller), diffrax.ConstantStepSize)
         base, state = start.times or self.times, common_real_dtype(start.y0)
-        times = given_times.resolved(given, base, batch, state, constant)
+        event = plain(self.event) is not None
+        times = given_times.resolved(given, base, batch, state, constant=constant, event=event)
         return self.within(dataclasses.replace(start, times=times))
 
     def within(self, start: Start) -> Start:

@@ -11,6 +11,7 @@ import numpy as np
 from ..types import DType, Shape
 from .immutable import Immutable
 from .layout import Layout, check_same_layout
+from .parts import of_arrays, of_numbers
 
 
 Operation = Callable[[Any, Any], Any]
@@ -67,11 +68,11 @@ class Arithmetic(Immutable):
             if (mine := self._layouts()) != (theirs := other._layouts()):
                 for expected, found in zip(mine, theirs, strict=True):
                     check_same_layout(expected, found)
-            return self._with(op(self.data, other.data))
+            return self._with(of_arrays(op, self.data, other.data))
         if not isinstance(other, int | float | complex | np.generic | np.ndarray | jax.Array):
             return NotImplemented
         self._check_shape(np.shape(other))
-        return self._with(op(self.data, other))
+        return self._with(of_numbers(lambda data: op(data, other), self.data))
 
     def _reflected(self, op: Operation, other: object) -> Any:
         return self._binary(lambda a, b: op(b, a), other)
@@ -143,20 +144,23 @@ class Arithmetic(Immutable):
         return self._reflected(operator.xor, other)
 
     def __neg__(self) -> Self:
-        return self._with(-self.data)
+        return self._with(of_numbers(operator.neg, self.data))
 
     def __pos__(self) -> Self:
         return self
 
     def __abs__(self) -> Self:
-        return self._with(abs(self.data))
+        return self._with(of_numbers(abs, self.data))
 
     def __invert__(self) -> Self:
-        return self._with(~self.data)
+        return self._with(of_numbers(operator.invert, self.data))
 
     def __round__(self, digits: int | None = None) -> Self:
         # As with JAX's arrays, without digits the numbers are integers. NumPy's arrays have no rounding.
-        return self._with(round(jnp.asarray(self.data), digits))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        def rounded(data: Any) -> Any:
+            return round(jnp.asarray(data), digits)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        return self._with(of_numbers(rounded, self.data))
 
     # One number
 
@@ -170,7 +174,7 @@ class Arithmetic(Immutable):
             raise ValueError(
                 f"expected one number for a truth value, found {self.size}: use `jnp.all(v)` or `jnp.any(v)`"
             )
-        return bool(self.data.reshape(()))
+        return bool(self._one_number("bool"))
 
     def __float__(self) -> float:
         return float(self._one_number("float"))
@@ -186,4 +190,6 @@ class Arithmetic(Immutable):
             raise TypeError(
                 f"{call}: expected one number, found {self.size}; `np.asarray(v)` has all of them"
             )
+        if isinstance(self.data, jax.ShapeDtypeStruct):
+            raise TypeError(f"{call}: expected a number that is known, found {self.data}")
         return self.data.reshape(())

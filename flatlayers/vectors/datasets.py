@@ -53,14 +53,16 @@ def to_dataset(
     if not isinstance(v, NamedArray):
         raise TypeError(f"fl.to_dataset: expected a ComponentVector, found {describe(v)}")
     numbers = numbers_of(v.data, v.layout, "fl.to_dataset")
-    axes = [str(name) for name in names_of_axes(dims, numbers.shape[:-1])]
+    axes = [str(name) for name in names_of_axes(() if dims is None else dims, numbers.shape[:-1])]
     if unknown := set(coords or {}) - set(axes):
         raise ValueError(f"fl.to_dataset: expected coords of {axes}, found {sorted(unknown)}")
     values = {name: np.arange(n) for name, n in zip(axes, numbers.shape, strict=False)} | dict(coords or {})
     variables = {}
     for name, start, indices in _leaves(v.layout):
-        if name in axes:
-            raise ValueError(f"fl.to_dataset: expected dims that are no names of the vector, found {name!r}")
+        if taken := {name, f"{name}[i]"} & {*axes}:
+            raise ValueError(
+                f"fl.to_dataset: expected dims that are no names of the vector, found {taken.pop()!r}"
+            )
         if indices is None:
             variables[name] = (axes, numbers[..., start])
         else:

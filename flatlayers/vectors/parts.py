@@ -61,6 +61,11 @@ def of_numbers(f: Callable[[Any], Any], data: Any) -> Any:
     return jax.eval_shape(f, data) if isinstance(data, jax.ShapeDtypeStruct) else f(data)
 
 
+def of_arrays(f: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """Return `f(a, b)`; where one of both is abstract, a `jax.ShapeDtypeStruct`."""
+    return jax.eval_shape(f, a, b) if jax.ShapeDtypeStruct in (type(a), type(b)) else f(a, b)
+
+
 def part_of(layout: Layout, data: Array, path: str) -> Array:
     """Return the numbers of a leaf or a group, in its order, behind the leading axes."""
     regions = regions_of(layout, path)

@@ -42,7 +42,8 @@ def solution_frame(solution: Solved, dims: Sequence[str] | None = None) -> "pand
     - `dims`: a name for each leading axis of `ys`; without it time is `t`, and the others have none.
 
     **Raises:** `ImportError` without pandas, `ValueError` for a solution without saved states, for times and
-    states of other shapes and for another number of `dims`, `TypeError` for states that have no names.
+    states of other shapes and for another number of `dims`, `TypeError` for what is no solution and for
+    states that have no names.
 
     >>> import diffrax, jax.numpy as jnp
     >>> import flatlayers as fl
@@ -54,6 +55,8 @@ def solution_frame(solution: Solved, dims: Sequence[str] | None = None) -> "pand
     >>> list(frame.columns), frame.index.name, list(frame.index)
     (['prey', 'hunters[0]', 'hunters[1]'], 't', [0.0, 0.25, 0.5, 0.75, 1.0])
     """
+    if not hasattr(solution, "ts") or not hasattr(solution, "ys"):
+        raise TypeError(f"solution_frame: expected a solution with `ts` and `ys`, found {describe(solution)}")
     if not hasattr(solution.ts, "shape") or solution.ys is None:
         raise ValueError(
             f"solution_frame: expected times and states, found {describe(solution.ts)} and "

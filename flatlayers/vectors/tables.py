@@ -59,7 +59,7 @@ class Tables:
         - `dims`: a name for each leading axis, such as `("chain", "draw")`.
 
         **Raises:** `ImportError` without pandas, `ValueError` for another number of `dims`, `TypeError` for
-        numbers that are not known, as under `jax.jit`.
+        `dims` that are no strings and for numbers that are not known, as under `jax.jit`.
 
         >>> import jax.numpy as jnp
         >>> import flatlayers as fl
@@ -103,10 +103,16 @@ def _broadcast_along(axis: int, values: np.ndarray, lead: Shape) -> np.ndarray:
 
 
 def names_of_axes(dims: Sequence[str] | str | None, lead: Shape) -> tuple[str | None, ...]:
-    """Return a name for each leading axis. **Raises:** `ValueError` for too many or too few of them."""
+    """Return a name for each leading axis.
+
+    **Raises:** `ValueError` for too many or too few of them, `TypeError` for what are no strings.
+    """
     if dims is None:
         return (None,) * len(lead)
-    dims = (dims,) if isinstance(dims, str) else tuple(dims)
+    dims = (dims,) if isinstance(dims, str) else dims
+    if not isinstance(dims, Sequence) or not all(isinstance(name, str) for name in dims):
+        raise TypeError(f"expected a name for each of the leading axes {lead}, found dims={dims!r}")
+    dims = tuple(dims)
     if len(dims) != len(lead) or len(set(dims)) < len(dims):
         raise ValueError(f"expected a name for each of the leading axes {lead}, found dims={dims}")
     return dims

@@ -17,7 +17,16 @@ from ._arithmetic import Arithmetic, Operation
 from .layout import Layout, check_same_layout, leaves_of
 from .names import NamedArray, UnknownNameError, as_path, describe
 from .packing import broadcast_to_part, pack
-from .parts import changed_at, changed_part, leaf_of, numbers_at, of_numbers, part_of, pick_of
+from .parts import (
+    changed_at,
+    changed_part,
+    leaf_of,
+    numbers_at,
+    of_arrays,
+    of_numbers,
+    part_of,
+    pick_of,
+)
 from .places import Slot
 from .record import Record
 from .tables import Tables
@@ -36,8 +45,8 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
     `v[mask]` index the numbers. It is a pytree with one leaf, so `jax.jit`, `jax.grad`, optax, diffrax
     and optimistix take it as it is; `jnp` functions take it as its flat array and return arrays.
     Arithmetic, comparisons, `& | ^ ~`, `//`, `%` and `round` are those of the array and keep the names; one
-    number is taken by `float(v)`. Of an abstract vector, as `jax.eval_shape` gives it, views are
-    `jax.ShapeDtypeStruct`s.
+    number is taken by `float(v)`. Of an abstract vector, as `jax.eval_shape` gives it, views and what is
+    computed are `jax.ShapeDtypeStruct`s.
 
     Leading axes belong to every view: the time axis of a solution, the members of an ensemble. With them,
     `v[..., i]` indexes the numbers along the last axis and `v.lead[i]` the leading axes; `v[i]` would not
@@ -250,7 +259,7 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
 
         **Raises:** `ValueError` if `f` changes the shape.
         """
-        data = f(self.data)
+        data = of_numbers(f, self.data)
         if jnp.shape(data) != self.shape:
             raise ValueError(
                 f"expected an elementwise function that keeps the shape {self.shape}, found {jnp.shape(data)}"
@@ -275,15 +284,15 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
     def _reflected(self, op: Operation, other: object) -> Any:
         # An array on the left gives an array, as it does where JAX decides.
         if isinstance(other, np.ndarray | jax.Array) and np.ndim(other):
-            return op(other, self.data)
+            return of_numbers(lambda data: op(other, data), self.data)
         return super()._reflected(op, other)
 
     def __matmul__(self, other: object) -> Any:
         if isinstance(other, ComponentVector):
             check_same_layout(self.layout, other.layout)
-            return jnp.vecdot(self.data, other.data)
+            return of_arrays(jnp.vecdot, self.data, other.data)
         if isinstance(other, np.ndarray | jax.Array):
-            return self.data @ other
+            return of_numbers(lambda data: data @ other, self.data)
         return NotImplemented
 
     def __rmatmul__(self, other: object) -> Any:
@@ -384,13 +393,15 @@ class _AtPart:
         return self._apply("multiply", value)
 
     def _apply(self, method: str, value: object) -> ComponentVector:
-        vector, key = self.vector, self.key
-        data = jnp.asarray(vector.data)
-        if self.path is not None:
-            numbers = self._flat(self.path, value)
-            return vector._with(changed_part(vector.layout, data, self.path, method, numbers))
-        numbers: Any = jnp.asarray(value, vector.dtype) if is_number(value) else value
-        return vector._with(changed_at(data, vector._index(key), method, numbers))
+        vector, path, data = self.vector, self.path, self.vector.data
+        if path is None:
+            number: Any = jnp.asarray(value, vector.dtype) if is_number(value) else value
+            index = vector._index(self.key)
+            return vector._with(of_numbers(lambda v: changed_at(jnp.asarray(v), index, method, number), data))
+        flat, layout = self._flat(path, value), vector.layout
+        return vector._with(
+            of_numbers(lambda v: changed_part(layout, jnp.asarray(v), path, method, flat), data)
+        )
 
     def _flat(self, path: str, value: object) -> Any:
         """Return the numbers that `value` means for the part at `path`, along the last axis."""

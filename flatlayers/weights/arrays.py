@@ -25,6 +25,8 @@ class Target:
     """The parameters and the state that are filled, or read: what each entry is to be like."""
 
     def __init__(self, library: Library, model: Layer, ps: ComponentVector, st: State):
+        if not isinstance(model, Layer):
+            raise TypeError(f"expected a layer, found {describe(model)}")
         if not isinstance(ps, ComponentVector):
             raise TypeError(f"expected the parameters of the model, a ComponentVector, found {describe(ps)}")
         check_same_layout(model.layout, ps.layout)
@@ -33,30 +35,19 @@ class Target:
         self.library, self.model, self.ps, self.st = library, model, ps, as_record(st)
 
     def is_parameter(self, entry: Entry) -> bool:
-        return entry.path in self.model.layout.view_shapes
+        return entry.place in self.model.layout.view_shapes
 
     def like(self, entry: Entry) -> tuple[Shape, DType]:
         """Return the shape and dtype of one copy. **Raises:** `ValueError` if the state has no such name."""
         if self.is_parameter(entry):
-            shape, dtype = self.model.layout.view_shapes[entry.path], self.ps.dtype
+            shape, dtype = self.model.layout.view_shapes[entry.place], self.ps.dtype
         else:
-            value = state_at(self.st, entry.path)
+            value = state_at(self.st, entry.place)
             shape, dtype = value.shape, value.dtype
         return shape[len(entry.index) :], dtype
 
     def their_shape(self, entry: Entry) -> Shape | None:
         return entry.foreign.their_shape(self.like(entry)[0])
-
-    def check_all_named(self, units: Sequence[Unit]) -> None:
-        """Raise unless each parameter has a name in the library."""
-        named = {entry.path for unit in units for entry in unit.entries}
-        lines = [
-            f"{path}: {shape} has no name there; its layer can give one in a method `{self.library.method}`"
-            for path, shape in self.model.layout.view_shapes.items()
-            if path not in named
-        ]
-        if lines:
-            raise LayoutMismatchError(f"expected layers that {self.library.name} has, too:", lines)
 
     def filled(self, units: Sequence[Unit], arrays: Mapping[str, Numbers]) -> tuple[ComponentVector, Record]:
         """Return the vector and the state with all of their arrays.
@@ -65,39 +56,43 @@ class Target:
         shape or dtype.
         """
         entries = [entry for unit in units for entry in unit.entries]
-        read_as, lines = self._read_as(entries, arrays), []
+        read_as, lines = self.read_as(entries, arrays), []
         values: dict[str, Numbers] = {}
+        known: dict[tuple[str, tuple[int, ...]], Numbers] = {}
         for entry in entries:
             array = self._read(read_as.get(entry, entry), arrays, lines)
             if array is not None:
+                first = known.setdefault((entry.place, entry.index), array)
+                if not np.array_equal(first, array, equal_nan=True):
+                    lines.append(f"{entry.keys[0]}: expected the numbers that it is tied to, found others")
                 shape, dtype = self.like(entry)
                 lead = self._full_shape(entry)[: len(entry.index)]
-                values.setdefault(entry.path, np.empty((*lead, *shape), dtype))[entry.index] = array
+                values.setdefault(entry.place, np.empty((*lead, *shape), dtype))[entry.index] = array
         used = {key for entry in entries for key in entry.keys}
         lines += [f"{key}: {arrays[key].shape} is left over" for key in arrays if key not in used]
         if lines:
             raise LayoutMismatchError(f"expected arrays of {self.library.name} that fit this model:", lines)
         return self._packed(values), self._with_states(values)
 
-    def _read_as(self, entries: Sequence[Entry], arrays: Mapping[str, Numbers]) -> dict[Entry, Entry]:
+    def read_as(self, entries: Sequence[Entry], arrays: Mapping[str, Numbers]) -> dict[Entry, Entry]:
         """Return, for names without arrays that are tied to one that has them, the entry of that one."""
         ties = self.model.layout.ties
         there = {
-            (ties.get(entry.path, entry.path), entry.index): entry
+            (ties.get(entry.place, entry.place), entry.index): entry
             for entry in entries
             if all(key in arrays for key in entry.keys)
         }
         found = {}
         for entry in entries:
-            same = there.get((ties.get(entry.path, entry.path), entry.index))
+            same = there.get((ties.get(entry.place, entry.place), entry.index))
             if same is not None and not any(key in arrays for key in entry.keys):
                 found[entry] = same
         return found
 
     def _full_shape(self, entry: Entry) -> Shape:
         if self.is_parameter(entry):
-            return self.model.layout.view_shapes[entry.path]
-        return state_at(self.st, entry.path).shape
+            return self.model.layout.view_shapes[entry.place]
+        return state_at(self.st, entry.place).shape
 
     def _read(self, entry: Entry, arrays: Mapping[str, Numbers], lines: list[str]) -> Numbers | None:
         """Return our array; or add lines that say what is wrong with theirs."""
@@ -114,12 +109,15 @@ class Target:
             fits = array.shape == shape and theirs in (None, given[0].shape)
         except (ValueError, IndexError):
             array, fits = None, False
+        as_read = "" if array is None else f", read as {describe(array)}"
         if not fits:
-            lines.append(f"{', '.join(entry.keys)}: expected {wanted}, found {found}")
+            turned = as_read if theirs in (None, given[0].shape) else ""
+            lines.append(f"{', '.join(entry.keys)}: expected {wanted}, found {found}{turned}")
             return None
         if array is None or not holds(dtype, array.dtype):
+            turned = as_read if array is not None and array.dtype != given[0].dtype else ""
             lines.append(
-                f"{entry.keys[0]}: expected {dtype} or less for {entry.text}, found {given[0].dtype}"
+                f"{entry.keys[0]}: expected {dtype} or less for {entry.text}, found {given[0].dtype}{turned}"
             )
             return None
         return array

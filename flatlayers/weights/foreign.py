@@ -28,7 +28,11 @@ class Foreign:
     - `name`: the name of their array below that of their module, or several names.
     - `read`: a function of these arrays, as NumPy has them, that returns ours.
     - `write`: its inverse, a function of ours that returns theirs; needed for `fl.to_torch` alone.
-    - `part`: `(i, n)` if ours is the `i`-th of `n` parts of the same size of theirs, along its first axis.
+    - `part`: `(i, n)` if ours is the `i`-th of `n` parts of the same size of theirs, along its first axis,
+        counted from 0. The others have to be parameters too.
+
+    **Raises:** `TypeError` for names that are no strings, and for several without `read`; `ValueError` for a
+    part that there is not.
 
     >>> import jax
     >>> import numpy as np
@@ -54,13 +58,20 @@ class Foreign:
     part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
+        if not self.names or not all(isinstance(name, str) for name in self.names):
+            raise TypeError(f"Foreign.name: expected a string or a tuple of them, found {self.name!r}")
+        if len(self.names) > 1 and self.read is same:
+            raise TypeError(f"Foreign.read: expected a function of {len(self.names)} arrays, found none")
+        i, n = self.part
+        if not 0 <= i < n:
+            raise ValueError(f"Foreign.part: expected (i, n) with i from 0 to n - 1, found {self.part}")
         if self.write is None and self.read is same:
             object.__setattr__(self, "write", same)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Their names."""
-        return (self.name,) if isinstance(self.name, str) else self.name
+        return self.name if isinstance(self.name, tuple) else (self.name,)
 
     def ours(self, arrays: tuple[Numbers, ...]) -> Numbers:
         """Return our array of theirs. **Raises:** `ValueError` or `IndexError` if it has another shape."""

@@ -16,6 +16,7 @@ from ..core.declaration import Param
 from ..core.fields import Check, Count, Flag
 from ..core.layer import Layer
 from ..core.values import ArrayContent, Value
+from ..dtypes import is_traced
 from ..initializers import GivenArray
 from ..types import Array, Input, Key, Output, Params, PyTree, State
 from ..vectors.names import RESERVED_NAMES, describe
@@ -89,6 +90,11 @@ def _kind(module: object) -> str:
 
 def _kept(path: Any, leaf: Any) -> Any:
     """Return a leaf that can be compared: an array by its content."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) or is_traced(leaf):
+        raise TypeError(
+            "FromEquinox.module: expected a module whose numbers are known, found "
+            f"{describe(leaf)} at {_own_path(path)!r}; they are the initial values"
+        )
     if eqx.is_inexact_array(leaf):
         return _Kept(ArrayContent.of(leaf))
     if isinstance(leaf, np.ndarray):
@@ -169,8 +175,8 @@ class FromEquinox(Layer):
     or list, `name_` for `_name` and for names that are reserved. **States:** `key` and the flag `training`,
     with `with_key`.
 
-    **Raises:** `TypeError` for what is no module and for one that is refused, `ValueError` for a key of a
-    dictionary that is no name.
+    **Raises:** `TypeError` for what is no module, for one that is refused and for numbers that are not known,
+    as under `jax.jit` and of `eqx.filter_eval_shape`; `ValueError` for a key of a dictionary that is no name.
 
     >>> import equinox as eqx
     >>> import jax

@@ -120,5 +120,4 @@ def _from_arrays(
     ps = ComponentVector.zeros(layer.layout, dtype)
     st = initial_states(jax.random.key(0) if key is None else key, layer, ps.dtype)
     target, units = Target(library, layer, ps, st), units_of(library, layer, names, arrays)
-    target.check_all_named(units)
     return target.filled(units, {key: np.asarray(array) for key, array in arrays.items()})

@@ -1,6 +1,7 @@
 """The names of our layers in Flax NNX."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -95,20 +96,20 @@ def _recurrence(layer: Recurrence, has: Has) -> Names:
 
 def _attention(layer: MultiHeadAttention, has: Has) -> Names:
     """Features of heads have an axis for the heads there."""
+
+    def heads_apart(features: Numbers, axis: int) -> Numbers:
+        return np.stack(np.split(features, layer.heads, axis), axis - 1 if axis < 0 else axis)
+
     theirs = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+    into = Foreign("kernel", lambda w: w.reshape(len(w), -1).T, lambda w: heads_apart(w.T, -1))
+    bias = Foreign("bias", np.ravel, lambda b: heads_apart(b, -1))
+    out = Foreign("out.kernel", lambda w: w.reshape(-1, w.shape[-1]).T, lambda w: heads_apart(w.T, 0))
     return {
-        **{
-            f"{o}.weight": Foreign(f"{t}.kernel", lambda w: w.reshape(len(w), -1).T)
-            for o, t in theirs.items()
-        },
-        **{f"{o}.bias": Foreign(f"{t}.bias", np.ravel) for o, t in theirs.items()},
-        "out_proj.weight": Foreign("out.kernel", lambda w: w.reshape(-1, w.shape[-1]).T),
+        **{f"{ours}.weight": replace(into, name=f"{name}.kernel") for ours, name in theirs.items()},
+        **{f"{ours}.bias": replace(bias, name=f"{name}.bias") for ours, name in theirs.items()},
+        "out_proj.weight": out,
         "out_proj.bias": "out.bias",
     }
-
-
-def _heads_joined(kernel: Numbers) -> Numbers:
-    return kernel.reshape(len(kernel), -1).T
 
 
 NNX = Library(

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.constraints import constrained
 from ..core.layer import Layer
+from ..dtypes import is_traced
 from ..types import ArrayLike, State
-from ..vectors.names import describe, listing
+from ..vectors.names import describe
 from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from .arrays import Target, state_at
@@ -74,9 +76,8 @@ def from_torch(
     3.weight: expected (1, 2) for layer_1.weight, found none
     """
     target = Target(TORCH, layer, ps, st)
-    arrays = {key: as_numpy(key, value) for key, value in state_dict.items() if not _is_counter(key)}
+    arrays = _arrays_of(state_dict)
     units = units_of(TORCH, layer, names, arrays)
-    target.check_all_named(units)
     return target.filled(units if names is not None else _matched(target, units, arrays), arrays)
 
 
@@ -88,8 +89,9 @@ def to_torch(
     **Arguments:** those of `fl.from_torch`. Without `names`, the names are our own, with `0` for `layer_0`:
     a `Chain` with functions among its layers has those of a `torch.nn.Sequential` with modules there.
 
-    **Returns:** a dictionary of tensors, bit for bit what `from_torch` took over, for
-    `module.load_state_dict`. The counter `num_batches_tracked` of a `BatchNorm` is not in it.
+    **Returns:** a dictionary of tensors for `module.load_state_dict`, bit for bit what `from_torch` took
+    over; parameters with bounds, which were free numbers, are rounded. The counter `num_batches_tracked` of a
+    `BatchNorm` is not in it.
 
     **Raises:** `ImportError` without PyTorch, `fl.LayoutMismatchError` for parameters without a name there,
     and as `fl.from_torch`. `ValueError` for two different parameters under one name, and for a `fl.Foreign`
@@ -122,10 +124,11 @@ def to_torch(
 
 def their_arrays(target: Target, units: list[Unit]) -> dict[str, Numbers]:
     """Return their arrays by name, in memory of their own."""
-    target.check_all_named(units)
+    if is_traced(target.ps.data) or not isinstance(target.ps.data, jax.Array | np.ndarray):
+        raise TypeError(f"expected parameters whose numbers are known, found {describe(target.ps)}")
     values, parts = constrained(target.model, target.ps), dict[str, dict[int, Numbers]]()
     for entry in (entry for unit in units for entry in unit.entries):
-        value = values[entry.path] if target.is_parameter(entry) else state_at(target.st, entry.path)
+        value = values[entry.place] if target.is_parameter(entry) else state_at(target.st, entry.place)
         foreign, (key, *more) = entry.foreign, entry.keys
         if foreign.write is None or more:
             raise ValueError(f"{entry.text}: expected a Foreign with one name and `write`, found {foreign}")
@@ -142,8 +145,10 @@ def _joined(parts: list[Numbers]) -> Numbers:
 
 def _matched(target: Target, units: list[Unit], arrays: Mapping[str, Numbers]) -> list[Unit]:
     """Return the units by their own names, if these are all there are; else by order."""
-    own = {key for unit in units for entry in unit.entries for key in entry.keys}
-    if own == arrays.keys():
+    entries = [entry for unit in units for entry in unit.entries]
+    own = {key for entry in entries for key in entry.keys}
+    tied = {key for entry in target.read_as(entries, arrays) for key in entry.keys}
+    if own - tied <= arrays.keys() <= own:
         return units
     expected = {entry: target.their_shape(entry) for unit in units for entry in unit.entries}
     return by_order(units, {key: array.shape for key, array in arrays.items()}, expected)
@@ -152,17 +157,31 @@ def _matched(target: Target, units: list[Unit], arrays: Mapping[str, Numbers]) -
 def as_numpy(key: str, value: ArrayLike) -> Numbers:
     """Return a tensor of PyTorch, or another array, as an array of NumPy."""
     if hasattr(value, "detach"):
-        tensor: Any = value
-        tensor = tensor.detach().cpu()
+        return _of_tensor(key, value)
+    if not hasattr(value, "__array__") or is_traced(value):
+        known = "" if not is_traced(value) else ", which is known only when it runs"
+        raise TypeError(f"{key}: expected a tensor or an array, found {describe(value)}{known}")
+    return np.asarray(value)
+
+
+def _of_tensor(key: str, value: Any) -> Numbers:
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
         if str(tensor.dtype) == "torch.bfloat16":  # NumPy has none of its own.
             return tensor.float().numpy().astype(jnp.bfloat16)
         return tensor.numpy()
-    if not hasattr(value, "__array__"):
-        raise TypeError(f"{key}: expected a tensor or an array, found {describe(value)}")
-    return np.asarray(value)
+    except (TypeError, RuntimeError) as error:  # Such as for one that is sparse, quantised or has no data.
+        raise TypeError(f"{key}: expected a tensor that NumPy can hold, found another: {error}") from error
+
+
+def _arrays_of(state_dict: Mapping[str, Any]) -> dict[str, Numbers]:
+    if not isinstance(state_dict, Mapping):
+        hint = ", whose method `state_dict()` gives one" if hasattr(state_dict, "state_dict") else ""
+        raise TypeError(f"expected a mapping of names to arrays, found {describe(state_dict)}{hint}")
+    return {key: as_numpy(key, value) for key, value in state_dict.items() if not _is_counter(key)}
 
 
 def _is_counter(key: str) -> bool:
     if not isinstance(key, str):
-        raise TypeError(f"expected names of arrays, found {key!r} among {listing(map(str, [key]))}")
+        raise TypeError(f"expected names of arrays, found {key!r}")
     return key.rpartition(".")[2] == _COUNTER

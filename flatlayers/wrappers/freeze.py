@@ -58,6 +58,12 @@ class FrozenLayer(Wrapper):
         """Return the layout of the frozen values, a tied one once."""
         return _selected(self.layer, self._is_stored).layout
 
+    @property
+    def places_of_frozen(self) -> dict[str, str]:
+        """Return the places in the state of the frozen leaves, by their paths."""
+        ties = self.layer.layout.ties
+        return {path: f"frozen.{ties.get(path, path)}" for path in sorted(self.frozen_names)}
+
     def parameters(self) -> Mapping[str, Any]:
         frozen = self.frozen_names
         ties = {a: b for a, b in self.layer.layout.ties.items() if a not in frozen}

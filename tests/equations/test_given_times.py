@@ -6,6 +6,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 
 import flatlayers as fl
@@ -387,6 +388,51 @@ def test_other_ends_out_of_order(key):
     ):
         with pytest.raises(ValueError, match="expected finite times in order"):
             node((jnp.ones(1), times), ps, st)
+
+
+def test_what_does_not_go_with_the_fields_of_the_layer(key):
+    field = fl.NeuralODE(lambda y: -y, saveat=(0.5, 1.0), dt0=0.1)
+    ps, st = fl.setup(key, field, float)
+    with pytest.raises(ValueError, match="expected times that reach to saveat=1.0, found t0=0.0 and t1=0.7"):
+        field((jnp.ones(1), fl.SolveTimes(t1=0.7)), ps, st)
+    with pytest.raises(ValueError, match="expected times that reach to saveat=0.5, found t0=0.6 and t1=1.0"):
+        field((jnp.ones(1), fl.SolveTimes(t0=0.6)), ps, st)
+    with pytest.raises(ValueError, match="expected times in the direction of dt0=0.1, found t0=0.0"):
+        field((jnp.ones(1), fl.SolveTimes([-0.5, -1.0])), ps, st)
+
+
+@pytest.mark.parametrize("ts", [np.array([0.5, 1j]), np.array([False, True]), ["0.5"], jnp.array([1j])])
+def test_times_that_are_no_real_numbers(key, ts):
+    node = fl.NeuralODE(lambda y: -y)
+    with pytest.raises(TypeError, match="expected times that are real numbers, found SolveTimes"):
+        node((jnp.ones(1), fl.SolveTimes(ts)), *fl.setup(key, node, float))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        lambda y, times: [y, times],
+        lambda y, times: (times, y),
+        lambda y, times: (y, times, 1.0),
+        lambda y, times: times,
+        lambda y, times: ((y, times), times),
+    ],
+)
+def test_times_in_another_place_than_the_second_of_a_pair(key, x):
+    node = fl.NeuralODE(lambda y: -y)
+    with pytest.raises(TypeError, match=r"expected a pair \(x, fl.SolveTimes\(...\)\), with times once"):
+        node(x(jnp.ones(1), fl.SolveTimes([1.0])), *fl.setup(key, node, float))
+
+
+def test_an_end_that_an_event_makes(key):
+    """Half of `exp(t0 - t)` is left at `t0 + log(2)`."""
+    event = diffrax.Event(lambda t, y, args, **_: y[0] - 0.5, optx.Newton(1e-9, 1e-9))
+    node = fl.NeuralODE(lambda y: -y, t1=np.inf, event=event, stepsize_controller=TIGHT)
+    ps, st = fl.setup(key, node, float)
+    solution, _ = node.solve((jnp.ones(1), fl.SolveTimes(t0=0.25)), ps, st)
+    assert_close(solution.ts, jnp.array([0.25 + np.log(2)]), 1e-7)
+    with pytest.raises(ValueError, match="expected finite times"):
+        node((jnp.ones(1), fl.SolveTimes(t1=np.nan)), ps, st)
 
 
 @pytest.mark.parametrize(

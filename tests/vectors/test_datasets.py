@@ -62,6 +62,8 @@ def test_leading_axes_with_values():
     [
         (lambda v: fl.to_dataset(v), ValueError, r"leading axes \(5,\), found dims=\('chain', 'draw'\)"),
         (lambda v: fl.to_dataset(v, ["a"]), ValueError, "no names of the vector, found 'a'"),
+        (lambda v: fl.to_dataset(v, ["b.c[i]"]), ValueError, r"no names of the vector, found 'b.c\[i\]'"),
+        (lambda v: fl.to_dataset(v, None), ValueError, r"leading axes \(5,\), found dims=\(\)"),
         (lambda v: fl.to_dataset(v, ["t"], {"s": [1]}), ValueError, r"coords of \['t'\], found \['s'\]"),
         (lambda v: fl.to_dataset(v.data, ["t"]), TypeError, r"ComponentVector, found float64\[5,10\]"),
         (lambda v: jax.jit(lambda v: fl.to_dataset(v, ["t"]))(v), TypeError, "known only when it runs"),

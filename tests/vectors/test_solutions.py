@@ -102,6 +102,7 @@ def test_a_batch_that_is_solved_as_one_system():
 @pytest.mark.parametrize(
     ("solution", "error", "message"),
     [
+        (jnp.ones(3), TypeError, r"expected a solution with `ts` and `ys`, found float\d+\[3\]"),
         (SimpleNamespace(ts=None, ys=None), ValueError, "expected times and states, found None and None"),
         (SimpleNamespace(ts={"a": 1}, ys={}), ValueError, "expected times"),
         (

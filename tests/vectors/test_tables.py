@@ -74,6 +74,8 @@ def test_dtypes(dtype):
         (lambda v: v.to_series(), TypeError, r"leading axes \(2, 3\): `v.to_frame\(\)`"),
         (lambda v: v.to_frame(dims=("draw",)), ValueError, r"leading axes \(2, 3\), found dims=\('draw',\)"),
         (lambda v: v.to_frame(dims=("a", "a")), ValueError, "a name for each"),
+        (lambda v: v.to_frame(dims=2), TypeError, r"a name for each .*, found dims=2"),
+        (lambda v: v.to_frame(dims=("a", 2)), TypeError, r"a name for each .*, found dims=\('a', 2\)"),
         (
             lambda v: jax.eval_shape(lambda: v).to_frame(),
             TypeError,

@@ -406,6 +406,38 @@ def test_views_of_an_abstract_vector_are_shapes(lead):
         _ = a.e
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda v: v + 1,
+        lambda v: 2.0 ** abs(-v) // v,
+        lambda v: (v == v) & ~(v < v.data.dtype.type(0)),
+        lambda v: np.ones(10) - v,
+        lambda v: v @ v,
+        lambda v: v @ np.ones((10, 3)),
+        lambda v: round(v, 1),
+        lambda v: v.map(jnp.sin),
+        lambda v: v.at["b.c"].set(1.0).at[2:4].add(1.0).replace(a=0.0),
+        lambda v: v.at["b"].multiply({"c": np.ones(3), "d": 2.0}),
+    ],
+)
+def test_operations_on_an_abstract_vector_are_those_of_the_numbers(compute):
+    v = vector()
+    found, expected = compute(jax.eval_shape(lambda: v)), compute(v)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(found)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(expected)
+    ]
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("call", [float, int, complex, bool])
+def test_an_abstract_number_is_not_known(call):
+    one = jax.eval_shape(lambda: fl.ComponentVector.of({"a": 1.0}))
+    with pytest.raises(TypeError, match="expected a number that is known, found ShapeDtypeStruct"):
+        call(one)
+
+
 def test_an_abstract_model_has_views_and_computes_nothing(key):
     model = fl.Chain(encoder=fl.Dense(3, 2), blocks=fl.Repeated(fl.Dense(2, 2), 4))
     ps, _ = jax.eval_shape(lambda: fl.setup(key, model))

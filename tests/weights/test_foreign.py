@@ -1,5 +1,7 @@
 """Layers of a user's own say their names; names reach into containers, wrappers and stacks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,12 +172,101 @@ def test_parameters_without_a_name_there_are_named():
         assert caught.value.lines[0].endswith(
             "has no name there; its layer can give one in a method `torch_names`"
         )
-    frozen = fl.freeze(fl.Dense(2, 2), "bias")
-    with pytest.raises(fl.LayoutMismatchError, match=r"bias: \(2,\) is left over"):
-        taken(frozen, {"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)})
+    # Their numbers are those of the weight times another one.
+    normed = fl.SpectralNorm(fl.Dense(2, 2), "weight")
+    with pytest.raises(fl.LayoutMismatchError, match=r"weight_u: \(2,\) has no name there"):
+        taken(normed, {"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)})
     learned = fl.GRU(2, 2, learn_initial_state=True)
     with pytest.raises(fl.LayoutMismatchError, match=r"initial_hidden: \(2,\) has no name there"):
         taken(learned, {})
+
+
+def test_what_is_frozen_is_taken_into_the_state():
+    """A tie of which both names are frozen, copies of a stack, and numbers inside of bounds."""
+    stack = fl.Chain(head=fl.Dense(2, 1), blocks=fl.Repeated(fl.freeze(fl.Dense(2, 2), "weight"), 2))
+    given = {"head.weight": np.full((1, 2), 5, np.float32), "head.bias": np.full(1, 5, np.float32)}
+    for i in range(2):
+        given |= {
+            f"blocks.layer.{i}.weight": np.full((2, 2), i, np.float32),
+            f"blocks.layer.{i}.bias": np.full(2, i + 0.5, np.float32),
+        }
+    ps, st = taken(stack, given)
+    assert st.blocks.layer.frozen.weight[:, 0, 0].tolist() == [0, 1]
+    assert ps.blocks.layer.bias[:, 0].tolist() == [0.5, 1.5]
+
+    tied = fl.share_parameters(fl.Chain(a=fl.Dense(2, 2), b=fl.Dense(2, 2)), {"b.weight": "a.weight"})
+    frozen = fl.freeze(tied, "*.weight")
+    given = {f"{name}.bias": np.ones(2, np.float32) for name in "ab"} | {"a.weight": np.eye(2, dtype="f4")}
+    _, st = taken(frozen, given)
+    assert st.frozen.a.weight.tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(fl.LayoutMismatchError, match="b.weight: expected the numbers that it is tied to"):
+        taken(frozen, given | {"b.weight": np.ones((2, 2), np.float32)})
+
+    bounded = fl.freeze(Bounded())
+    _, st = taken(bounded, {"rate": np.float32(2)})
+    assert float(st.frozen.rate) == 2
+
+
+class Bounded(fl.Layer):
+    def parameters(self):
+        return {"rate": fl.Param((), fl.initializers.ones, bounds=(0, None))}
+
+    def torch_names(self):
+        return {"rate": "rate"}
+
+
+def test_a_model_with_a_state_inside_of_a_solver_and_of_a_frozen_layer():
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = {name: np.full(2, i + 1, np.float32) for i, name in enumerate(names)}
+    solver = fl.NeuralODE(fl.BatchNorm(2))
+    ps, st = taken(solver, given)
+    assert ps.scale.tolist() == [1, 1]
+    assert st.model.running_var.tolist() == [4, 4]
+    _, st = taken(fl.freeze(fl.BatchNorm(2), "bias"), given)
+    assert (st.layer.running_mean.tolist(), st.frozen.bias.tolist()) == ([3, 3], [2, 2])
+
+
+def test_a_part_of_an_array_without_a_parameter_is_refused():
+    class Half(Scale):
+        def torch_names(self):
+            return {"scale": fl.Foreign("both", part=(1, 2)), "count": "seen"}
+
+    with pytest.raises(fl.LayoutMismatchError, match="both: part 0 of 2 has no parameter or state here"):
+        taken(Half(2), {"both": np.ones(4, np.float32), "seen": np.ones((), np.float32)})
+    attention = fl.MultiHeadAttention(4, heads=2)
+    with pytest.raises(fl.LayoutMismatchError, match="in_proj_weight: part 0 of 3 has no parameter"):
+        taken(attention, {}, {"q_proj": "query"})
+
+
+def test_a_foreign_array_that_cannot_be_one_is_refused_where_it_is_made():
+    with pytest.raises(TypeError, match="Foreign.name: expected a string or a tuple of them, found 3"):
+        fl.Foreign(3)
+    with pytest.raises(TypeError, match="Foreign.read: expected a function of 2 arrays"):
+        fl.Foreign(("a", "b"))
+    for part in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="Foreign.part: expected"):
+            fl.Foreign("a", part=part)
+
+    class Wrong(Scale):
+        def torch_names(self):
+            return {"scale": 3}
+
+    with pytest.raises(TypeError, match="Wrong.torch_names: expected a string or a Foreign for 'scale', fo"):
+        taken(Wrong(2), {})
+
+
+def test_an_array_that_is_read_in_another_shape_or_dtype_is_shown_as_read():
+    class Turned(Scale):
+        turn: Callable[[np.ndarray], np.ndarray] = np.negative
+
+        def torch_names(self):
+            return {"scale": fl.Foreign("gamma", self.turn), "count": "seen"}
+
+    given = {"gamma": np.ones(2, np.float32), "seen": np.ones((), np.float32)}
+    with pytest.raises(fl.LayoutMismatchError, match=r"found \(2,\), read as float32\[1\]"):
+        taken(Turned(2, lambda a: a[:1]), given)
+    with pytest.raises(fl.LayoutMismatchError, match=r"found float32, read as float64\[2\]"):
+        taken(Turned(2, lambda a: a.astype(float)), given)
 
 
 def test_a_name_that_the_layer_does_not_have_is_refused():

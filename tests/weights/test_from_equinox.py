@@ -157,6 +157,14 @@ def test_other_dtypes(key):
         fl.initial_parameters(key, complex_)
 
 
+def test_numbers_that_are_not_known_are_no_initial_values(key):
+    module = eqx.nn.Linear(2, 2, key=key)
+    with pytest.raises(TypeError, match=r"numbers are known, found float\d+\[2,2\] at 'weight'"):
+        fl.FromEquinox(eqx.filter_eval_shape(lambda: module))
+    with pytest.raises(TypeError, match=r"numbers are known, found float\d+\[2,2\] at 'weight'"):
+        eqx.filter_jit(lambda module: fl.FromEquinox(module).layout.length)(module)
+
+
 def test_what_is_refused():
     norm = eqx.nn.BatchNorm(3, "batch", mode="batch", dtype=jnp.float32)
     with pytest.raises(TypeError, match=r"expected a module without eqx.nn.State, found one in Sequential"):

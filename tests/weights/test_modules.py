@@ -234,6 +234,16 @@ def test_attention_and_tables_of_flax(nnx):
     close(layer(x, *fl.from_nnx(module, layer))[0], module(x))
 
 
+def test_other_heads_than_those_of_flax_are_refused(nnx):
+    """The same numbers in another number of heads are another function."""
+    module = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    with pytest.raises(fl.LayoutMismatchError) as caught:
+        fl.from_nnx(module, fl.MultiHeadAttention(4, heads=4, use_bias=True))
+    assert "query.kernel: expected (4, 4, 1) for q_proj.weight, found (4, 2, 2)" in caught.value.lines
+    assert "key.bias: expected (4, 1) for k_proj.bias, found (2, 2)" in caught.value.lines
+    assert "out.kernel: expected (4, 1, 4) for out_proj.weight, found (2, 2, 4)" in caught.value.lines
+
+
 def test_norms_and_tables_of_flax(nnx):
     x = inputs(5, 4)
     module, layer = nnx_drawn(nnx.Embed(5, 3, rngs=nnx.Rngs(0))), fl.Embedding(5, 3)

@@ -120,9 +120,41 @@ def test_what_is_no_vector_or_no_array_is_refused():
         fl.from_torch({**given, "0.weight": "x"}, TWO, ps, st)
     with pytest.raises(TypeError, match="expected names of arrays, found 0"):
         fl.from_torch({0: given["0.weight"]}, TWO, ps, st)
+    with pytest.raises(TypeError, match="expected a layer, found {a: Dense"):
+        fl.from_torch(given, {"a": fl.Dense(3, 2)}, ps, st)
+    for wrong in ({0: "0"}, {"layer_0": None}, ["0", "2"]):
+        with pytest.raises(TypeError, match="names: expected a mapping of paths to names, all strings"):
+            fl.from_torch(given, TWO, ps, st, wrong)
+    with pytest.raises(TypeError, match="expected a mapping of names to arrays, found Taken, whose method"):
+        fl.from_torch(Taken(), TWO, ps, st)
+    with pytest.raises(TypeError, match="0.bias: expected a tensor or an array, .* known only when it runs"):
+        jax.jit(lambda given: fl.from_torch(given, TWO, ps, st)[0])(given)
     norm = fl.BatchNorm(2)
     with pytest.raises(ValueError, match="expected the state of the model, with 'running_mean'"):
         fl.from_torch({}, norm, fl.ComponentVector.zeros(norm.layout, jnp.float32), fl.Record())
+
+
+class Taken:
+    """A module in the place of its `state_dict`."""
+
+    def state_dict(self):
+        return {}
+
+
+def test_tensors_without_numbers_that_numpy_can_hold():
+    torch = pytest.importorskip("torch")
+    dense = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    layer = fl.Dense(3, 2)
+    for tensor in (torch.ones(2, 3, device="meta"), torch.ones(2, 3).to_sparse()):
+        with pytest.raises(TypeError, match="weight: expected a tensor that NumPy can hold"):
+            taken(layer, {**dense, "weight": tensor})
+    negative = torch.full((2, 3), 1j).conj().imag
+    assert (taken(layer, {**dense, "weight": negative})[0].weight == -1).all()
+    ps, st = taken(layer, dense)
+    with pytest.raises(TypeError, match="expected parameters whose numbers are known"):
+        fl.to_torch(layer, jax.eval_shape(lambda: ps), st)
+    with pytest.raises(TypeError, match="expected parameters whose numbers are known"):
+        jax.jit(lambda ps: fl.to_torch(layer, ps, st))(ps)
 
 
 def test_a_part_alone():
@@ -152,8 +184,9 @@ def test_values_inside_of_bounds_become_free_numbers():
 def test_tied_names_need_one_of_two():
     model = fl.share_parameters(fl.Chain(a=fl.Dense(2, 2), b=fl.Dense(2, 2)), {"b.weight": "a.weight"})
     given = arrays({"a.weight": (2, 2), "a.bias": (2,), "b.bias": (2,)})
-    for alone in (given, {("b.weight" if k == "a.weight" else k): v for k, v in given.items()}):
-        ps, _ = taken(model, alone, {})
+    other = {("b.weight" if k == "a.weight" else k): v for k, v in given.items()}
+    for alone, names in ((given, {}), (given, None), (other, {}), (other, None)):
+        ps, _ = taken(model, alone, names)
         assert (ps.a.weight == given["a.weight"]).all()
         assert (ps.b.weight == given["a.weight"]).all()
     with pytest.raises(ValueError, match="have one place: expected equal values"):
