@@ -132,7 +132,7 @@ class Layer(Value, Declared):
         return as_declared(self.parameters()).as_child() or {}
 
     def __call__(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        return apply(self, x, ps, st)
+        return call(self, self.forward, x, ps, st)
 
     @functools.cached_property
     def layout(self) -> Layout:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -368,6 +368,8 @@ def _note_place(error: Exception, layer: Layer, x: Input, ps: Params) -> None:
     line = repr(layer)
     innermost = (display_name(layer), line if len(line) <= 160 else line[:157] + "...", describe(x))
     error.add_note(_Note.of(layer, ps, "", innermost))
+    added = error.__notes__
+    added.insert(0, added.pop())  # in front of what JAX has to say of its traceback
 
 
 def _name_of_child(layer: Layer, ps: Params, inner: _Note) -> str:
