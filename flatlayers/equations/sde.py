@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import diffrax
 import equinox as eqx
@@ -95,6 +95,8 @@ class NeuralSDE(SolverLayer, Container):
     t1: Finite = 1.0
     solver: Solver = diffrax.Euler()
     stepsize_controller: Controller = diffrax.ConstantStepSize()
+    rtol: ClassVar[None] = None
+    atol: ClassVar[None] = None
     dt0: Positive | None = 0.01
     noise: Literal["diagonal", "general"] = "diagonal"
     noise_dims: Size | None = None
