@@ -102,7 +102,8 @@ def written(model: Model, ps: ComponentVector | None = None) -> list[Line]:
     )
     last = dataclasses.replace(last, comment=totals(model, ps))
     widest = max((len(piece.comment) for piece in first), default=0)
-    blocks = [(piece, _broken(piece, WIDTH - len("  # ") - widest)) for piece in (*first, last)]
+    room = WIDTH - len("  # ") - widest
+    blocks = [(piece, _broken(piece, room if piece.comment else WIDTH)) for piece in (*first, last)]
     column = max((len(lines[-1]) for piece, lines in blocks if piece.comment), default=0)
     done: list[Line] = []
     for piece, lines in blocks:

@@ -78,7 +78,7 @@ def test_a_function_in_a_field_for_a_layer_is_one(key):
 
     model = Two(fl.Dense(2, 2), jnp.tanh)
     assert model == Two(fl.Dense(2, 2), fl.WrappedFunction(jnp.tanh))
-    ps, st = fl.setup(key, model)
+    ps, st = fl.setup(key, model, float)
     assert jnp.allclose(
         model(jnp.ones(2), ps, st)[0], jnp.tanh(model.first(jnp.ones(2), ps.first, st.first)[0])
     )

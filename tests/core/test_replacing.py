@@ -11,8 +11,8 @@ def test_other_fields_are_checked_and_completed():
     chain = fl.Chain(fl.Dense(3, 2), jnp.tanh, name="net")
     assert chain.replace(name="other") == fl.Chain(fl.Dense(3, 2), jnp.tanh, name="other")
     assert chain.replace() == chain
-    with pytest.raises(ValueError, match=r"Dense\.out_dims: expected an integer of at least 1, found 0"):
-        fl.Dense(3, 2).replace(out_dims=0)
+    with pytest.raises(ValueError, match=r"Dense\.out_dims: expected an integer of at least 0, found -1"):
+        fl.Dense(3, 2).replace(out_dims=-1)
     with pytest.raises(TypeError, match=r"Dense\.replace: no name 'out_dim'; the nearest: out_dims"):
         fl.Dense(3, 2).replace(out_dim=2)
 
