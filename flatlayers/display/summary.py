@@ -169,6 +169,9 @@ class _Watched(Transparent):
         self.seen.note((x, ps, st), y)
         return y, new
 
+    def __repr__(self) -> str:
+        return repr(self.layer)  # in the note of an error
+
 
 def _type_of(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
     return as_struct(jax.typeof(leaf))

@@ -186,3 +186,18 @@ def test_a_chain_nested_a_hundred_deep():
     total = fl.summary(model, jnp.ones(2, jnp.float32)).total
     assert total.parameters == 6
     assert total.children[0].output_shape == (2,)
+
+
+def test_an_error_has_no_word_of_how_a_layer_is_watched():
+    class Experts(fl.Container):
+        experts: tuple
+
+        def forward(self, x, ps, st):
+            return ps.experts["last"] * x, st
+
+    with pytest.raises(KeyError) as info:
+        fl.summary(Experts((fl.Dense(2, 2),)), jnp.ones(2))
+    assert (
+        info.value.__notes__[0]
+        == "in the layer Experts: Experts((Dense(2, 2),))\n  called with x: float64[2]"
+    )
