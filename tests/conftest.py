@@ -24,9 +24,9 @@ def key():
 _compilations = []
 
 
-def _note_compilation(event, duration, **_):
+def _note_compilation(event, duration_secs, **_):
     if event == "/jax/core/compile/backend_compile_duration":
-        _compilations.append(duration)
+        _compilations.append(duration_secs)
 
 
 jax.monitoring.register_event_duration_secs_listener(_note_compilation)

@@ -95,8 +95,8 @@ class NeuralSDE(SolverLayer, Container):
     t1: Finite = 1.0
     solver: Solver = diffrax.Euler()
     stepsize_controller: Controller = diffrax.ConstantStepSize()
-    rtol: ClassVar[None] = None
-    atol: ClassVar[None] = None
+    rtol: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     dt0: Positive | None = 0.01
     noise: Literal["diagonal", "general"] = "diagonal"
     noise_dims: Size | None = None
