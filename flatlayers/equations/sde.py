@@ -54,7 +54,7 @@ class NeuralSDE(SolverLayer, Container):
         the path then has. Diagonal noise commutes if each entry of the diffusion depends on the same entry of
         `y` alone.
     - `stepsize_controller`: an adaptive one needs a solver with an error estimate, which `Euler()` does not
-        have.
+        have. There is no `rtol` or `atol` beside it.
     - `dt0`: the size of the steps; the first one if the controller is adaptive, or `None`.
     - `noise`: `"diagonal"`, one noise for each entry of `y`, or `"general"`.
     - `noise_dims`: the number of noises of a sample, for general noise only.
