@@ -26,6 +26,23 @@ def key():
     return jax.random.key(0)
 
 
+_compilations = []
+
+
+def _note_compilation(event, duration_secs, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compilations.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+@pytest.fixture
+def compilations():
+    """A list with an entry for each program that was compiled, eager operations among them."""
+    return _compilations
+
+
 _modules = itertools.count(1)
 
 

@@ -282,3 +282,26 @@ def test_a_number_that_is_out_of_range_is_no_option(layer, make_input):
                 again = dataclasses.replace(layer, **{field.name: np.int64(value)})
                 assert again == layer
                 assert type(getattr(again, field.name)) is int
+
+
+@pytest.mark.parametrize(
+    ("layer", "make_input"),
+    [
+        *((layer, lambda dtype, shapes=shapes: inputs(shapes, dtype)) for layer, shapes in LAYERS),
+        (fl.RNN(3, 4), lambda dtype: inputs((5, 6, 3), dtype)),
+        (fl.GRU(3, 4, reverse=True), lambda dtype: inputs((5, 6, 3), dtype)),
+        (fl.Repeated(fl.Dense(3, 3), 2, shared=True), lambda dtype: inputs((5, 3), dtype)),
+        *OTHERS,
+        (INDICES[0], lambda dtype: INDICES[1]),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, fl.Layer) else "",
+)
+def test_a_further_eager_call_compiles_nothing(key, compilations, layer, make_input):
+    ps, st = fl.setup(key, layer, jnp.float32)
+    x = make_input(jnp.float32)
+    _, st = layer(x, ps, st)  # whose state may be of another type
+    layer(x, ps, st)
+    before = len(compilations)
+    for _ in range(2):
+        layer(x, ps, st)
+    assert len(compilations) == before

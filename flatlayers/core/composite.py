@@ -12,6 +12,7 @@ from .layer import Layer, as_layer, holds_layers
 class Container(Layer):
     """A layer made of layers: each field that is a layer is a child, under the field's name.
 
+    A field that is annotated as `fl.Layer` takes a bare function too, which becomes a `WrappedFunction`.
     A field that is a tuple or list of layers has the children `layer_0`, `layer_1`, ... under the
     field's name, a dict its keys; bare functions among them become `WrappedFunction`. `ps` and
     `st` are keyed by field name, always, even for one field. A container that has parameters of
@@ -35,6 +36,16 @@ class Container(Layer):
     >>> model(jnp.ones(4), ps, st)[0].shape
     (4,)
     """
+
+    def _complete(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if field.type in (Layer, "Layer", "fl.Layer") and value is not None:
+                try:
+                    setattr(self, field.name, as_layer(value))
+                except TypeError as error:
+                    raise TypeError(f"{type(self).__name__}.{field.name}: {error}") from None
+        super()._complete()
 
     def children(self) -> Mapping[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore

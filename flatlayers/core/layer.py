@@ -19,6 +19,7 @@ from .declaration import Declared, as_declared
 from .drawing import Drawing
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
+from .replacing import Replaceable, seal
 from .values import FrozenDict, Value, has_hash, is_array, value_text
 
 
@@ -38,14 +39,8 @@ def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def seal(layer: "Layer") -> None:
-    """Let a layer check its fields, and bring them into their final form: from now on it is immutable."""
-    layer._complete()
-    vars(layer)["_ready"] = True
-
-
 @dataclass_transform()
-class Layer(Value, Declared):
+class Layer(Value, Declared, Replaceable):
     """The base of all layers: hyper-parameters and the declaration of parameters, no arrays.
 
     A subclass is a frozen dataclass; its fields are hyper-parameters, static and hashable (lists
@@ -132,7 +127,7 @@ class Layer(Value, Declared):
         return as_declared(self.parameters()).as_child() or {}
 
     def __call__(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
-        return apply(self, x, ps, st)
+        return call(self, self.forward, x, ps, st)
 
     @functools.cached_property
     def layout(self) -> Layout:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -175,9 +170,14 @@ class Layer(Value, Declared):
 
     def _complete(self) -> None:
         self.check_fields()
+        declares_none = type(self).parameters is Layer.parameters and type(self).children is Layer.children
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             where = f"{type(self).__name__}.{field.name}"
             value = frozen_field(getattr(self, field.name), where, "declare it in `parameters`")
+            if declares_none and holds_layers(value):
+                raise TypeError(
+                    f"{where}: expected no layer inside of a plain layer, found one; use fl.Container"
+                )
             vars(self)[field.name] = value
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -368,6 +368,8 @@ def _note_place(error: Exception, layer: Layer, x: Input, ps: Params) -> None:
     line = repr(layer)
     innermost = (display_name(layer), line if len(line) <= 160 else line[:157] + "...", describe(x))
     error.add_note(_Note.of(layer, ps, "", innermost))
+    added = error.__notes__
+    added.insert(0, added.pop())  # in front of what JAX has to say of its traceback
 
 
 def _name_of_child(layer: Layer, ps: Params, inner: _Note) -> str:

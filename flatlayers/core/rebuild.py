@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .layer import Layer, seal, sublayers
+from .layer import Layer, sublayers
+from .replacing import seal
 from .values import FrozenDict
 
 

@@ -199,6 +199,5 @@ def value_text(value: object) -> str:
     if isinstance(value, functools.partial):
         named = "".join(f", {name}={value_text(part)}" for name, part in value.keywords.items())
         return f"partial({', '.join(map(value_text, (value.func, *value.args)))}{named})"
-    if callable(value) and repr(value).startswith("<"):
-        return getattr(value, "__name__", type(value).__name__)
-    return repr(value)
+    text = repr(value)  # once: a layer has layers inside
+    return getattr(value, "__name__", type(value).__name__) if callable(value) and text[0] == "<" else text

@@ -12,7 +12,8 @@ def flops(f: Callable[..., Any], *types: Any) -> float | None:
 
     `types` are its arguments, or `jax.ShapeDtypeStruct`s in the place of arrays.
     """
-    traced = jax.jit(f).trace(*types)
+    # A function: of anything else, as of a layer, JAX asks for its text, and displays take long.
+    traced = jax.jit(lambda *args: f(*args)).trace(*types)
     once, rest = _counted(traced.lower()), _of_later_passes(traced.jaxpr.jaxpr)
     return None if once is None or rest is None else once + rest
 

@@ -34,7 +34,8 @@ def pformat(model: Model, ps: ComponentVector | None = None) -> str:
 
     `print(layer)` prints it. Three or more equal neighbours are one line, as in
     `layer_1..layer_3=Dense(32, 32),  # 3 x 1_056 parameters`. A layer inside is shown with its own number of
-    parameters, also where they are tied to others'; the last line has the length of the vector.
+    parameters, and where these are tied to others', with the names of those, which a layer around both counts
+    once; the last line has the length of the vector.
 
     **Arguments:**
 
@@ -96,10 +97,13 @@ class _Piece:
 
 def written(model: Model, ps: ComponentVector | None = None) -> list[Line]:
     """Return the lines of the display, with their comments aligned."""
-    *first, last = _Pieces(bool(frozen_length(model))).of(model)
+    *first, last = _Pieces(bool(frozen_length(model)), getattr(as_declared(model).layout, "ties", {})).of(
+        model
+    )
     last = dataclasses.replace(last, comment=totals(model, ps))
     widest = max((len(piece.comment) for piece in first), default=0)
-    blocks = [(piece, _broken(piece, WIDTH - len("  # ") - widest)) for piece in (*first, last)]
+    room = WIDTH - len("  # ") - widest
+    blocks = [(piece, _broken(piece, room if piece.comment else WIDTH)) for piece in (*first, last)]
     column = max((len(lines[-1]) for piece, lines in blocks if piece.comment), default=0)
     done: list[Line] = []
     for piece, lines in blocks:
@@ -120,8 +124,9 @@ def _broken(piece: _Piece, width: int) -> list[str]:
 class _Pieces:
     """The pieces of the display of a model, from the first line to the last."""
 
-    def __init__(self, has_frozen: bool):
+    def __init__(self, has_frozen: bool, ties: Mapping[str, str]):
         self.has_frozen = has_frozen
+        self.ties = ties
 
     def of(
         self,
@@ -155,8 +160,12 @@ class _Pieces:
         yield _Piece(depth, path, wl.TextDoc(f"{label}{title}("))
         if isinstance(part, Wrapper):
             left_out, counts = left_out | _frozen_by(part, path), counts and sees_through(part)
-        # Equal layers are alike if the same of their parameters are frozen.
-        for same in alike({name: (child, _below(path, name, left_out)) for name, child in children.items()}):
+        # Equal layers are alike if the same of their parameters are frozen, and shared with the same others.
+        keys = {
+            name: (child, _below(path, name, left_out), self.shared(child, join_path(path, name)))
+            for name, child in children.items()
+        }
+        for same in alike(keys):
             yield from self.of(
                 children[same[0]],
                 names=same,
@@ -181,7 +190,26 @@ class _Pieces:
                 if join_path(path, leaf) in left_out and leaf not in getattr(layout, "ties", ())
             )
             length, frozen = length - absent, frozen_length(part) + absent
-        return _numbers(length, frozen, copies)
+        twice, shared = self.shared(part, path)
+        return _numbers(length - twice, frozen, copies) + shared
+
+    def shared(self, part: Shown, path: str) -> tuple[int, str]:
+        """Tell how many parameters of a part are there twice, and which others have the place of some."""
+        layout = as_declared(part).layout if self.ties else ()
+        leaves = layout.view_shapes if isinstance(layout, Layout) else {"": layout}
+        own = layout.ties if isinstance(layout, Layout) else {}
+        sizes = {join_path(path, leaf): math.prod(shape) for leaf, shape in leaves.items() if leaf not in own}
+        tied = {leaf: self.ties[leaf] for leaf in sizes if leaf in self.ties}
+        inside = [leaf for leaf, place in tied.items() if place in sizes]
+        outside = [leaf for leaf in tied if leaf not in inside]
+        if not outside:
+            return sum(sizes[leaf] for leaf in inside), ""
+        # The part that they belong to, if all of them are in one.
+        parts = {tied[leaf].removesuffix(leaf.removeprefix(path)) for leaf in outside}
+        number = sum(sizes[leaf] for leaf in outside)
+        some = "" if number == sum(sizes.values()) else f"{number:_} of them "
+        with_ = parts.pop() if len(parts) == 1 else tied[outside[0]]
+        return sum(sizes[leaf] for leaf in inside), f", {some}shared with {with_}" + ", ..." * bool(parts)
 
 
 def _numbers(length: int, frozen: int, copies: int = 1) -> str:

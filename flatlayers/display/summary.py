@@ -160,10 +160,17 @@ class _Seen:
 class _Watched(Transparent):
     seen: _Seen
 
+    def __call__(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+        # Not by `apply`, as the layer inside is: its frames would halve the depth that Python allows.
+        return self.forward(x, ps, st)
+
     def forward(self, x: Input, ps: Params, st: State) -> tuple[Output, State]:
         y, new = self.layer(x, ps, st)
         self.seen.note((x, ps, st), y)
         return y, new
+
+    def __repr__(self) -> str:
+        return repr(self.layer)  # in the note of an error
 
 
 def _type_of(leaf: ArrayLike) -> jax.ShapeDtypeStruct:

@@ -63,6 +63,19 @@ Event = Annotated[
 SaveAt = diffrax.SaveAt | Sequence[float] | np.ndarray | Hashable
 
 
+def with_tolerances(
+    where: str, controller: PyTree, default: PyTree, rtol: float | None, atol: float | None
+) -> PyTree:
+    """Return the controller of tolerances, in the place of a default one.
+
+    **Raises:** `ValueError` if another controller is given too, which has tolerances of its own.
+    """
+    if plain(controller) != plain(default):
+        raise ValueError(f"{where}: expected rtol and atol, or a stepsize_controller, found both")
+    # Those of the default of all solver layers.
+    return diffrax.PIDController(rtol=1e-4 if rtol is None else rtol, atol=1e-6 if atol is None else atol)
+
+
 class Throwing(diffrax.AbstractAdjoint):
     """An adjoint whose solve on the way back, if it has one, raises if it fails.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import diffrax
 import equinox as eqx
@@ -54,7 +54,7 @@ class NeuralSDE(SolverLayer, Container):
         the path then has. Diagonal noise commutes if each entry of the diffusion depends on the same entry of
         `y` alone.
     - `stepsize_controller`: an adaptive one needs a solver with an error estimate, which `Euler()` does not
-        have.
+        have. There is no `rtol` or `atol` beside it.
     - `dt0`: the size of the steps; the first one if the controller is adaptive, or `None`.
     - `noise`: `"diagonal"`, one noise for each entry of `y`, or `"general"`.
     - `noise_dims`: the number of noises of a sample, for general noise only.
@@ -95,6 +95,8 @@ class NeuralSDE(SolverLayer, Container):
     t1: Finite = 1.0
     solver: Solver = diffrax.Euler()
     stepsize_controller: Controller = diffrax.ConstantStepSize()
+    rtol: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     dt0: Positive | None = 0.01
     noise: Literal["diagonal", "general"] = "diagonal"
     noise_dims: Size | None = None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..adjoints.checkpoint import AdaptiveCheckpointAdjoint
-from ..core.fields import Finite, Flag, Size
+from ..core.fields import Finite, Flag, Positive, Size
 from ..core.layer import Layer, as_layer, call
 from ..core.values import plain
 from ..dtypes import common_real_dtype, is_complex, is_floating, promoted
@@ -24,7 +24,7 @@ from ..vectors.record import Record
 from ..vectors.vector import ComponentVector
 from . import given_times, model_states
 from .controllers import fitted
-from .failures import check_solution, check_start
+from .failures import advice, check_solution, check_start
 from .given_times import SolveTimes
 from .options import (
     Adjoint,
@@ -37,6 +37,7 @@ from .options import (
     check_divides,
     default_adjoint,
     in_its_modes,
+    with_tolerances,
 )
 from .solver_dtypes import Dtypes
 from .start import Start
@@ -83,6 +84,8 @@ class SolverLayer(Layer):
         for the end; all others are as they are.
     - `solver`: a diffrax solver.
     - `stepsize_controller`: a step size controller of diffrax.
+    - `rtol`, `atol`: short for `stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol)`, which is
+        what the layer then has; of one that is not given it is the default, 1e-4 or 1e-6.
     - `adjoint`: how the solve is differentiated; `None` is `fl.AdaptiveCheckpointAdjoint()`, or diffrax's
         default with an event or without `max_steps`.
     - `event`: a `diffrax.Event` that ends the solve. The `args` of its function are `(ps, st, *data)`, those
@@ -136,6 +139,8 @@ class SolverLayer(Layer):
     saveat: SaveAt | None = None
     solver: Solver = diffrax.Tsit5()
     stepsize_controller: Controller = diffrax.PIDController(rtol=1e-4, atol=1e-6)
+    rtol: Positive | None = None
+    atol: Positive | None = None
     adjoint: Adjoint | None = None
     event: Event | None = None
     dt0: Finite | None = None
@@ -153,6 +158,10 @@ class SolverLayer(Layer):
         check_first_step(f"{where}.dt0", self.t0, self.t1, self.dt0)
         if self.saveat is not None:
             self.saveat = canonical(self.saveat, self.t0, self.t1)
+        if not (self.rtol is None and self.atol is None):
+            given, default = self.stepsize_controller, type(self).stepsize_controller
+            self.stepsize_controller = with_tolerances(where, given, default, self.rtol, self.atol)
+            self.rtol = self.atol = None
         super().check_fields()
 
     # What a layer may define; a signature `(*args: Any, **kwargs: Any)` lets it name the arguments
@@ -393,7 +402,7 @@ def diffeqsolve(layer: SolverLayer, times: Times, y0: Y, args: Args, samples: in
         solution = moving.of_solution(solution)
     if solution.ys is not None:
         solution = eqx.tree_at(lambda s: s.ys, solution, dtypes.outside(solution.ys))
-    return check_solution(solution, y0, layer.throw)
+    return check_solution(solution, y0, advice(layer, state) if layer.throw else None)
 
 
 def _of_one_solve(adjoint: diffrax.AbstractAdjoint, throw: bool, samples: int) -> diffrax.AbstractAdjoint:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,8 @@ def train_loop(
     - `start`: the number of steps taken before. Callbacks, errors and the place in the data count from there.
         An iterator is taken to be at this place.
     - `chunk`: the number of steps in one call. A validation or a file to be written ends one early.
-    - `progress`: whether there is a bar (tqdm) with the mean loss and metrics of the last chunk.
+    - `progress`: whether there is a bar (tqdm) with the mean loss and metrics of the last chunk; it says so
+        while a program is compiled. Without a terminal it is a line every ten seconds.
     - `callback`: called after each chunk as `callback(step, loss, ps, st)` with the number of steps that were
         taken and the chunk's last loss, and with the means of the metrics in this chunk as a fifth argument
         if the loss returns metrics. Training stops if it returns `True`.
@@ -273,9 +275,24 @@ _tried = functools.lru_cache(maxsize=64)(_try)
 
 
 def _bar(steps: int, start: int, progress: bool) -> "tqdm.tqdm":
-    """Return the bar, which is off without `progress`."""
+    """Return the bar, which is off without `progress`, and lines every ten seconds without a terminal."""
     if progress:  # imported here, as optax
         from tqdm.auto import tqdm
     else:  # which does not look for what a notebook draws a bar with
         from tqdm import tqdm
-    return tqdm(total=steps, initial=start, desc="training", unit="step", disable=not progress)
+    in_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+    to_a_file = progress and not in_notebook and not sys.stderr.isatty()
+    options: dict[str, Any] = {"file": _Lines(), "mininterval": 10.0, "ncols": 80} if to_a_file else {}
+    disable = not progress
+    return tqdm(total=steps, initial=start, desc="training", unit="step", disable=disable, **options)
+
+
+class _Lines:
+    """A file in which each state of a bar is a line: a log does not go back to the start of one."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Generic, Literal, TypeVar
 
+import jax
 import numpy as np
 
 from ..types import PyTree
@@ -47,9 +48,9 @@ class Validation:
     metrics: Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainResult(Generic[P]):
-    """The result of `fl.train_loop`.
+    """The result of `fl.train_loop`. Its text is one line.
 
     **Attributes:**
 
@@ -74,6 +75,8 @@ class TrainResult(Generic[P]):
     ... )
     >>> result.losses.tolist(), float(result.ps.a), result.step
     ([1.0, 0.25, 0.0625], 0.125, 3)
+    >>> result
+    TrainResult(step=3, last loss 0.0625, 1 parameter, stopped='steps')
     """
 
     ps: P
@@ -85,6 +88,14 @@ class TrainResult(Generic[P]):
     validation: Validation | None = None
     best: Best[P] | None = None
     stopped: Stopped = "steps"
+
+    def __repr__(self) -> str:
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.ps))
+        parts = [f"step={self.step}"]
+        parts += [f"last loss {self.losses[-1]:.4g}"] if len(self.losses) else []
+        parts += [f"best {self.best.value:.4g} in step {self.best.step}"] if self.best is not None else []
+        parts += [f"{size:_} parameter{'s' * (size != 1)}", f"stopped={self.stopped!r}"]
+        return f"TrainResult({', '.join(parts)})"
 
 
 class NonFiniteLossError(RuntimeError):

@@ -13,7 +13,7 @@ from ..core.layer import Layer
 from ..core.values import FrozenDict
 from ..dtypes import as_real
 from ..types import Input, Output, Params, State
-from ..vectors.names import UnknownNameError, unknown_name
+from ..vectors.names import UnknownAttributeError, UnknownNameError, unknown_name
 from .fields import AnyLayer, LayerLike, Text
 from .shapes import check_count
 
@@ -30,7 +30,8 @@ def child_named(layer: Container, layers: Mapping[str, Layer], name: str) -> Lay
     if name.startswith("_"):
         raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
     if name not in layers:
-        raise AttributeError(f"{type(layer).__name__}: {unknown_name(name, layers)}")
+        where = f"{type(layer).__name__}: "
+        raise UnknownAttributeError(lambda: where + unknown_name(name, layers))
     return layers[name]
 
 

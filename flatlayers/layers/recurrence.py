@@ -15,6 +15,7 @@ from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.record import Record
 from .cells import GRUCell, LSTMCell, RecurrentCell, RNNCell, input_and_carry
+from .compiled import compiled_once
 from .fields import AnyLayer, a_function
 
 
@@ -73,7 +74,8 @@ class Recurrence(Wrapper):
         xs = _steps(jnp.asarray(x), self.time_axis)
         own_cell = isinstance(self.cell, RecurrentCell) and type(self.cell).forward is RecurrentCell.forward
         run: Any = _run_cell if own_cell else _run_layer
-        y, carry, ys, st = run(self.cell, xs, carry, ps, st, self.reverse, self.return_sequence)
+        options = self.cell, self.reverse, self.return_sequence
+        y, carry, ys, st = compiled_once(run, options, xs, carry, ps, st)
         y = jnp.moveaxis(ys, 0, self.time_axis) if self.return_sequence else y
         return ((y, carry) if self.return_carry else y), st
 
@@ -183,7 +185,7 @@ def _pair(carries: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def _run_cell(
-    cell: RecurrentCell, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
+    cell: RecurrentCell, reverse: bool, return_sequence: bool, xs: Input, carry: PyTree, ps: Params, st: State
 ) -> tuple[Any, Any, Any, Any]:
     """Run a recurrent cell: its carry and its weights are known before the loop."""
     dtype = jnp.result_type(xs, ps.weight_ih)
@@ -200,7 +202,7 @@ def _run_cell(
 
 
 def _run_layer(
-    cell: Layer, xs: Input, carry: PyTree, ps: Params, st: State, reverse: bool, return_sequence: bool
+    cell: Layer, reverse: bool, return_sequence: bool, xs: Input, carry: PyTree, ps: Params, st: State
 ) -> tuple[Any, Any, Any, Any]:
     """Run a layer that takes `x` or `(x, carry)`."""
     first, rest = (xs[-1], xs[:-1]) if reverse else (xs[0], xs[1:])

@@ -14,6 +14,7 @@ from ..devices import varying_like
 from ..types import Input, Key, Output, Params, PyTree, State
 from ..vectors.names import describe
 from ..vectors.vector import ComponentVector
+from .compiled import compiled_once
 from .fields import AnyLayer
 
 
@@ -70,17 +71,23 @@ class Repeated(Container):
         if isinstance(ps, ComponentVector):
             ps = constrain(self.layer.declared_transforms(), ps.unpack())
 
-        def step(y: PyTree, own: PyTree) -> tuple[Any, Any]:
-            parameters, state = own
-            inputs = (y, x) if self.input_injection else y
-            return self.layer(inputs, ps if self.shared else parameters, state)
-
-        own = (None if self.shared else ps, st.layer)
         x = jax.tree.map(jnp.asarray, x)
-        x = _like_output(x, jax.eval_shape(lambda x: step(x, jax.tree.map(lambda a: a[0], own))[0], x))
-        x = varying_like(x, (x, ps, own))
-        y, states = jax.lax.scan(step, x, own, length=self.n)
+        y, states = compiled_once(_run, (self,), x, ps, st.layer)
         return y, st.replace(layer=states)
+
+
+def _run(model: Repeated, x: Input, ps: Params, st: State) -> tuple[Output, State]:
+    """Apply the layer `n` times: what came out last, and the states of all applications."""
+
+    def step(y: PyTree, own: PyTree) -> tuple[Any, Any]:
+        parameters, state = own
+        inputs = (y, x) if model.input_injection else y
+        return model.layer(inputs, ps if model.shared else parameters, state)
+
+    own = (None if model.shared else ps, st)
+    x = _like_output(x, jax.eval_shape(lambda x: step(x, jax.tree.map(lambda a: a[0], own))[0], x))
+    x = varying_like(x, (x, ps, own))
+    return jax.lax.scan(step, x, own, length=model.n)
 
 
 def _like_output(x: Input, y: PyTree) -> PyTree:

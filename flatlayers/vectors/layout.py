@@ -13,7 +13,6 @@ from .names import (
     UnknownNameError,
     as_path,
     check_name,
-    is_below,
     join_path,
     listing,
     unknown_name,
@@ -165,21 +164,22 @@ class Layout(Places):
         8
         """
         places = dict(self.ties)
+        holders: dict[str, list[str]] = {}  # the names that are tied to a place
+        for path, place in places.items():
+            holders.setdefault(place, []).append(path)
         for name, target in names.items():
             for leaf, target_leaf in self._pairs(as_path(name), as_path(target)):
                 place, new_place = places.get(leaf, leaf), places.get(target_leaf, target_leaf)
                 if place == new_place and leaf == place:
                     raise ValueError(f"cannot tie {leaf!r} to {target_leaf!r}: that is a cycle")
                 if place != new_place:
-                    places = {a: new_place if b == place else b for a, b in places.items()}
-                    places[place] = new_place
+                    for path in (*holders.pop(place, ()), place):
+                        places[path] = new_place
+                        holders.setdefault(new_place, []).append(path)
         return Layout._of(self.entries, self.copies, places)
 
     def _pairs(self, name: str, target: str) -> list[tuple[str, str]]:
-        shapes = [
-            {leaf: shape for leaf, shape in self.view_shapes.items() if is_below(leaf, path)}
-            for path in (self._known(name), self._known(target))
-        ]
+        shapes = [self._shapes_below(self._known(path)) for path in (name, target)]
         mine = {leaf[len(name) :]: shape for leaf, shape in shapes[0].items()}
         theirs = {leaf[len(target) :]: shape for leaf, shape in shapes[1].items()}
         if mine != theirs:
@@ -188,6 +188,15 @@ class Layout(Places):
                 f"{listing(shapes[0].items())} and {listing(shapes[1].items())}"
             )
         return list(zip(shapes[0], (target + leaf for leaf in mine), strict=True))
+
+    def _shapes_below(self, path: str) -> Mapping[str, Shape]:
+        """Return the shapes of views at a path and below it."""
+        shapes = self.view_shapes
+        if path in shapes:
+            return {path: shapes[path]}
+        return {
+            leaf: shapes[leaf] for leaf in (join_path(path, inner) for inner in self.groups[path].view_shapes)
+        }
 
     def pick(self, *paths: str) -> "Layout":
         """Return the layout of some of the parts alone, in the order given, under their paths.
@@ -232,10 +241,11 @@ class Layout(Places):
         )
 
     def _unpack(self, data: Numbers, by: Splitting) -> Record:
-        leaves = split(self._segments, data, by)
-        for path, place in self.ties.items():
-            leaves[path] = leaves[place]
-        return self.nest(leaves)
+        return self._of_places(split(self._segments, data, by))
+
+    def _of_places(self, leaves: Mapping[str, Any]) -> Record:
+        """Return the record of the leaves that have a place, given by path, and of those that are tied."""
+        return self.nest({**leaves, **{path: leaves[place] for path, place in self.ties.items()}})
 
     def nest(self, leaves: Mapping[str, object], prefix: str = "") -> Record:
         """Return the values of all leaves, by path, as a nested `Record`. The inverse of `leaves_of`."""

@@ -28,10 +28,41 @@ class NamedArray:
 
 
 class UnknownNameError(KeyError):
-    """A path that leads nowhere. A `KeyError` whose text is shown as it was written."""
+    """A path that leads nowhere. A `KeyError` whose text is shown as it was written.
+
+    The text may be given as a function that makes it: whoever asks by `hasattr` or `in` does not read it, and
+    the nearest of many names take long to find.
+    """
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return _text_of(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_text_of(self)!r})"
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)
+
+
+class UnknownAttributeError(AttributeError):
+    """A name that is no attribute, with its text as `UnknownNameError`."""
+
+    def __str__(self) -> str:
+        return _text_of(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_text_of(self)!r})"
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)
+
+
+def _text_of(error: Exception) -> str:
+    (text,) = error.args
+    if callable(text):
+        text = text()
+        error.args = (text,)
+    return str(text)
 
 
 class UnknownPatternError(UnknownNameError, ValueError):

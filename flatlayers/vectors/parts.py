@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..dtypes import is_inexact, is_number
+from ..dtypes import is_inexact, is_number, is_traced
 from ..types import Array, ArrayLike, Shape
 from .layout import Layout
 from .names import describe
@@ -40,6 +40,8 @@ def regions_of(layout: Layout, path: str) -> tuple[Region, ...] | None:
     It is `None` for a group with a name that is tied to a place outside: its numbers are no region.
     """
     part, place = layout[path], layout.ties.get(path, path)
+    if isinstance(part, Slot) and not part.copies:
+        return (Region(part.offset, part.size),)
     segments, found = layout._segments, []
     while block := next((s for s in segments if isinstance(s, Block) and _encloses(s, place)), None):
         found.append(Region(block.start, block.size, block.copies, block.length))
@@ -83,7 +85,7 @@ def leaf_of(layout: Layout, data: Array, path: str) -> Array:
     """Return the leaf at `path` alone, by a slice of `data` per level of stacks."""
     regions = regions_of(layout, path)
     assert regions is not None
-    return _taken(data, regions).reshape(*data.shape[:-1], *layout.view_shapes[path])
+    return _taken(data, regions, layout.view_shapes[path])
 
 
 def pick_of(layout: Layout, data: Array, picked: Layout) -> Array:
@@ -99,14 +101,49 @@ def pick_of(layout: Layout, data: Array, picked: Layout) -> Array:
     return jnp.take(data, where, axis=-1)
 
 
-def _taken(data: Array, regions: tuple[Region, ...]) -> Array:
+def leaves_one_by_one(layout: Layout, data: Array) -> dict[str, Array] | None:
+    """Return all leaves by path, each taken by a program for its shape; `None` where one split is better.
+
+    A split of many leaves is compiled for seconds, as long as a piece of code for each takes.
+    """
+    if len(layout._segments) <= _FEW or not _is_at_hand(data):
+        return None
+    return {path: leaf_of(layout, data, path) for path in layout.view_shapes if path not in layout.ties}
+
+
+_FEW = 32
+
+
+def _taken(data: Array, regions: tuple[Region, ...], shape: Shape | None = None) -> Array:
+    """Return the numbers of a region, of a `shape` behind the leading axes."""
+    starts = tuple(region.start for region in regions)
+    if not _is_at_hand(data):
+        return _slices(data, starts, regions, shape)
+    # One program serves all parts of a shape: their starts are arguments.
+    kind = jnp.result_type(int).type
+    regions = tuple(dataclasses.replace(region, start=0) for region in regions)
+    return _slices_compiled(data, tuple(map(kind, starts)), regions, shape)
+
+
+def _is_at_hand(data: Array) -> bool:
+    """Tell whether numbers are known, on one device, and few enough to be counted."""
+    known = isinstance(data, jax.Array) and not is_traced(data)
+    return known and len(data.sharding.device_set) == 1 and not too_long(data.shape[-1])
+
+
+def _slices(data: Array, starts: tuple[Any, ...], regions: tuple[Region, ...], shape: Shape | None) -> Array:
     lead, copies = data.shape[:-1], math.prod(math.prod(region.copies) for region in regions)
-    *above, last = regions
-    for region in above:
-        piece = jax.lax.slice_in_dim(data, region.start, region.start + region.size, axis=-1)
-        data = piece.reshape(*data.shape[:-1], *region.copies, region.length)
-    piece = jax.lax.slice_in_dim(data, last.start, last.start + last.size, axis=-1)
-    return piece.reshape(*lead, copies * last.size) if above else piece
+    for start, region in zip(starts, regions, strict=True):
+        if isinstance(start, int):
+            data = jax.lax.slice_in_dim(data, start, start + region.size, axis=-1)
+        else:
+            data = jax.lax.dynamic_slice_in_dim(data, start, region.size, axis=-1)
+        if region.copies:
+            data = data.reshape(*data.shape[:-1], *region.copies, region.length)
+    return data.reshape(*lead, *((copies * regions[-1].size,) if shape is None else shape))
+
+
+_slices_compiled = jax.jit(_slices, static_argnames=("regions", "shape"), inline=True)
 
 
 def changed_part(layout: Layout, data: Array, path: str, method: str, value: ArrayLike) -> Array:

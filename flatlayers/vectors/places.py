@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from .immutable import Immutable
-from .names import UnknownNameError, UnknownPatternError, as_path, is_below, join_path, unknown_name
+from .names import UnknownNameError, UnknownPatternError, as_path, join_path, unknown_name
 from .segments import Block, Leaf, Segment, Shape, join, label_at, labels_of
 
 
@@ -278,22 +278,23 @@ class Places(Immutable):
         for depth, name in enumerate(parts):
             group = self.groups.get(".".join(parts[:depth]))
             if group is None or name not in group.entries:
-                known = group.entries if group is not None else ()
+                known = group.entries if group is not None else {}
                 where = f" in {'.'.join(parts[:depth])!r}" if depth else ""
-                raise UnknownNameError(f"{path!r}: {unknown_name(name, known)}{where}")
+                raise UnknownNameError(functools.partial(_unknown_in, path, name, known, where))
         return path
 
     def _view_positions(self, path: str) -> np.ndarray:
         return self._slots[path].positions().reshape(self.view_shapes[path])
 
     def _matching(self, pattern: str) -> list[str]:
-        named = [path for path in (*self.groups, *self._slots) if path and fnmatch.fnmatchcase(path, pattern)]
+        # A set: many names may match.
+        named = {path for path in (*self.groups, *self._slots) if path and fnmatch.fnmatchcase(path, pattern)}
         if not named:
             known = [*self._slots, *(path for path in self.groups if path)]
             raise UnknownPatternError(
                 f"the pattern {pattern!r} matches nothing: {unknown_name(pattern, known)}"
             )
-        return [leaf for leaf in self._slots if any(is_below(leaf, path) for path in named)]
+        return [leaf for leaf in self._slots if not named.isdisjoint(_path_and_above(leaf))]
 
     # A value
 
@@ -315,6 +316,17 @@ class Places(Immutable):
 
     def __reduce__(self) -> Any:
         return self._of, (dict(self.entries), self.copies, dict(self.ties))
+
+
+def _unknown_in(path: str, name: str, known: Mapping[str, object], where: str) -> str:
+    return f"{path!r}: {unknown_name(name, known)}{where}"
+
+
+def _path_and_above(path: str) -> Iterator[str]:
+    """Yield a path and those of the groups around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _place(group: Places, prefix: str, ties: Mapping[str, str]) -> tuple[Segment, ...]:

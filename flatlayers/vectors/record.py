@@ -1,5 +1,6 @@
 """`Record`: an immutable mapping with attribute access."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from .immutable import Immutable
 from .names import (
     NamedArray,
+    UnknownAttributeError,
     UnknownNameError,
     as_path,
     check_name,
@@ -92,7 +94,7 @@ class Record(Immutable, Mapping[str, Any]):
         for name in as_path(key).split("."):
             if not isinstance(value, Record) or name not in value._values:
                 known = value._values if isinstance(value, Record) else ()
-                raise UnknownNameError(unknown_name(name, known))
+                raise UnknownNameError(functools.partial(unknown_name, name, known))
             value = value._values[name]
         return value
 
@@ -113,7 +115,8 @@ class Record(Immutable, Mapping[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
-            raise AttributeError(unknown_name(name, () if name.startswith("_") else self._values))
+            known = () if name.startswith("_") else self._values
+            raise UnknownAttributeError(functools.partial(unknown_name, name, known))
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -15,12 +15,13 @@ from ..types import Array, DType, Shape
 from . import exports, vector_text
 from ._arithmetic import Arithmetic, Operation
 from .layout import Layout, check_same_layout, leaves_of
-from .names import NamedArray, UnknownNameError, as_path, describe
+from .names import NamedArray, UnknownAttributeError, UnknownNameError, as_path, describe
 from .packing import broadcast_to_part, pack
 from .parts import (
     changed_at,
     changed_part,
     leaf_of,
+    leaves_one_by_one,
     numbers_at,
     of_arrays,
     of_numbers,
@@ -203,7 +204,7 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
         try:
             return self._view(name)
         except UnknownNameError as error:
-            raise AttributeError(str(error)) from None
+            raise UnknownAttributeError(error.__str__) from None
 
     def _view(self, path: str) -> Any:
         part = self.layout[path]
@@ -224,6 +225,9 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
         # Such as the numbers of NumPy that `jax.device_get` leaves: the parts are arrays of JAX all the same.
         data = jnp.asarray(self.data) if isinstance(self.data, np.ndarray) else self.data
         self.layout.check_length(data)
+        leaves = leaves_one_by_one(self.layout, data)
+        if leaves is not None:
+            return self.layout._of_places(leaves)
         return of_numbers(lambda data: self.layout._unpack(gathered(data), jax.lax), data)
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,3 +64,36 @@ def test_fields_take_any_dict_and_nested_lists():
     assert Nested([fl.NoOpLayer(), [fl.Dense(2, 2), jnp.sin]]).layout == fl.Layout(
         {"blocks": {"layer_0": {}, "layer_1": {"layer_0": {"weight": (2, 2), "bias": (2,)}, "layer_1": {}}}}
     )
+
+
+def test_a_function_in_a_field_for_a_layer_is_one(key):
+    class Two(fl.Container):
+        first: fl.Layer
+        second: "fl.Layer"
+
+        def forward(self, x, ps, st):
+            x, first = self.first(x, ps.first, st.first)
+            x, second = self.second(x, ps.second, st.second)
+            return x, st.replace(first=first, second=second)
+
+    model = Two(fl.Dense(2, 2), jnp.tanh)
+    assert model == Two(fl.Dense(2, 2), fl.WrappedFunction(jnp.tanh))
+    ps, st = fl.setup(key, model, float)
+    assert jnp.allclose(
+        model(jnp.ones(2), ps, st)[0], jnp.tanh(model.first(jnp.ones(2), ps.first, st.first)[0])
+    )
+    with pytest.raises(TypeError, match=r"Two\.second: expected a layer or a function, found 3"):
+        Two(fl.Dense(2, 2), 3)
+
+
+def test_a_plain_layer_holds_no_layers():
+    class Plain(fl.Layer):
+        inner: object
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    assert Plain(3).inner == 3
+    for inside in (fl.Dense(2, 2), (fl.Dense(2, 2), jnp.tanh), {"a": fl.Dense(2, 2)}):
+        with pytest.raises(TypeError, match=r"Plain\.inner: expected no layer .* use fl\.Container"):
+            Plain(inside)

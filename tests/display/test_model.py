@@ -72,8 +72,8 @@ def test_frozen_and_tied_parameters():
                 SharedParameters(
                     Autoencoder(
                         encoder=Dense(4, 4),  # 16 parameters, plus 4 non-trainable
-                        decoder=Dense(4, 4),  # 20 parameters
-                    ),                        # 36 parameters, plus 4 non-trainable
+                        decoder=Dense(4, 4),  # 20 parameters, 16 of them shared with features.encoder
+                    ),                        # 20 parameters, plus 4 non-trainable
                     ties={'decoder.weight': 'encoder.weight'},
                 ),                            # 20 parameters, plus 4 non-trainable
                 names=('encoder.bias',),
@@ -182,3 +182,20 @@ def test_a_total_too_long_for_its_place_is_below():
     lines = str(fl.Chain(layer=fl.freeze(inner, "layer_0.*"))).splitlines()
     assert lines[-2] == ")"
     assert lines[-1] == "# 18 parameters, plus 1_009_009 non-trainable, 72 bytes, 19 states"
+
+
+def test_shared_parameters_are_counted_once():
+    chain = fl.Chain(fl.Dense(3, 3), fl.Dense(3, 3), fl.Dense(3, 3, use_bias=False), fl.Dense(3, 1))
+    model = fl.share_parameters(chain, {"layer_1": "layer_0", "layer_2.weight": "layer_0.weight"})
+    # 9 + 3 of two layers and 9 of a third in one place, 3 + 1 of the last: 16 in all.
+    assert str(model) == text("""
+        SharedParameters(
+            Chain(
+                layer_0=Dense(3, 3),                  # 12 parameters
+                layer_1=Dense(3, 3),                  # 12 parameters, shared with layer_0
+                layer_2=Dense(3, 3, use_bias=False),  # 9 parameters, shared with layer_0
+                layer_3=Dense(3, 1),                  # 4 parameters
+            ),                                        # 16 parameters
+            ties={'layer_1': 'layer_0', 'layer_2.weight': 'layer_0.weight'},
+        )                                             # 16 parameters, 64 bytes
+    """)

@@ -177,3 +177,27 @@ def test_lines_are_within_100():
     lines = str(fl.summary(model, struct(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 2))).splitlines()
     assert max(map(len, lines)) <= 100
     assert any("and_the_last" in line for line in lines)
+
+
+def test_a_chain_nested_a_hundred_deep():
+    model = fl.Dense(2, 2)
+    for _ in range(100):
+        model = fl.Chain(model, jnp.tanh)
+    total = fl.summary(model, jnp.ones(2, jnp.float32)).total
+    assert total.parameters == 6
+    assert total.children[0].output_shape == (2,)
+
+
+def test_an_error_has_no_word_of_how_a_layer_is_watched():
+    class Experts(fl.Container):
+        experts: tuple
+
+        def forward(self, x, ps, st):
+            return ps.experts["last"] * x, st
+
+    with pytest.raises(KeyError) as info:
+        fl.summary(Experts((fl.Dense(2, 2),)), jnp.ones(2))
+    assert (
+        info.value.__notes__[0]
+        == "in the layer Experts: Experts((Dense(2, 2),))\n  called with x: float64[2]"
+    )

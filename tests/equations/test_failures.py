@@ -274,3 +274,29 @@ def test_choices():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_failure_says_what_to_change(compiled):
+    def message(y0=1.0, dtype=jnp.float32, f=lambda y: -100 * y, **options):
+        layer = fl.NeuralODE(f, **options)
+        ps, st = fl.setup(jax.random.key(0), layer)
+        with pytest.raises(RuntimeError) as info:
+            jax.block_until_ready((jax.jit(layer) if compiled else layer)(jnp.array([y0], dtype), ps, st))
+        if not compiled:
+            assert len(str(info.value).splitlines()) == 2
+            assert "debug" not in str(info.value)
+        return str(info.value)
+
+    text = message(max_steps=5)
+    assert "NeuralODE: The maximum number of solver steps was reached.\nHere max_steps=5: raise it" in text
+    assert "rtol" in text
+    assert "stiff" in text
+    assert "bfloat16" not in text
+    assert "below the precision of bfloat16" in message(max_steps=5, dtype=jnp.bfloat16)
+    blown = message(1e30, f=lambda y: y * y, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1)
+    assert "NeuralODE: Nonfinite" in blown
+    assert "smaller dt0" in blown
+    assert "dtmin" not in blown
+    minimum = diffrax.PIDController(rtol=1e-6, atol=1e-9, dtmin=0.3, force_dtmin=False)
+    assert "minimum step size was reached" in message(stepsize_controller=minimum)

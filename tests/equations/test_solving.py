@@ -335,3 +335,18 @@ def test_wrong_batches(key):
     for y0 in ({"a": jnp.ones((2, 1)), "b": jnp.ones((3, 1))}, jnp.ones((0, 2))):
         with pytest.raises(ValueError, match=r"shape \(\*batch, n\).*found"):
             node(y0, ps, st)
+
+
+def test_tolerances_are_short_for_a_controller():
+    pid = diffrax.PIDController(rtol=1e-6, atol=1e-8)
+    assert fl.NeuralODE(jnp.tanh, rtol=1e-6, atol=1e-8) == fl.NeuralODE(jnp.tanh, stepsize_controller=pid)
+    one = fl.FFJORD(fl.Dense(2, 2), rtol=1e-3)
+    assert one.stepsize_controller == diffrax.PIDController(rtol=1e-3, atol=1e-6)
+    with pytest.raises(
+        ValueError, match="NeuralODE: expected rtol and atol, or a stepsize_controller, found both"
+    ):
+        fl.NeuralODE(jnp.tanh, rtol=1e-6, stepsize_controller=pid)
+    with pytest.raises(ValueError, match=r"NeuralODE\.atol: expected a finite number above 0"):
+        fl.NeuralODE(jnp.tanh, atol=0.0)
+    with pytest.raises(TypeError, match="rtol"):
+        fl.NeuralSDE(fl.Dense(1, 1), fl.Dense(1, 1), rtol=1e-3)

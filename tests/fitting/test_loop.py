@@ -185,6 +185,9 @@ def test_there_is_a_bar(key, capsys):
     assert "3/3" in shown
     assert "compiling" in shown
     assert "loss=" in shown
+    # Not a terminal: lines, of which none goes back to its start.
+    assert "\r" not in shown
+    assert 2 <= len(shown.splitlines()) < 10
     fl.train_loop(loss, ps, st, OPTIMIZER, itertools.cycle(BATCHES), steps=3, chunk=2)
     assert "compiling" not in capsys.readouterr().err
 

@@ -269,3 +269,8 @@ def test_an_optimizer_that_keeps_the_parameters_it_is_given():
     result = fl.train_loop(falling, ps, st, optimizer, steps=3, chunk=1, progress=False)
     assert float(result.ps.a) < 10.0
     assert float(ps.a) == 10.0
+
+
+def test_the_text_is_one_line():
+    result = train(steps=600)
+    assert repr(result) == "TrainResult(step=600, last loss -589, 1 parameter, stopped='steps')"

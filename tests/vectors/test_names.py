@@ -1,11 +1,13 @@
 import ast
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import flatlayers as fl
+from flatlayers.vectors import names
 from flatlayers.vectors.names import RESERVED_NAMES, as_path, describe
 
 
@@ -70,3 +72,22 @@ def test_values_are_described_by_their_parts():
     assert describe((fl.ComponentVector.of({"a": number}),)) == "(ComponentVector(float32[6]))"
     assert describe(Pair(number, describe)) == "Pair(first: float32[2,3], second: function)"
     assert describe(Pair) == "type"
+
+
+def test_the_nearest_names_are_looked_for_when_a_message_is_read(monkeypatch):
+    def never(*args, **options):
+        raise AssertionError
+
+    v = fl.ComponentVector.of({"weight": 1.0, "inner": {"bias": 2.0}})
+    record = v.unpack()
+    with monkeypatch.context() as patched:
+        patched.setattr(names.difflib, "get_close_matches", never)
+        for part in (v, record):
+            assert "wieght" not in part
+            assert not hasattr(part, "wieght")
+            assert not hasattr(part.inner, "bais")
+        assert record.get("wieght") is None
+        with pytest.raises(KeyError) as info:
+            record["inner.bais"]
+    assert str(info.value) == "no name 'bais'; the nearest: bias"
+    assert repr(pickle.loads(pickle.dumps(info.value))) == repr(info.value)

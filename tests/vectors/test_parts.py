@@ -228,3 +228,29 @@ def test_numbers_above_two_to_the_31():
         assert v.blocks.c.sum() == 0
         assert v[2**31 + 80 :].tolist() == list(range(20))
         assert v[2**31 + 30 : 2**31 + 35].tolist() == [3, 3, 3, 0, 0]
+
+
+def test_one_program_reads_all_leaves_of_a_shape(compilations):
+    layout = fl.Layout({f"n{i}": {"w": (2, 3), "b": (3,)} for i in range(40)})
+    v = fl.ComponentVector(np.arange(float(layout.length)), layout)
+    jax.block_until_ready(v.data)
+    before = len(compilations)
+    found = [v[f"n{i}"].w for i in range(40)] + [v[f"n{i}.b"] for i in range(40)]
+    # A group, a matrix in it, a matrix and a vector in the whole.
+    assert len(compilations) - before <= 4
+    expected = layout.unpack(np.asarray(v.data))
+    assert_same(found, [expected[f"n{i}.w"] for i in range(40)] + [expected[f"n{i}.b"] for i in range(40)])
+    before = len(compilations)
+    assert_same(v.unpack(), expected)
+    assert len(compilations) - before <= 1  # nor does what takes all of them
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_many_leaves_are_unpacked_as_by_a_split(lead):
+    blocks = {f"n{i}": STACKS for i in range(12)}
+    layout = fl.Layout(blocks).tie({"n3.last": "n1.last"})
+    assert len(layout._segments) > 32
+    data = np.arange(np.prod(lead, dtype=int) * layout.length, dtype=float).reshape(*lead, layout.length)
+    v = fl.ComponentVector(data, layout)
+    assert_same(v.unpack(), layout.unpack(data))
+    assert_same(v.unpack(), jax.jit(lambda v: v.unpack())(v))
