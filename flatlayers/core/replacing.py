@@ -22,12 +22,15 @@ def check_declared(layer: "Replaceable") -> None:
     fields = {field.name for field in dataclasses.fields(layer)}  # pyright: ignore[reportArgumentType]
     for name, value in vars(layer).items():
         # Others are of Python, such as `__doc__`, or follow from the fields, as cached properties do.
-        kind = inspect.getattr_static(type(layer), name, None)
-        if not (name in fields or name.startswith("__") or isinstance(kind, functools.cached_property)):
+        if not (name in fields or name.startswith("__") or _is_cached_property(type(layer), name)):
             raise TypeError(
                 f"{type(layer).__name__}: expected fields alone, found the attribute {name!r}; declare it by "
                 f"`{name}: {type(value).__name__}` in the class, which then needs no `__init__`"
             )
+
+
+def _is_cached_property(kind: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
 
 
 class Replaceable:
