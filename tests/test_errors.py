@@ -29,6 +29,7 @@ STACKED = fl.ComponentVector(jnp.ones((3, 4)), VECTOR.layout)
 DENSE = fl.Dense(2, 2)
 PS, ST = fl.setup(KEY, DENSE, jnp.float64)
 ONES = jnp.ones(2)
+SMALLEST = diffrax.PIDController(rtol=1e-9, atol=1e-9, dtmin=1e-3, force_dtmin=False)
 
 
 def sgd_loop(loss=lambda ps, st, batch: ((ps.data**2).sum(), st), data=None, **options):
@@ -48,6 +49,18 @@ def call_node(**options):
 def slope(mode, **options):
     layer, ps, st = node(**options)
     return mode(lambda ps: layer(ONES, ps, st)[0].sum())(ps)
+
+
+# A solve that fails
+
+
+def too_many_steps():
+    return call_node(max_steps=1, rtol=1e-9, atol=1e-9)
+
+
+def steps_that_become_too_small():
+    layer = fl.NeuralODE(fl.WrappedFunction(lambda y: 1e6 * y**2), stepsize_controller=SMALLEST)
+    return layer(ONES, *fl.setup(KEY, layer, jnp.float64))
 
 
 # Vectors and names

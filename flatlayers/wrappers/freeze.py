@@ -101,6 +101,10 @@ def freeze(model: Layer, names: str | tuple[str, ...] | None = None) -> FrozenLa
     The output does not change, and `fl.setup` with the same key gives the same values.
     `fl.freeze_parameters` takes along what a model has learned.
 
+    Running statistics of frozen layers, as of `fl.BatchNorm`, go on moving in training mode. To hold them,
+    put that part of the state into test mode:
+    `st.replace(layer=st.layer.replace(encoder=fl.testmode(st.layer.encoder)))`.
+
     **Arguments:**
 
     - `model`: a layer.
