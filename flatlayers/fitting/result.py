@@ -1,12 +1,14 @@
 """`TrainResult`, and the errors that carry one."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
 import jax
 import numpy as np
 
+from ..checks import message_at_run_time
 from ..types import PyTree
 from ..vectors.record import Record
 
@@ -153,6 +155,18 @@ def parameters_not_finite(step: int, result: TrainResult) -> NonFiniteLossError:
         step,
         result,
     )
+
+
+@contextlib.contextmanager
+def told_plainly(place: str) -> Iterator[None]:
+    """Let a check that raises in a compiled program be a `RuntimeError` of its message, with the `place`."""
+    try:
+        yield
+    except Exception as error:  # of JAX: a `JaxRuntimeError` or a `ValueError`
+        message = message_at_run_time(error)
+        if message is None:
+            raise
+        raise RuntimeError(f"{message}\ntrain_loop: this was raised in {place}") from error
 
 
 def attach(error: BaseException, result: TrainResult | None) -> None:
