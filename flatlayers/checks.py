@@ -1,7 +1,6 @@
 """Errors of a program that runs, which let it be divided over devices."""
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -23,15 +22,6 @@ T = TypeVar("T", bound=PyTree)
 def error_if(tree: T, bad: Array, message: str) -> T:
     """Return `tree`; as `equinox.error_if`, raise if `bad` when the program runs."""
     return checked_by(lambda token, bad: eqx.error_if(token, bad, message), tree, bad)
-
-
-def message_at_run_time(error: Exception) -> str | None:
-    """Return the message of a check that raised in a compiled program; `None` if none did.
-
-    JAX has it as text alone, between the traceback of the callback and Equinox's advice.
-    """
-    found = re.search(r"EquinoxRuntimeError: (.*?)\s*\n-{20}\n", str(error), re.DOTALL)
-    return found and found[1]
 
 
 def raising(token: Array, result: PyTree, failed: Array) -> Array:

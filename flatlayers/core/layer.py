@@ -19,6 +19,7 @@ from .declaration import Declared, as_declared
 from .drawing import Drawing
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
+from .missing import tell_where
 from .replacing import Replaceable, seal
 from .values import FrozenDict, Value, has_hash, is_array, value_text
 
@@ -319,6 +320,7 @@ def call(layer: Layer, method: Method, x: Input, ps: Params, st: State) -> tuple
             raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
         return result[0], as_record(result[1])
     except Exception as error:
+        tell_where(error, layer, ps, st)
         _note_place(error, layer, x, ps)
         raise
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
 import jax
 import numpy as np
 
-from ..checks import message_at_run_time
 from ..types import PyTree
 from ..vectors.record import Record
 
@@ -163,10 +163,19 @@ def told_plainly(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of JAX: a `JaxRuntimeError` or a `ValueError`
-        message = message_at_run_time(error)
+        message = _message_at_run_time(error)
         if message is None:
             raise
         raise RuntimeError(f"{message}\ntrain_loop: this was raised in {place}") from error
+
+
+def _message_at_run_time(error: Exception) -> str | None:
+    """Return the message of a check that raised in a compiled program; `None` if none did.
+
+    JAX has it as text alone, between the traceback of the callback and Equinox's advice.
+    """
+    found = re.search(r"EquinoxRuntimeError: (.*?)\s*\n-{20}\n", str(error), re.DOTALL)
+    return found and found[1]
 
 
 def attach(error: BaseException, result: TrainResult | None) -> None:
