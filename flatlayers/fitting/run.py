@@ -23,7 +23,7 @@ from .result import (
     parameters_not_finite,
     told_plainly,
 )
-from .steps import FINE, LOSS, Carry, Log, Steps, differences
+from .steps import FINE, LOSS, Carry, Log, Steps, changed_types, differences
 from .validation import Validator
 
 
@@ -171,7 +171,7 @@ class Run:
         self._is_first = False
         assert self.carry is not None
         taken = 0
-        if differences(self.carry[:3], self.steps.after_one(self.carry, data)[:3]):
+        if changed_types(self.carry, self.steps.after_one(self.carry, data)):
             with deferred_interrupts():
                 before = self.carry
                 with told_plainly(self._steps_text(1)):
@@ -183,21 +183,21 @@ class Run:
             assert self.carry is not None
             ps, st, opt_state, old = self.carry
             self.carry = Carry(ps, st, opt_state, (old[0], st))
-            self._expect_fixed_types(data)
+            self._expect_fixed_types(before, data)
             taken = 1
         if self.in_place:
             self.carry = _owned(self.carry, (self._given, self._lent))
         return taken
 
-    def _expect_fixed_types(self, data: PyTree) -> None:
-        """Raise unless a further step keeps the types."""
+    def _expect_fixed_types(self, given: Carry, data: PyTree) -> None:
+        """Raise unless a further step keeps the types, after one that changed those of what was given."""
         assert self.carry is not None
         problem, cause = "", None
         try:
-            after = self.steps.after_one(self.carry, data)
-            problem = differences(self.carry[:3], after[:3])
+            problem = changed_types(self.carry, self.steps.after_one(self.carry, data))
         except Exception as error:  # of the loss, in words that do not tell that it is the second step
-            problem, cause = f"a state that the loss does not take: {self.carry.st!r}", error
+            changed = changed_types(given, self.carry)
+            problem, cause = f"one that the loss does not take in the second step: {changed}", error
         if problem:
             raise TypeError(
                 "train_loop: expected the state to keep its names, shapes and dtypes from the second step "
