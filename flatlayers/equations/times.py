@@ -64,10 +64,8 @@ def _between(times: Array | Sequence[float] | np.ndarray, t0: float | None, t1: 
         fine = np.isfinite(found) & (abs(found - inside) <= room)
     if not fine.all():
         first = found[~fine][0]
-        raise ValueError(
-            f"expected times in `saveat` from t0={t0} to t1={t1}, found {first}"
-            + _way_out(first, found, t0, t1)
-        )
+        way_out = _way_out(first, found, t0, t1)
+        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {first}{way_out}")
     return inside
 
 
