@@ -1,13 +1,17 @@
-"""Names that a layer looks for in its parameters or its state, and that are not there."""
+"""Names that are not there: in the parameters or the state of a layer, or among its options."""
 
 import functools
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from ..types import Params
 from ..vectors.names import UnknownAttributeError
 from ..vectors.record import Record
 from .declaration import contains_layer
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class _Holder(Protocol):
@@ -51,3 +55,18 @@ def _text(layer: _Holder, path: str, name: str) -> str:
 def _is_container(layer: _Holder, name: str) -> bool:
     """Tell whether the fields of a layer are its children, whatever it declares."""
     return name in layer.children()
+
+
+def construct(init: Callable[..., None], /, *args: object, **kwargs: object) -> None:
+    """Call a constructor. An error for an option that it does not have names those that it has."""
+    try:
+        init(*args, **kwargs)
+    except TypeError as error:
+        # Raised by the call itself, not by what the constructor calls.
+        is_of_call = error.__traceback__ is not None and error.__traceback__.tb_next is None
+        if is_of_call and "unexpected keyword argument" in str(error):
+            _, *options = (
+                name for name, one in inspect.signature(init).parameters.items() if one.kind not in _VARIADIC
+            )
+            error.args = (f"{error}; the options are: {', '.join(options)}",)
+        raise

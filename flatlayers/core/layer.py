@@ -14,12 +14,12 @@ from ..vectors.names import describe, join_path
 from ..vectors.record import as_record
 from ..vectors.text import as_html, as_text
 from ..vectors.vector import ComponentVector
+from .absent import construct, tell_where
 from .constraints import Transforms, constrain
 from .declaration import Declared, as_declared
 from .drawing import Drawing
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
-from .missing import tell_where
 from .replacing import Replaceable, seal
 from .values import FrozenDict, Value, has_hash, is_array, value_text
 
@@ -33,7 +33,7 @@ def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def __init__(self: "Layer", *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
+        construct(init, self, *args, **kwargs)
         if type(self).__init__ is __init__:
             seal(self)
 

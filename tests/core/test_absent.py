@@ -1,4 +1,4 @@
-"""What the error says for a name that is not in the parameters or the state of a layer."""
+"""What the error says for a name that is not in the parameters, the state or the options of a layer."""
 
 import pickle
 
@@ -110,3 +110,24 @@ def test_attributes_of_other_objects_are_left_alone():
 
 def test_a_record_that_is_not_given_says_nothing_more():
     assert message(Reads(DENSE, "fl.Record(a=1).b")) == "no name 'b'; there are: a"
+
+
+class Passes(fl.Layer):
+    def __init__(self, wrong):
+        fl.Dense(2, 2, **wrong)
+
+
+@pytest.mark.parametrize("make", [lambda: fl.Dense(2, 2, bias=False), lambda: Passes({"bias": False})])
+def test_an_unknown_option_names_those_that_there_are(make):
+    with pytest.raises(TypeError) as info:
+        make()
+    assert str(info.value).startswith("Dense.__init__() got an unexpected keyword argument 'bias'")
+    options = "in_dims, out_dims, activation, use_bias, init_weight, init_bias"
+    assert str(info.value).endswith(f"; the options are: {options}")
+    assert str(info.value).count("options") == 1
+
+
+def test_other_errors_of_a_constructor_are_left_alone():
+    with pytest.raises(TypeError) as info:
+        fl.Dense(2)
+    assert "the options are" not in str(info.value)
