@@ -202,4 +202,4 @@ from .wrappers.stateful import StatefulLayer as StatefulLayer
 from .wrappers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -20,7 +20,7 @@ from .declaration import Declared, as_declared
 from .drawing import Drawing
 from .fields import Check, checks_of, is_class_variable
 from .matching import Shapes, check_parameters, check_state, shapes_of_states
-from .replacing import Replaceable, seal
+from .replacing import Replaceable, check_declared, seal
 from .values import FrozenDict, Value, has_hash, is_array, value_text
 
 
@@ -170,6 +170,7 @@ class Layer(Value, Declared, Replaceable):
     # Immutable
 
     def _complete(self) -> None:
+        check_declared(self)
         self.check_fields()
         declares_none = type(self).parameters is Layer.parameters and type(self).children is Layer.children
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ..dtypes import is_number
 from ..types import Array, DType, Shape
 from . import exports, vector_text
 from ._arithmetic import Arithmetic, Operation
+from .indices import Index, Key, along_last, check_no_lead, is_path
 from .layout import Layout, check_same_layout, leaves_of
 from .names import NamedArray, UnknownAttributeError, UnknownNameError, as_path, describe
 from .packing import broadcast_to_part, pack
@@ -32,10 +33,6 @@ from .places import Slot
 from .record import Record
 from .tables import Tables
 from .text import as_html
-
-
-# An index along the last axis, or along leading axes.
-Index: TypeAlias = "int | slice | list[int] | np.ndarray | Array | tuple[object, ...]"
 
 
 class ComponentVector(Arithmetic, Tables, NamedArray):
@@ -128,49 +125,25 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
     # The array
 
     def __len__(self) -> int:
-        self._check_no_lead("len(v)", "`len(v.lead)`, or `v.layout.length`")
+        check_no_lead(self._known_shape(), "len(v)", "`len(v.lead)`, or `v.layout.length`")
         return self.layout.length
 
     def __iter__(self) -> Iterator[Array]:
         """Go through the numbers, as an array of JAX does."""
-        self._check_no_lead("iter(v)", "`iter(v.lead)`")
+        check_no_lead(self._known_shape(), "iter(v)", "`iter(v.lead)`")
         return iter(self.data)
+
+    def _known_shape(self) -> Shape:
+        # Data that is no array, such as an axis under `jax.vmap`, has none.
+        return getattr(self.data, "shape", ())
 
     # Views
 
-    def __getitem__(self, key: "str | tuple[str | int, ...] | Index") -> Any:
-        if _is_path(key):
+    def __getitem__(self, key: Key) -> Any:
+        if is_path(key):
             return self._view(as_path(key))
-        index = self._index(key)
+        index = along_last(key, self._known_shape())
         return of_numbers(lambda data: numbers_at(data, index), self.data)
-
-    def _index(self, key: object) -> Any:
-        """Return the index into `data` that an index along the last axis means."""
-        if isinstance(key, tuple) and len(key) == 2 and key[0] is Ellipsis:
-            return key
-        if isinstance(key, tuple):
-            raise TypeError(
-                f"expected a name, or one index along the last axis, found {key!r}; `v.data` takes more"
-            )
-        if isinstance(key, list | slice) and any(isinstance(part, str) for part in _parts(key)):
-            raise TypeError(f'expected a name or an index, found {key!r}; several names: `v.pick("a", "b")`')
-        if key is Ellipsis:
-            return key
-        if not self._is_mask(key):
-            self._check_no_lead("v[i]", "`v[..., i]` for numbers, `v.lead[i]` for leading axes")
-        return (..., key)
-
-    def _is_mask(self, key: object) -> bool:
-        """Tell whether it is a mask of the numbers, such as `layout.mask` gives."""
-        return isinstance(key, np.ndarray | jax.Array) and key.dtype == bool and key.shape == self.shape[-1:]
-
-    def _check_no_lead(self, call: str, way_out: str) -> None:
-        # Data that is no array, such as an axis under `jax.vmap`, has none.
-        lead = getattr(self.data, "shape", ())[:-1]
-        if lead:
-            raise TypeError(
-                f"{call} of a vector with leading axes {tuple(lead)} has two meanings: use {way_out}"
-            )
 
     @property
     def lead(self) -> "_Lead":
@@ -335,14 +308,6 @@ class ComponentVector(Arithmetic, Tables, NamedArray):
         return vector_text.in_lines(self.data, self.layout)
 
 
-def _is_path(key: object) -> bool:
-    return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(part, str) for part in key))
-
-
-def _parts(key: list[Any] | slice) -> list[Any]:
-    return key if isinstance(key, list) else [key.start, key.stop]
-
-
 class _Lead:
     """`v.lead`, which waits for an index of the leading axes."""
 
@@ -351,7 +316,7 @@ class _Lead:
             raise TypeError(f"expected a vector with leading axes, found shape {vector.shape}")
         self.vector = vector
 
-    def __getitem__(self, index: "Index") -> ComponentVector:
+    def __getitem__(self, index: Index) -> ComponentVector:
         index = index if isinstance(index, tuple) else (index,)
         return self.vector._with(of_numbers(lambda data: data[(*index, slice(None))], self.vector.data))
 
@@ -368,16 +333,16 @@ class _At:
     def __init__(self, vector: ComponentVector):
         self.vector = vector
 
-    def __getitem__(self, key: "str | tuple[str | int, ...] | Index") -> "_AtPart":
+    def __getitem__(self, key: Key) -> "_AtPart":
         return _AtPart(self.vector, key)
 
 
 class _AtPart:
     """`v.at[key]`, which waits for a change to make there."""
 
-    def __init__(self, vector: ComponentVector, key: "str | tuple[str | int, ...] | Index"):
+    def __init__(self, vector: ComponentVector, key: Key):
         self.vector = vector
-        self.path: str | None = as_path(key) if _is_path(key) else None
+        self.path: str | None = as_path(key) if is_path(key) else None
         self.key = key
 
     def get(self) -> Any:
@@ -400,7 +365,7 @@ class _AtPart:
         vector, path, data = self.vector, self.path, self.vector.data
         if path is None:
             number: Any = jnp.asarray(value, vector.dtype) if is_number(value) else value
-            index = vector._index(self.key)
+            index = along_last(self.key, vector._known_shape())
             return vector._with(of_numbers(lambda v: changed_at(jnp.asarray(v), index, method, number), data))
         flat, layout = self._flat(path, value), vector.layout
         return vector._with(

@@ -83,6 +83,26 @@ def test_the_hook_completes_fields_by_plain_assignment():
     assert Empty().extra == 3  # a layer without fields has the hook, too
 
 
+def test_an_attribute_of_its_own_init_is_declared():
+    class Scaled(fl.Layer):
+        factor = 1.0
+
+        def __init__(self, factor):
+            self.factor = factor
+
+    class Declared(fl.Layer):
+        factor: float
+
+        def __init__(self, factor):
+            self.factor = factor
+
+    # Layers are compared by their fields: those of two factors were equal, and one ran the other's program.
+    message = r"Scaled: expected fields alone, found the attribute 'factor'; declare it by `factor: float`"
+    with pytest.raises(TypeError, match=message):
+        Scaled(2.0)
+    assert Declared(2.0) != Declared(3.0)
+
+
 def test_the_hook_is_called_once_by_the_class_itself():
     calls = []
 
