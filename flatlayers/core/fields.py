@@ -24,7 +24,7 @@ from jax.core import Tracer
 from ..vectors.names import describe
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Check:
     """A condition on a value.
 
@@ -44,6 +44,10 @@ class Check:
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{where}: expected {self.expected}, found {_found(value)}")
+
+    def __repr__(self) -> str:
+        """Return what is shown in the signature of a layer by `help`."""
+        return f"Check({self.expected!r})"
 
 
 def integer(low: int | None = None) -> Check:

@@ -14,6 +14,7 @@ from ..vectors.names import describe, join_path
 from ..vectors.record import as_record
 from ..vectors.text import as_html, as_text
 from ..vectors.vector import ComponentVector
+from .absent import construct, tell_where
 from .constraints import Transforms, constrain
 from .declaration import Declared, as_declared
 from .drawing import Drawing
@@ -32,7 +33,7 @@ def _then_seal(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def __init__(self: "Layer", *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
+        construct(init, self, *args, **kwargs)
         if type(self).__init__ is __init__:
             seal(self)
 
@@ -320,6 +321,7 @@ def call(layer: Layer, method: Method, x: Input, ps: Params, st: State) -> tuple
             raise TypeError(f"expected `forward` to return (y, st), found {describe(result)}")
         return result[0], as_record(result[1])
     except Exception as error:
+        tell_where(error, layer, ps, st)
         _note_place(error, layer, x, ps)
         raise
 

@@ -47,8 +47,10 @@ class SolveTimes(eqx.Module):
 
     **Raises:** the layer raises `ValueError` for times that are not finite or not in order (under `jax.jit`
     an error at run time), for shapes that do not go with the state and for ends that do not go with the
-    layer's `dt0` and `saveat`; `TypeError` for a layer without save times, for what are no real numbers, and
-    where they are not the second of a pair. With an event `t1` may be infinite.
+    layer's `dt0` and `saveat`; `TypeError` for a solver layer without save times, as `FFJORD` is, for what
+    are no real numbers, and where they are not the second of a pair. With an event `t1` may be infinite.
+    A layer that solves no equation in time, such as `Dense` or `DeepEquilibriumNetwork`, takes the pair for
+    an input as any other, and raises what it does for a wrong one.
 
     >>> import jax
     >>> import jax.numpy as jnp

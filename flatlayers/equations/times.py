@@ -63,8 +63,20 @@ def _between(times: Array | Sequence[float] | np.ndarray, t0: float | None, t1: 
     with np.errstate(invalid="ignore"):
         fine = np.isfinite(found) & (abs(found - inside) <= room)
     if not fine.all():
-        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {found[~fine][0]}")
+        first = found[~fine][0]
+        way_out = _way_out(first, found, t0, t1)
+        raise ValueError(f"expected times in `saveat` from t0={t0} to t1={t1}, found {first}{way_out}")
     return inside
+
+
+def _way_out(outside: float, times: np.ndarray, t0: float | None, t1: float | None) -> str:
+    """Return what to give for times one of which is outside of the ends; nothing if it is not finite."""
+    if t0 is None or t1 is None or not np.isfinite(times).all():
+        return ""
+    forward = t1 >= t0
+    if (outside > t1) == forward:
+        return f"; the solve ends at t1: give `t1={times.max() if forward else times.min()}`"
+    return f"; the solve starts at t0: give `t0={times.min() if forward else times.max()}`"
 
 
 def save_times(saveat: diffrax.SaveAt) -> list[Array]:

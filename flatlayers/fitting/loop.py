@@ -113,7 +113,8 @@ def train_loop(
     that are not finite; `ValueError` if the batches come to an end before the steps do, differ in shape, or
     have a number of samples that devices do not divide, and for processes with other parameters or states;
     `TypeError` for a state that changes its type in each step, for data that are no batches of arrays, and
-    for parameters that are not floating.
+    for parameters that are not floating; `RuntimeError` for a solve that fails, with its message and the
+    steps among which it was.
     These, and exceptions of the callback, the data and the validation, have the result so far as `result`.
 
     **Warns:** if the optimiser works leaf by leaf and sees a vector, as far as a short trial tells.

@@ -1,7 +1,9 @@
 """`TrainResult`, and the errors that carry one."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
 import jax
@@ -153,6 +155,27 @@ def parameters_not_finite(step: int, result: TrainResult) -> NonFiniteLossError:
         step,
         result,
     )
+
+
+@contextlib.contextmanager
+def told_plainly(place: str) -> Iterator[None]:
+    """Let a check that raises in a compiled program be a `RuntimeError` of its message, with the `place`."""
+    try:
+        yield
+    except Exception as error:  # of JAX: a `JaxRuntimeError` or a `ValueError`
+        message = _message_at_run_time(error)
+        if message is None:
+            raise
+        raise RuntimeError(f"{message}\ntrain_loop: this was raised in {place}") from error
+
+
+def _message_at_run_time(error: Exception) -> str | None:
+    """Return the message of a check that raised in a compiled program; `None` if none did.
+
+    JAX has it as text alone, between the traceback of the callback and Equinox's advice.
+    """
+    found = re.search(r"EquinoxRuntimeError: (.*?)\s*\n-{20}\n", str(error), re.DOTALL)
+    return found and found[1]
 
 
 def attach(error: BaseException, result: TrainResult | None) -> None:

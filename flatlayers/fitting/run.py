@@ -21,8 +21,9 @@ from .result import (
     attach,
     loss_not_finite,
     parameters_not_finite,
+    told_plainly,
 )
-from .steps import FINE, LOSS, Carry, Log, Steps, differences
+from .steps import FINE, LOSS, Carry, Log, Steps, changed_types, differences
 from .validation import Validator
 
 
@@ -111,7 +112,7 @@ class Run:
         end, validator = self.plan.end, self.plan.validator
         # A run that was stopped between a chunk and its validation.
         if self._restored and validator and validator.is_due(self.step):
-            validator(self.step, *self._reached())
+            self._validate()
             self._saved = -1
         if validator and validator.out_of_patience():
             return "patience"
@@ -150,7 +151,8 @@ class Run:
         program = self.steps.in_place if self.in_place else self.steps.beside
         with deferred_interrupts():
             before = None if self.in_place else self.carry
-            self.carry, log = program(self.carry, chunk.data, first, chunk.count, self.size)
+            with told_plainly(self._steps_text(chunk.count - first)):
+                self.carry, log = program(self.carry, chunk.data, first, chunk.count, self.size)
             self._in_flight = _InFlight(log, first, chunk.count, before)
         self.bar.set_description("training")
 
@@ -169,10 +171,11 @@ class Run:
         self._is_first = False
         assert self.carry is not None
         taken = 0
-        if differences(self.carry[:3], self.steps.after_one(self.carry, data)[:3]):
+        if changed_types(self.carry, self.steps.after_one(self.carry, data)):
             with deferred_interrupts():
                 before = self.carry
-                self.carry, log = self.steps.alone(before, data)
+                with told_plainly(self._steps_text(1)):
+                    self.carry, log = self.steps.alone(before, data)
                 log = jax.tree.map(lambda x: x[None], log)
                 self._in_flight = _InFlight(log, 0, 1, before)
             self.settle()
@@ -180,21 +183,21 @@ class Run:
             assert self.carry is not None
             ps, st, opt_state, old = self.carry
             self.carry = Carry(ps, st, opt_state, (old[0], st))
-            self._expect_fixed_types(data)
+            self._expect_fixed_types(before, data)
             taken = 1
         if self.in_place:
             self.carry = _owned(self.carry, (self._given, self._lent))
         return taken
 
-    def _expect_fixed_types(self, data: PyTree) -> None:
-        """Raise unless a further step keeps the types."""
+    def _expect_fixed_types(self, given: Carry, data: PyTree) -> None:
+        """Raise unless a further step keeps the types, after one that changed those of what was given."""
         assert self.carry is not None
         problem, cause = "", None
         try:
-            after = self.steps.after_one(self.carry, data)
-            problem = differences(self.carry[:3], after[:3])
+            problem = changed_types(self.carry, self.steps.after_one(self.carry, data))
         except Exception as error:  # of the loss, in words that do not tell that it is the second step
-            problem, cause = f"a state that the loss does not take: {self.carry.st!r}", error
+            changed = changed_types(given, self.carry)
+            problem, cause = f"one that the loss does not take in the second step: {changed}", error
         if problem:
             raise TypeError(
                 "train_loop: expected the state to keep its names, shapes and dtypes from the second step "
@@ -208,7 +211,8 @@ class Run:
             return
         with deferred_interrupts():
             try:
-                log: Any = jax.device_get(pending.log)
+                with told_plainly(self._steps_text(pending.last - pending.first)):
+                    log: Any = jax.device_get(pending.log)
             except Exception:
                 self.carry = pending.before
                 raise
@@ -230,6 +234,17 @@ class Run:
             raise self._failure(of_loss, float(log.value[pending.first + taken]))
         self.bar.set_postfix(self._shown(), refresh=False)
         self.bar.update(taken)
+
+    def _steps_text(self, count: int) -> str:
+        """Return the words for the next steps."""
+        return (
+            f"one of the steps {self.step} to {self.step + count - 1}" if count > 1 else f"step {self.step}"
+        )
+
+    def _validate(self) -> None:
+        assert self.plan.validator is not None
+        with told_plainly(f"the validation after {self.step} steps"):
+            self.plan.validator(self.step, *self._reached())
 
     def _failure(self, of_loss: bool, value: float) -> NonFiniteLossError:
         """Return the error for the step that is not finite."""
@@ -259,7 +274,7 @@ class Run:
         plan, stopped = self.plan, None
         ps, st = self._reached()
         if plan.validator and self.step % plan.validator.every == 0:
-            plan.validator(self.step, ps, st)
+            self._validate()
             self.bar.set_postfix(self._shown(), refresh=False)
             stopped = "patience" if plan.validator.out_of_patience() else None
         if plan.save_every and self.step % plan.save_every == 0:

@@ -181,6 +181,11 @@ def differences(a: PyTree, b: PyTree) -> str:
     return listing(pairs.items()) if pairs else f"{describe(a)} before and {describe(b)} after"
 
 
+def changed_types(a: Carry, b: Carry) -> str:
+    """Return what differs between the types of two carries: paths in the state, or else in the others."""
+    return differences(a.st, b.st) or differences(*({"ps": x.ps, "opt_state": x.opt_state} for x in (a, b)))
+
+
 def compiled_steps(loss: Loss, optimizer: Optimizer, pick: Pick, placing: Placing = _HERE) -> Steps:
     """Return the compiled steps: the same object in each call, as long as it is one of the last few."""
     try:

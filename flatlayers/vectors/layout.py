@@ -285,7 +285,8 @@ class Layout(Places):
 
     def __repr__(self) -> str:
         inside = ", ".join(
-            f"{name}={child!r}".replace("=Layout(", "=(") for name, child in self.entries.items()
+            f"{name}={child!r}".replace("=Layout()", "={}").replace("=Layout(", "=(")  # `()` is a number
+            for name, child in self.entries.items()
         )
         stacks = "".join(f".stack({n})" for n in reversed(self.copies))
         ties = f".tie({dict(self.ties)})" if self.ties else ""

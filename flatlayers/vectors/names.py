@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import keyword
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -45,7 +45,13 @@ class UnknownNameError(KeyError):
 
 
 class UnknownAttributeError(AttributeError):
-    """A name that is no attribute, with its text as `UnknownNameError`."""
+    """A name that is no attribute, with its text as `UnknownNameError`. `tell` adds to the text, once."""
+
+    told = False
+
+    def tell(self, more: Callable[[], str]) -> None:
+        text, self.told = self.args[0], True
+        self.args = (lambda: f"{text() if callable(text) else text}{more()}",)
 
     def __str__(self) -> str:
         return _text_of(self)

@@ -116,7 +116,7 @@ class Record(Immutable, Mapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
             known = () if name.startswith("_") else self._values
-            raise UnknownAttributeError(functools.partial(unknown_name, name, known))
+            raise UnknownAttributeError(functools.partial(unknown_name, name, known), name=name, obj=self)
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,3 +1,4 @@
+import inspect
 from typing import Literal
 
 import equinox as eqx
@@ -141,3 +142,12 @@ def test_fields_of_other_classes():
         Solver(-1)
     with pytest.raises(ValueError, match="Solver.history: expected an integer of at least 1, found 0"):
         Solver(1e-3, 0)
+
+
+def test_signatures_show_no_functions_of_checks():
+    text = str(inspect.signature(fl.BatchNorm))
+    assert "Annotated[int, Check('an integer of at least 1')]" in text
+    for name in fl.__all__ if hasattr(fl, "__all__") else dir(fl):
+        layer = getattr(fl, name)
+        if isinstance(layer, type) and issubclass(layer, fl.Layer):
+            assert "accept" not in str(inspect.signature(layer))

@@ -1,5 +1,7 @@
 """Times of any scale and offset: each solver layer against a closed form, with its gradient."""
 
+import re
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -241,6 +243,21 @@ def test_the_rounding_of_an_end_in_the_times_own_dtype_is_forgiven(t1):
 )
 def test_times_outside_are_refused(saveat, ends):
     with pytest.raises(ValueError, match=r"expected times in `saveat` from t0=.* to t1=.*, found"):
+        saved(saveat, **ends)
+
+
+@pytest.mark.parametrize(
+    ("saveat", "ends", "way_out"),
+    [
+        ([0.0, 2.0, 5.0], {}, "t1=1.0, found 2.0; the solve ends at t1: give `t1=5.0`"),
+        ([-2.0, -1.0, 1.0], {}, "t1=1.0, found -2.0; the solve starts at t0: give `t0=-2.0`"),
+        ([1.0, -2.0], {"t0": 1.0, "t1": -1.0}, "t1=-1.0, found -2.0; the solve ends at t1: give `t1=-2.0`"),
+        ([2.0, 0.0], {"t0": 1.0, "t1": -1.0}, "found 2.0; the solve starts at t0: give `t0=2.0`"),
+        ([0.5, np.nan], {}, "t1=1.0, found nan"),
+    ],
+)
+def test_times_outside_say_which_end_to_give(saveat, ends, way_out):
+    with pytest.raises(ValueError, match=re.escape(way_out) + "$"):
         saved(saveat, **ends)
 
 

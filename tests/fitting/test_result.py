@@ -116,6 +116,45 @@ def test_an_exception_at_run_time_in_the_loss(request):
         assert "the parameters were lost, since a large vector is trained in place" in info.value.__notes__[0]
 
 
+def stiff(a):
+    """Solve an equation whose rate is ten times larger with each step of training."""
+    layer = fl.NeuralODE(
+        fl.WrappedFunction(lambda y: jnp.array([0.0, -1.0]) * y[0] * y), t1=1.0, max_steps=64
+    )
+    rate = 10.0 ** (10.0 - jax.lax.stop_gradient(a))
+    ps, st = fl.setup(jax.random.key(0), layer, float)
+    return layer(jnp.stack([rate, jnp.ones_like(rate)]), ps, st)[0].sum()
+
+
+def check_plain(error, place):
+    lines = str(error).splitlines()
+    assert type(error) is RuntimeError
+    assert lines[0].startswith("NeuralODE: The maximum number of solver steps was reached")
+    assert lines[1].startswith("Here max_steps=64: raise it")
+    assert lines[2:] == [f"train_loop: this was raised in {place}"]
+    assert lines[1] in str(error.__cause__)
+
+
+def test_a_solve_that_fails_is_told_plainly(request):
+    def loss(ps, st, batch):
+        return ps.a + 0 * stiff(ps.a), {"count": st.count + 1}
+
+    with pytest.raises(RuntimeError) as info:
+        train(loss)
+    check_plain(info.value, "one of the steps 2 to 3")
+    if "beside" in request.node.name:
+        check(info.value.result, 2, "error")
+    else:
+        assert "the parameters were lost" in info.value.__notes__[0]
+
+
+def test_a_solve_that_fails_in_the_validation_is_told_plainly():
+    with pytest.raises(RuntimeError) as info:
+        train(validate=(lambda ps, st, batch: (stiff(ps.a), st), None, 3))
+    check_plain(info.value, "the validation after 3 steps")
+    check(info.value.result, 3, "error")
+
+
 def test_an_interrupt_returns_the_result_so_far():
     def callback(step, *_):
         if step == 4:

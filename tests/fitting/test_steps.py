@@ -203,15 +203,36 @@ def test_a_layer_whose_first_call_makes_its_state(key):
 
 def test_states_that_never_settle():
     with pytest.raises(
-        TypeError, match=r"from the second step on, found .*n: float64\[2\] before and float64\[3\] after"
+        TypeError, match=r"from the second step on, found n: float64\[2\] before and float64\[3\] after"
     ) as info:
         train(
             lambda ps, st, _: (ps.data.sum(), {"n": jnp.concatenate([st.n, jnp.ones(1)])}),
             st={"n": np.ones(1)},
         )
     assert info.value.result.step == 1
-    with pytest.raises(TypeError, match="a state that the loss does not take: Record"):
+    with pytest.raises(
+        TypeError,
+        match=r"does not take in the second step: n: float64\[\] before and nothing after",
+    ):
         train(lambda ps, st, _: (ps.data.sum() * st.n, {}), st={"n": 1.0})
+
+
+def test_a_state_that_the_loss_does_not_take_is_told_by_its_path():
+    def loss(ps, st, _):
+        mean = jnp.dot(st.layer_1.mean, jnp.ones(3))
+        return ps.data.sum() + mean, {
+            "layer_0": st.layer_0,
+            "layer_1": {"mean": jnp.ones((5, 3))},
+        }
+
+    with pytest.raises(TypeError) as info:
+        train(loss, st={"layer_0": {"mean": jnp.ones(2)}, "layer_1": {"mean": jnp.ones(3)}})
+    assert str(info.value).endswith(
+        "found one that the loss does not take in the second step: layer_1.mean: float64[3] before and "
+        "float64[5,3] after"
+    )
+    assert info.value.__cause__ is not None
+    assert info.value.result.step == 1
 
 
 def test_not_finite_after_a_first_step_alone():

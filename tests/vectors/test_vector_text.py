@@ -22,6 +22,14 @@ def test_text_is_short_and_names_everything():
     assert "the same as x" in str(tied)
 
 
+def test_a_group_without_names_is_no_number():
+    layout = fl.Layout({"number": (), "flat": {}, "inner": {"pool": {}, "b": (2,)}, "n": fl.Layout({})})
+    assert repr(layout) == "Layout(number=(), flat={}, inner=(pool={}, b=(2,)), n={})"
+    assert repr(fl.Layout({})) == "Layout()"
+    stacked = fl.Layout({"pools": fl.Layout({}).stack(3), "nets": fl.Layout({"b": ()}).stack(3)})
+    assert repr(stacked) == "Layout(pools={}.stack(3), nets=(b=()).stack(3))"
+
+
 def test_what_is_not_the_numbers_is_shown_as_what_it_is():
     v = fl.ComponentVector(jnp.arange(10.0), LAYOUT)
     norm = jax.tree.map(jnp.linalg.norm, v)
