@@ -283,7 +283,7 @@ def _bar(steps: int, start: int, progress: bool) -> "tqdm.tqdm":
         from tqdm import tqdm
     in_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
     to_a_file = progress and not in_notebook and not sys.stderr.isatty()
-    options: dict[str, Any] = {"file": _Lines(), "mininterval": 10.0, "ncols": 80} if to_a_file else {}
+    options: dict[str, Any] = {"file": _Lines(), "mininterval": 10.0} if to_a_file else {}
     disable = not progress
     return tqdm(total=steps, initial=start, desc="training", unit="step", disable=disable, **options)
 
