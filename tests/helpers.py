@@ -28,6 +28,12 @@ def assert_close(a, b, rtol=1e-10, atol=1e-12):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
 
 
+def compiled_by_default(lowered):
+    """Compile a lowered program as it is for users, whose size and memory count; see `conftest.py`."""
+    is_old = jax.__version_info__ < (0, 11)
+    return lowered.compile({"xla_cpu_use_fusion_emitters": True} if is_old else None)
+
+
 def counting_jit(function, **options):
     """`jax.jit(function, ...)`, and a list with an entry for each time that it is traced.
 

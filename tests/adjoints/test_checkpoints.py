@@ -9,6 +9,7 @@ import pytest
 import flatlayers as fl
 from flatlayers.adjoints import _checkpoints
 from tests.adjoints.helpers import ADJOINT, assert_equals_default
+from tests.helpers import compiled_by_default
 
 
 @pytest.mark.slow
@@ -67,7 +68,7 @@ def temporary(adjoint, max_steps, size=10_000):
             max_steps=max_steps,
         ).ys.sum()
 
-    compiled = jax.jit(jax.grad(end)).lower(jnp.ones(size), jnp.array(0.3)).compile()
+    compiled = compiled_by_default(jax.jit(jax.grad(end)).lower(jnp.ones(size), jnp.array(0.3)))
     return compiled.memory_analysis().temp_size_in_bytes / (8 * size)
 
 

@@ -12,7 +12,7 @@ from flatlayers.fitting.data import OneBatch, source_of
 from flatlayers.fitting.placing import OnMesh, placing_of
 from flatlayers.fitting.steps import Carry, Steps, compiled_steps
 from flatlayers.vectors.record import as_record
-from tests.helpers import assert_close, count_primitives
+from tests.helpers import assert_close, compiled_by_default, count_primitives
 from tests.parallel.hlo import collectives
 
 
@@ -535,7 +535,7 @@ def program(loss, ps, st, mesh, per_device):
     ps, st, data = placing.parameters(ps), placing.everywhere(as_record(st)), placing.batch(WHOLE)
     steps = Steps(loss, OPTIMIZER, OneBatch.pick, placing)
     carry = Carry(ps, st, placing.optimizer_state(OPTIMIZER, ps), (ps, st))
-    return steps.beside.lower(carry, data, 0, 20, 20).compile()
+    return compiled_by_default(steps.beside.lower(carry, data, 0, 20, 20))
 
 
 @pytest.mark.parametrize("layers", [1, 40])

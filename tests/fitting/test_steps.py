@@ -10,7 +10,7 @@ import flatlayers as fl
 from flatlayers.fitting import run, steps
 from flatlayers.fitting.data import OneBatch
 from flatlayers.vectors.record import as_record
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, compiled_by_default
 
 
 RNG = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_new_parameters_are_written_in_the_place_of_the_old():
 
     program = steps.Steps(loss, optimizer, lambda data, i: data)
     carry = steps.Carry(ps, as_record(st), optimizer.init(ps), (ps, as_record(st)))
-    compiled = program.in_place.lower(carry, jnp.ones((2, 32), jnp.float32), 0, 10, 10).compile()
+    compiled = compiled_by_default(program.in_place.lower(carry, jnp.ones((2, 32), jnp.float32), 0, 10, 10))
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * ps.data.nbytes
     assert memory.temp_size_in_bytes < 1.3 * ps.data.nbytes, memory.temp_size_in_bytes / ps.data.nbytes

@@ -5,6 +5,8 @@ import re
 
 import jax
 
+from tests.helpers import compiled_by_default
+
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
@@ -16,7 +18,7 @@ _USED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=(?:\{
 
 def optimized(function, *args):
     """The program that XLA runs, as text."""
-    return jax.jit(function).lower(*args).compile().as_text()
+    return compiled_by_default(jax.jit(function).lower(*args)).as_text()
 
 
 def collectives(text):

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from tests.helpers import compiled_by_default
+
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -19,7 +21,7 @@ def placed(tree, mesh, *spec):
 
 
 def compiled(function, *args):
-    return jax.jit(function).lower(*args).compile().as_text()
+    return compiled_by_default(jax.jit(function).lower(*args)).as_text()
 
 
 def arrays_of_shape(text, *shape):

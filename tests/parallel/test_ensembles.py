@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flatlayers as fl
+from tests.helpers import compiled_by_default
 from tests.parallel.hlo import collectives
 
 
@@ -71,7 +72,7 @@ def test_members_over_devices_are_those_trained_alone(key, model, predict, kind)
     over_devices = jax.jit(
         jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
     )
-    compiled = over_devices.lower(ps, st).compile()
+    compiled = compiled_by_default(over_devices.lower(ps, st))
     text = compiled.as_text()
     assert "while" in text
     assert collectives(text) == {}

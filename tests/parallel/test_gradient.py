@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import flatlayers as fl
 from flatlayers.core.data_axis import current_data_axis
 from flatlayers.parallel.gradient import batch_specs, fold_in
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, compiled_by_default
 
 from .hlo import collectives, collectives_in_loops
 from .meshes import mesh_of, mesh_of_two_axes
@@ -355,7 +355,7 @@ def compiled_step(loss, model, batch, mesh, dtype=jnp.float32):
         sharded = fl.shard(ps, mesh)
         state = fl.optimizer_state(OPTIMIZER, sharded)
         batch = jax.device_put(batch, NamedSharding(sharded.mesh, PartitionSpec("data")))
-        return one_step(loss, mesh).lower(sharded, st, state, batch).compile(), ps.layout.length
+        return compiled_by_default(one_step(loss, mesh).lower(sharded, st, state, batch)), ps.layout.length
 
 
 @pytest.mark.parametrize("leaves", [2, 200])
@@ -412,7 +412,7 @@ def test_collectives_in_loops_are_found():
     mapped = jax.shard_map(
         loop, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False
     )
-    text = jax.jit(mapped).lower(jnp.ones(8)).compile().as_text()
+    text = compiled_by_default(jax.jit(mapped).lower(jnp.ones(8))).as_text()
     assert "all-reduce" in collectives_in_loops(text)
 
 
