@@ -10,7 +10,8 @@ that is seen to the next one, half a time unit later.
 It prints the network, the relative error of the learned term at states of 8 other paths, which start from
 other initial conditions, and how far forecasts of these are off over time, next to those of the linear part
 alone and of a state that stays as it is, and draws a picture. With an error of the term above 3 %, or
-forecasts for 10 time units off by more than 10 %, the exit code is 1. It takes a minute and a half on two cores.
+forecasts for 10 time units off by more than 10 %, the exit code is 1. It takes a minute and a half on two
+cores.
 """
 
 import dataclasses
