@@ -27,48 +27,38 @@ class NamedArray:
     layout: Any
 
 
-class UnknownNameError(KeyError):
-    """A path that leads nowhere. A `KeyError` whose text is shown as it was written.
+class _LateText(Exception):
+    """An error whose text may be a function that makes it, and is shown as it was written.
 
-    The text may be given as a function that makes it: whoever asks by `hasattr` or `in` does not read it, and
-    the nearest of many names take long to find.
+    Whoever asks by `hasattr` or `in` does not read it, and the nearest of many names take long to find.
     """
 
     def __str__(self) -> str:
-        return _text_of(self)
+        (text,) = self.args
+        if callable(text):
+            text = text()
+            self.args = (text,)
+        return str(text)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_text_of(self)!r})"
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (str(self),)
 
 
-class UnknownAttributeError(AttributeError):
-    """A name that is no attribute, with its text as `UnknownNameError`. `tell` adds to the text, once."""
+class UnknownNameError(_LateText, KeyError):
+    """A path that leads nowhere."""
+
+
+class UnknownAttributeError(_LateText, AttributeError):
+    """A name that is no attribute. `tell` adds to the text, once."""
 
     told = False
 
     def tell(self, more: Callable[[], str]) -> None:
         text, self.told = self.args[0], True
         self.args = (lambda: f"{text() if callable(text) else text}{more()}",)
-
-    def __str__(self) -> str:
-        return _text_of(self)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({_text_of(self)!r})"
-
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return type(self), (str(self),)
-
-
-def _text_of(error: Exception) -> str:
-    (text,) = error.args
-    if callable(text):
-        text = text()
-        error.args = (text,)
-    return str(text)
 
 
 class UnknownPatternError(UnknownNameError, ValueError):
