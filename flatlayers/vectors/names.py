@@ -33,6 +33,8 @@ class _LateText(Exception):
     Whoever asks by `hasattr` or `in` does not read it, and the nearest of many names take long to find.
     """
 
+    args: tuple[Any, ...]
+
     def __str__(self) -> str:
         (text,) = self.args
         if callable(text):
@@ -54,7 +56,7 @@ class UnknownNameError(_LateText, KeyError):
 class UnknownAttributeError(_LateText, AttributeError):
     """A name that is no attribute. `tell` adds to the text, once."""
 
-    told = False
+    told: bool = False
 
     def tell(self, more: Callable[[], str]) -> None:
         text, self.told = self.args[0], True
