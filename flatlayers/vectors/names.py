@@ -56,6 +56,7 @@ class UnknownNameError(_LateText, KeyError):
 class UnknownAttributeError(_LateText, AttributeError):
     """A name that is no attribute. `tell` adds to the text, once."""
 
+    args: tuple[Any, ...]
     told: bool = False
 
     def tell(self, more: Callable[[], str]) -> None:
