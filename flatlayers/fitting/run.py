@@ -106,6 +106,7 @@ class Run:
         self._given_until = step
         self._in_flight: _InFlight | None = None
         self._is_first = True
+        self._told = "training"  # as the bar starts
 
     def go(self) -> Stopped:
         """Take the steps of the plan, those of the next chunk's batches fetched while a chunk runs."""
@@ -147,14 +148,20 @@ class Run:
         if first == chunk.count or self.carry is None:
             return
         if self.steps.is_new(self.carry, chunk.data, self.size):
-            self.bar.set_description("compiling")
+            self._tell("compiling")
         program = self.steps.in_place if self.in_place else self.steps.beside
         with deferred_interrupts():
             before = None if self.in_place else self.carry
             with told_plainly(self._steps_text(chunk.count - first)):
                 self.carry, log = program(self.carry, chunk.data, first, chunk.count, self.size)
             self._in_flight = _InFlight(log, first, chunk.count, before)
-        self.bar.set_description("training")
+        self._tell("training")
+
+    def _tell(self, doing: str) -> None:
+        """Say on the bar what the run does, if that is another thing than before."""
+        if doing != self._told:
+            self._told = doing
+            self.bar.set_description(doing)
 
     def _check_restored(self, given: Carry, data: PyTree) -> None:
         """Raise unless the state of the file is what a first step makes of the given one."""

@@ -190,6 +190,9 @@ def test_there_is_a_bar(key, capsys):
     assert 2 <= len(shown.splitlines()) < 10
     fl.train_loop(loss, ps, st, OPTIMIZER, itertools.cycle(BATCHES), steps=3, chunk=2)
     assert "compiling" not in capsys.readouterr().err
+    # A line at the start and one at the end, however many chunks there are in ten seconds.
+    fl.train_loop(loss, ps, st, OPTIMIZER, itertools.cycle(BATCHES), steps=40, chunk=2)
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_the_vector_is_whole_in_the_loop(key):
