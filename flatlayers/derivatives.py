@@ -340,8 +340,9 @@ def _jvp(f: Callable[[Any], Any], x: PyTree, v: PyTree) -> Any:
     except TypeError as error:
         if "custom_vjp" in str(error):
             error.add_note(
-                "A NeuralODE has forward mode with adjoint=diffrax.ForwardMode(), and forward over reverse "
-                "mode with diffrax.DirectAdjoint(); fl.vector_jacobian_product and mode='rev' do without it."
+                "A part of the function has a gradient of its own, by jax.custom_vjp, which is reverse mode "
+                "only: fl.vector_jacobian_product and mode='rev' need no other. A solve by diffrax has "
+                "forward mode with adjoint=diffrax.ForwardMode(), and both with diffrax.DirectAdjoint()."
             )
         raise
 

@@ -99,10 +99,8 @@ def _solve(problem: DiscreteProblem, constants: DiscreteConstants) -> tuple[Stat
 def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: DiscreteConstants) -> PyTree:
     state, options = constants.initial_state(problem), constants.options
     if constants.reverse_only is not None:
-        cause = f" with {constants.reverse_only}, whose steps have reverse mode only"
-        instead = f"{stages_in(constants.reverse_only)}an explicit Runge-Kutta method"
         # All of the solve depends on its start, so a tangent of the problem cannot go around this.
-        t0 = _modes.differentiated_once(LoopState.of(state).t0, problem, NAME, cause, instead)
+        t0 = differentiated_once(LoopState.of(state).t0, problem, constants.reverse_only)
         state = _diffrax.replace_state(state, t0=t0)
     start = LoopState.of(state)
     solver = _solver_of(problem, perturbed, constants, start.t0)
@@ -116,6 +114,13 @@ def _solve_fwd(perturbed: DiscreteProblem, problem: DiscreteProblem, constants: 
     saved = [SavedValues(saved.times, None, saved.ts_count) for saved in end.saved]
     out = (final, statistics), Residuals(record, end.accepted_steps, end.y, saved)
     return _modes.reversed_once(out, NAME)
+
+
+def differentiated_once(t0: Array, problem: PyTree, solver: str) -> Array:
+    """Return `t0`, with an error for a second derivative of a solve that has reverse mode only."""
+    cause = f" with {solver}, whose steps have reverse mode only"
+    instead = f"{stages_in(solver)}an explicit Runge-Kutta method"
+    return _modes.differentiated_once(t0, problem, NAME, cause, instead)
 
 
 def _solver_of(

@@ -140,7 +140,7 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
 _NAME = "GaussAdjoint"
 _GUARD = Guard(_NAME)
-_OTHERS = "diffrax.RecursiveCheckpointAdjoint() or AdaptiveCheckpointAdjoint()"
+_OTHERS = "diffrax.RecursiveCheckpointAdjoint() or fl.AdaptiveCheckpointAdjoint()"
 
 
 def _check_saveat(saveat: diffrax.SaveAt) -> None:
@@ -203,6 +203,11 @@ class GaussConstants(eqx.Module):
     back: BackwardOptions
 
 
+def differentiated_once(t0: Array, problem: PyTree) -> Array:
+    """Return `t0`, with an error for a second derivative by the `problem`."""
+    return _modes.differentiated_once(t0, problem, _NAME, "", "adjoint=fl.AdaptiveCheckpointAdjoint()")
+
+
 @eqx.filter_custom_vjp
 def solve_by_adjoint_equation(
     problem: tuple[Y, list[Array]], constants: GaussConstants
@@ -218,8 +223,7 @@ def _solve_fwd(
     perturbed: PyTree, problem: tuple[Y, list[Array]], constants: GaussConstants
 ) -> tuple[tuple[_diffrax.State, PyTree], tuple[Trajectory, Array, Array]]:
     del perturbed
-    t0 = LoopState.of(constants.state).t0
-    t0 = _modes.differentiated_once(t0, problem, _NAME, "", "AdaptiveCheckpointAdjoint")
+    t0 = differentiated_once(LoopState.of(constants.state).t0, problem)
     state = _diffrax.replace_state(constants.state, y=problem[0], t0=t0)
     trajectory = Trajectory.empty(LoopState.of(state), constants.options.max_steps)
     final, statistics, trajectory = _diffrax.run(

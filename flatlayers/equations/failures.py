@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import checked_by, error_if
+from ..core.values import plain
 from ..dtypes import is_traced
 from ..types import Array, DType, PyTree, Y
 
@@ -58,10 +59,15 @@ def advice(layer: Any, state: DType) -> Failing:
     """
     eps = float(jnp.finfo(state).eps)
     half = f"; tolerances below the precision of {state}, {eps:.1g}, are never met" if eps > 1e-4 else ""
+    constant = isinstance(plain(layer.stepsize_controller), diffrax.ConstantStepSize)
+    fewer = (
+        "take longer steps (dt0)."
+        if constant
+        else f"loosen the tolerances (rtol, atol){half}. Steps that stay tiny tell of a stiff equation: an "
+        "implicit solver takes long ones, such as solver=diffrax.Kvaerno5()."
+    )
     cures = {
-        "max_steps_reached": f"Here max_steps={layer.max_steps}: raise it, or loosen the tolerances (rtol, "
-        f"atol){half}. Steps that stay tiny tell of a stiff equation: an implicit solver takes long ones, "
-        "such as solver=diffrax.Kvaerno5().",
+        "max_steps_reached": f"Here max_steps={layer.max_steps}: raise it, or {fewer}",
         "dt_min_reached": f"Loosen the tolerances (rtol, atol){half}, or stop before a time where the "
         "solution becomes infinite. A stiff equation needs an implicit solver, such as diffrax.Kvaerno5().",
         "nonfinite": "The solution grew too large, or the model gave NaN: try smaller initial weights, a "

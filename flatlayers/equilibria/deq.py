@@ -104,7 +104,7 @@ class Equilibrium(Container):
                 fn, solver, z0, args, max_steps=self.max_steps, adjoint=adjoint, throw=False
             )
         except Exception as error:  # Not every solver takes every dtype.
-            error.add_note(f"in the solve for z, {describe(z0)}, by {type(solver).__name__}")
+            error.add_note(f"in the solve for z, {describe(z0)}, by {type(plain(self.solver)).__name__}")
             raise
         failed = solution.result != optx.RESULTS.successful
         return _checked(solution, failed) if self.throw else solution
@@ -215,7 +215,7 @@ class DeepEquilibriumNetwork(Equilibrium):
         except Exception as error:
             error.add_note(f"with a start like x, {describe(z)}: `init=...` gives one of another shape")
             raise
-        check_like(z, found)
+        check_like(z, found, way_out="; `init=...` gives a start of another shape")
         return jnp.zeros(found.shape, found.dtype), st
 
 
@@ -320,7 +320,7 @@ def _checked(solution: optx.Solution, failed: Array) -> optx.Solution:
     return checked_by(raising, solution, solution.result, failed)
 
 
-def check_like(z: Z, found: Z, dtypes: bool = False) -> None:
+def check_like(z: Z, found: Z, dtypes: bool = False, way_out: str = "") -> None:
     """Raise unless an output has the structure and shapes of `z`, and its dtypes if they count."""
     leaves, structure = jax.tree.flatten(z)
     others, other_structure = jax.tree.flatten(found)
@@ -328,8 +328,7 @@ def check_like(z: Z, found: Z, dtypes: bool = False) -> None:
         a.shape != b.shape or (dtypes and a.dtype != b.dtype) for a, b in zip(leaves, others, strict=True)
     ):
         raise ValueError(
-            f"expected a model whose output is like z, {describe(z)}, found {describe(found)}; "
-            "`init=...` gives a start of another shape"
+            f"expected a model whose output is like z, {describe(z)}, found {describe(found)}{way_out}"
         )
 
 

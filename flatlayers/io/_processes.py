@@ -28,7 +28,11 @@ def on_host(array: Array, path: str) -> np.ndarray:
         return np.asarray(array)
     if not array.is_fully_replicated:
         if not isinstance(array.sharding, NamedSharding):
-            raise ValueError(f"cannot save {path!r}: it is spread over several processes; use Orbax")
+            raise ValueError(
+                f"cannot save {path!r}: expected an array with a NamedSharding, found one that a "
+                f"{type(array.sharding).__name__} spreads over several processes; "
+                "`jax.jit(lambda x: x, out_shardings=...)` gives it one, and Orbax writes it as it is"
+            )
         everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(_same, out_shardings=everywhere)(array)
     return np.asarray(array) if is_first() else np.zeros(array.shape, array.dtype)

@@ -245,7 +245,7 @@ def test_forward_mode_and_second_derivatives_are_refused():
         return jax.value_and_grad(end)(x)[0]
 
     for derivative in (jax.hessian(end), jax.grad(jax.grad(end)), jax.grad(value)):
-        with pytest.raises(TypeError, match="GaussAdjoint has no second derivative. Use AdaptiveCheckpoint"):
+        with pytest.raises(TypeError, match="GaussAdjoint has no second derivative. Use adjoint=fl.Adaptive"):
             derivative(0.7)
 
 

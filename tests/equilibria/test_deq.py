@@ -396,6 +396,17 @@ def test_a_solver_that_does_not_take_the_dtype_is_named():
     assert any("z, bfloat16[3], by Newton" in note for note in info.value.__notes__)
 
 
+def test_an_error_in_the_solve_names_the_solver_as_it_was_given(monkeypatch):
+    def refuses(*_, **__):
+        raise TypeError("no such dtype")
+
+    monkeypatch.setattr(optx, "fixed_point", refuses)
+    layer = fl.DeepEquilibriumNetwork(lambda zx: 0.5 * zx[0] + zx[1], optx.FixedPointIteration(1e-2, 1e-2))
+    with pytest.raises(TypeError, match="no such dtype") as info:
+        layer(jnp.ones(3), *fl.setup(jax.random.key(0), layer, float))
+    assert "in the solve for z, float64[3], by FixedPointIteration" in info.value.__notes__
+
+
 def test_equal_layers_are_equal():
     def layer(**options):
         return fl.DeepEquilibriumNetwork(CELL, **options)

@@ -74,6 +74,15 @@ def test_the_state_is_that_of_one_evaluation():
     np.testing.assert_allclose(b, 0.1 * y + other, atol=1e-10)
 
 
+def test_an_output_of_another_shape_is_named_without_an_option_of_other_layers():
+    def wider(zx):
+        return jnp.concatenate(zx)
+
+    layer = fl.MultiScaleDeepEquilibriumNetwork([wider], [[jnp.tanh]], None, TIGHT, [2])
+    with pytest.raises(ValueError, match=r"like z, \(float64\[2\]\), found \(float64\[4\]\)\n"):
+        layer(jnp.ones(2), *fl.setup(jax.random.key(0), layer, float))
+
+
 def test_bad_scales_are_named():
     for scales, match in (([0], "found .0."), ([2.5], "found .2.5."), ([(3, -1)], "-1")):
         with pytest.raises(ValueError, match=f"MultiScaleDeepEquilibriumNetwork.scales: .*{match}"):
