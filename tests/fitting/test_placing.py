@@ -5,79 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 
 import flatlayers as fl
-from flatlayers.fitting.data import OneBatch, source_of
-from flatlayers.fitting.placing import OnMesh, placing_of
-from flatlayers.fitting.steps import Carry, Steps, compiled_steps
-from flatlayers.vectors.record import as_record
-from tests.helpers import assert_close, compiled_by_default, count_primitives
-from tests.parallel.hlo import collectives
+from tests.fitting.placed import LOSSES, MODELS, OPTIMIZER, SMALL, WHOLE, X, Y, few, train
+from tests.helpers import assert_close
 
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(64, 3))
-Y = np.sin(X[:, :1]) + X[:, 1:2] * X[:, 2:]
+pytestmark = pytest.mark.usefixtures("_standard")
+
 # So many in the first parts, so few in the others, that means of means are other means.
 MASK = np.arange(64) % 13 < np.arange(64) // 8
-
-AUTO = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
-
-
-@pytest.fixture
-def mesh():
-    return jax.make_mesh((8,), ("data",))
-
-
-@pytest.fixture(autouse=True)
-def _standard():
-    """Optimisers mix floats and integers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-SMALL = fl.MLP(3, (5,), 1, jnp.tanh)
-MODELS = {
-    "small": SMALL,
-    "MLP": fl.MLP(3, (16, 16), 1, jnp.tanh),
-    "BatchNorm": fl.Chain(fl.Dense(3, 16, use_bias=False), fl.BatchNorm(16), fl.Dense(16, 1, jnp.tanh)),
-    "Dropout": fl.Chain(fl.Dense(3, 16, jnp.tanh), fl.Dropout(0.3), fl.Dense(16, 1)),
-    "BatchNorm over the axis": fl.Chain(
-        fl.Dense(3, 16, use_bias=False), fl.BatchNorm(16, axis_name="data"), fl.Dense(16, 1, jnp.tanh)
-    ),
-}
-
-
-def loss_of(model):
-    def loss(ps, st, batch):
-        x, y = batch
-        found, st = model(x, ps, st)
-        return jnp.mean((found - y) ** 2), (st, {"largest": jnp.abs(found).mean()})
-
-    return loss
 
 
 def masked(ps, st, batch):
     x, y, mask = batch
     found, st = MODELS["MLP"](x, ps, st)
     return jnp.sum(jnp.where(mask[:, None], (found - y) ** 2, 0.0)) / jnp.sum(mask), st
-
-
-LOSSES = {name: loss_of(model) for name, model in MODELS.items()}
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=1e-3))
-WHOLE = (X, Y)
-
-
-def few(names, *fast):
-    """All names, those that are not among the fast ones marked slow."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-def train(loss, ps, st, data=WHOLE, optimizer=OPTIMIZER, steps=50, **options):
-    return fl.train_loop(
-        loss, ps, st, optimizer, data, steps=steps, **{"chunk": 20, "progress": False, **options}
-    )
 
 
 def assert_same_run(found, expected, bound=1e-12):
@@ -180,6 +124,18 @@ def test_large_vectors_are_trained_in_place(key, mesh, monkeypatch):
         assert_same_run(found, expected)
     for tree in (ps, shards, st, opt_state, *seen):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.slow
+def test_other_axes_and_other_meshes(key):
+    ps, st = fl.setup(key, MODELS["MLP"], float)
+    expected = train(LOSSES["MLP"], ps, st, steps=10)
+    two = jax.make_mesh((4, 2), ("rows", "model"))
+    one = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
+    for mesh in (two, one):
+        for per_device in (False, True):
+            found = train(LOSSES["MLP"], ps, st, steps=10, mesh=mesh, axis="rows", per_device=per_device)
+            np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
 
 
 # Files, validation, going on
@@ -354,118 +310,6 @@ def test_ensembles(key, mesh, per_device):
         assert found.ps.shape == ps.shape
 
 
-# Data
-
-
-def shapes_of(data, key, mesh, **options):
-    """The shape of the images that the loss sees on a device, with each device on its own."""
-    ps, st = fl.setup(key, MODELS["MLP"], float)
-    seen = []
-
-    def loss(ps, st, batch):
-        seen.append(batch[0].shape)
-        return LOSSES["MLP"](ps, st, batch)
-
-    train(loss, ps, st, data, steps=4, chunk=2, mesh=mesh, per_device=True, **options)
-    return set(seen)
-
-
-def parts_of(data, key, mesh):
-    """The shapes of the parts of the images on devices in the program of the global view."""
-    ps, st = fl.setup(key, MODELS["MLP"], float)
-    seen = []
-
-    def loss(ps, st, batch):
-        x = batch[0]
-        jax.debug.inspect_array_sharding(x, callback=lambda s: seen.append(s.shard_shape(x.shape)))
-        return LOSSES["MLP"](ps, st, batch)
-
-    train(loss, ps, st, data, steps=4, chunk=2, mesh=mesh)
-    return set(seen)
-
-
-def endless(*batch):
-    while True:
-        yield batch
-
-
-KINDS = {
-    "one": lambda: (X[:32], Y[:32]),
-    "list": lambda: [(X[:32], Y[:32]), (X[32:], Y[32:])],
-    "iterator": lambda: endless(X[:32], Y[:32]),
-    "iterator of JAX's": lambda: endless(jnp.asarray(X[:32]), jnp.asarray(Y[:32])),
-    "iterator of parts": lambda: endless(*jax.device_put((X[:32], Y[:32]), NamedSharding(AUTO, P("data")))),
-    "parts": lambda: jax.device_put((X[:32], Y[:32]), NamedSharding(AUTO, P("data"))),
-    "explicit parts": lambda: jax.device_put(
-        (X[:32], Y[:32]), NamedSharding(jax.make_mesh((8,), ("data",)), P("data"))
-    ),
-    "batches": lambda: fl.batches((X, Y), 32, key=jax.random.key(3)),
-    "batches in order": lambda: fl.batches((X, Y), 32, shuffle=False),
-}
-
-
-@pytest.mark.parametrize("kind", few(KINDS, "one", "list", "iterator of parts", "batches"))
-def test_each_device_has_its_part_of_a_batch(key, mesh, kind):
-    assert shapes_of(KINDS[kind](), key, mesh) == {(4, 3)}
-    assert parts_of(KINDS[kind](), key, mesh) == {(4, 3)}
-    ps, st = fl.setup(key, MODELS["MLP"], float)
-    # JAX itself does not differentiate through a product of explicit parts.
-    expected = train(LOSSES["MLP"], ps, st, KINDS[kind.removeprefix("explicit ")](), steps=10)
-    for per_device in (False, True):
-        found = train(LOSSES["MLP"], ps, st, KINDS[kind](), steps=10, mesh=mesh, per_device=per_device)
-        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-
-
-def test_a_chunk_goes_from_the_host_to_each_device(mesh, monkeypatch):
-    placing = OnMesh(AUTO, "data", False, True)
-    moved, put = [], jax.device_put
-
-    def noted(x, device=None, **options):
-        moved.append((type(x), np.shape(x), device))
-        return put(x, device, **options)
-
-    source = source_of(endless(X[:32], Y[:32]), 0, False, placing)
-    monkeypatch.setattr(jax, "device_put", noted)
-    chunk = source.take(0, 5, 5)
-    along = NamedSharding(AUTO, P(None, "data"))
-    assert moved == [(np.ndarray, (5, 32, 3), along), (np.ndarray, (5, 32, 1), along)]
-    assert all(x.sharding.is_equivalent_to(along, 3) for x in chunk.data)
-    # Parts that are on the devices never come to the host.
-    parts = put((X[:32], Y[:32]), NamedSharding(AUTO, P("data")))
-    source = source_of(endless(*parts), 0, False, placing)
-    with jax.transfer_guard("disallow"), jax.transfer_guard_device_to_device("allow"):
-        stacked = source.take(0, 5, 5).data
-    assert all(x.sharding.is_equivalent_to(along, 3) for x in stacked)
-    np.testing.assert_array_equal(stacked[0], np.stack([X[:32]] * 5))
-
-
-def test_keys_and_numbers_in_batches(key, mesh):
-    def noisy(ps, st, batch):
-        keys, scale = batch
-        noise = jax.vmap(lambda k: jax.random.normal(k, ()))(keys)
-        return jnp.mean((ps.a[0] - scale * noise) ** 2), st
-
-    ps = fl.ComponentVector.of({"a": [1.0]})
-    batch = (jax.random.split(key, 16), 2.0)
-    for data in (batch, [batch, batch]):
-        expected = train(noisy, ps, {}, data, optax.sgd(0.1), steps=5)
-        for per_device in (False, True):
-            found = train(noisy, ps, {}, data, optax.sgd(0.1), steps=5, mesh=mesh, per_device=per_device)
-            np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-
-
-@pytest.mark.slow
-def test_other_axes_and_other_meshes(key):
-    ps, st = fl.setup(key, MODELS["MLP"], float)
-    expected = train(LOSSES["MLP"], ps, st, steps=10)
-    two = jax.make_mesh((4, 2), ("rows", "model"))
-    one = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
-    for mesh in (two, one):
-        for per_device in (False, True):
-            found = train(LOSSES["MLP"], ps, st, steps=10, mesh=mesh, axis="rows", per_device=per_device)
-            np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-
-
 # Errors
 
 
@@ -502,59 +346,3 @@ def test_what_does_not_go_together(key, mesh):
     ]:
         with pytest.raises(error, match=f"train_loop: .*{message}"):
             train(LOSSES["MLP"], given, st, **options)
-
-
-# Programs
-
-
-def test_without_a_mesh_the_program_says_nothing_of_devices(key):
-    ps, st = fl.setup(key, MODELS["Dropout"], float)
-    steps = compiled_steps(LOSSES["Dropout"], OPTIMIZER, OneBatch.pick)
-    carry = Carry(ps, as_record(st), OPTIMIZER.init(ps), (ps, as_record(st)))
-
-    def step(carry, batch):
-        (value, (st, metrics)), gradient = jax.value_and_grad(LOSSES["Dropout"], has_aux=True)(
-            carry.ps, carry.st, batch
-        )
-        updates, opt_state = OPTIMIZER.update(gradient, carry.opt_state, carry.ps)
-        ps, fine = optax.apply_updates(carry.ps, updates), jnp.isfinite(value)
-        finite = fine & (jnp.max(jnp.abs(ps.data), initial=0) < jnp.inf)
-        before = jax.tree.map(lambda a, b: jax.lax.select(fine, a, b), (carry.ps, carry.st), carry.before)
-        failure = jnp.where(fine, jnp.where(finite, 0, 2), 1).astype(jnp.int8)
-        return Carry(ps, st, opt_state, before), value, metrics, failure
-
-    found = count_primitives(lambda carry, batch: steps._step(carry, batch), carry, WHOLE)
-    expected = count_primitives(lambda carry, batch: jax.jit(step)(carry, batch), carry, WHOLE)
-    assert found == expected
-    assert not any("shard" in name for name in found)
-
-
-def program(loss, ps, st, mesh, per_device):
-    """The compiled loop over a mesh, and its arguments."""
-    placing = placing_of(mesh, "data", per_device, ps)
-    ps, st, data = placing.parameters(ps), placing.everywhere(as_record(st)), placing.batch(WHOLE)
-    steps = Steps(loss, OPTIMIZER, OneBatch.pick, placing)
-    carry = Carry(ps, st, placing.optimizer_state(OPTIMIZER, ps), (ps, st))
-    return compiled_by_default(steps.beside.lower(carry, data, 0, 20, 20))
-
-
-@pytest.mark.parametrize("layers", [1, 40])
-def test_the_collectives_of_a_step(key, mesh, layers):
-    model = fl.MLP(3, (5,) * layers, 1, jnp.tanh)
-    ps, st = fl.setup(key, model, float)
-    compiled = program(loss_of(model), ps, st, mesh, True)
-    found = collectives(compiled.as_text())
-    assert {kind: len(sizes) for kind, sizes in found.items() if kind != "all-reduce"} == {
-        "all-gather": 1,
-        "reduce-scatter": 1,
-    }
-    assert sum(found["all-reduce"]) <= 64
-    # Parameters, those before them and two moments in parts, the batch in parts, numbers.
-    part = -(-ps.size // 8) * 8
-    room = 5 * part + 64 * 4 * 8 // 8 + 200
-    assert compiled.memory_analysis().argument_size_in_bytes <= room
-    compiled = program(loss_of(model), ps, st, mesh, False)
-    found = collectives(compiled.as_text())
-    assert len(found["all-gather"]) == 1
-    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
-    assert compiled.memory_analysis().argument_size_in_bytes <= room

@@ -5,44 +5,7 @@ import pytest
 
 import flatlayers as fl
 from tests.helpers import assert_close, assert_same
-
-
-class Body(fl.Container):
-    """Children in a dict and a tuple, a parameter and a state of its own."""
-
-    parts: dict
-    steps: tuple
-
-    def parameters(self):
-        return {**super().parameters(), "gain": fl.Param((), fl.initializers.constant(2.0))}
-
-    def states(self, key):
-        return {**super().states(key), "count": 0}
-
-    def forward(self, x, ps, st):
-        for name, layer in self.parts.items():
-            x, _ = layer(x, ps.parts[name], st.parts[name])
-        for i, layer in enumerate(self.steps):
-            x, _ = layer(x, ps.steps[f"layer_{i}"], st.steps[f"layer_{i}"])
-        return ps.gain * x, st.replace(count=st.count + 1)
-
-
-class Residual(fl.Wrapper):
-    layer: fl.Layer
-
-    def forward(self, x, ps, st):
-        y, st = self.layer(x, ps, st)
-        return x + y, st
-
-
-def body():
-    return Body(
-        {"a": fl.Dense(2, 3), "b": fl.Chain(jnp.tanh, fl.Dense(3, 2))}, (fl.Dense(2, 2), fl.Dense(2, 2))
-    )
-
-
-def setup(model, dtype=float):
-    return fl.setup(jax.random.key(0), model, dtype)
+from tests.wrappers.models import Residual, body, setup
 
 
 def same(layer, ps, st, path):
@@ -87,7 +50,7 @@ def seen(model, ps=None, st=None):
     return found
 
 
-# layer_map: parameters
+# Parameters
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -196,7 +159,7 @@ def test_a_mapping_of_layers():
     assert new_st == st
 
 
-# layer_map: wrappers
+# Wrappers
 
 
 def test_repeated_layers_are_seen_once_with_all_copies():
@@ -281,7 +244,7 @@ def test_the_own_state_of_a_wrapper_that_does_not_fit_any_more():
         fl.layer_map(widened, model, *setup(model))
 
 
-# layer_map: ties
+# Ties
 
 
 def test_tied_parameters_stay_tied():
@@ -308,7 +271,7 @@ def test_tied_parameters_that_get_different_values():
             fl.layer_map(differently, model, values, st)
 
 
-# layer_map: errors
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -362,94 +325,3 @@ def test_parameters_of_another_model():
         fl.layer_map(same, model, ps, st)
     with pytest.raises(ValueError, match=r"expected shape \(3, 2\) for 'layer_0.weight'"):
         fl.layer_map(same, model, ps.unpack(), st)
-
-
-# select
-
-
-def test_layers_are_listed_depth_first_with_groups():
-    model = fl.Chain(body=body(), head=fl.MLP(2, (3,), 1), ode=fl.NeuralODE(Residual(fl.Dense(1, 1))))
-    everything = fl.select(model, "*")
-    assert [path for path, _ in everything] == [
-        "body",
-        "body.parts.a",
-        "body.parts.b",
-        "body.parts.b.layer_0",
-        "body.parts.b.layer_1",
-        "body.steps.layer_0",
-        "body.steps.layer_1",
-        "head",
-        "head.layer_0",
-        "head.layer_1",
-        "ode",
-        "ode",
-        "ode",
-    ]
-    assert [type(layer) for _, layer in everything[-3:]] == [fl.NeuralODE, Residual, fl.Dense]
-    assert fl.select(model, "body.parts.?") == [
-        ("body.parts.a", fl.Dense(2, 3)),
-        ("body.parts.b", dict(everything)["body.parts.b"]),
-    ]
-    assert [path for path, _ in fl.select(model, "*.layer_1")] == [
-        "body.parts.b.layer_1",
-        "body.steps.layer_1",
-        "head.layer_1",
-    ]
-    layers = {"rate": fl.Param((), fl.initializers.ones), "nets": {"a": fl.Stacked(fl.Dense(1, 1), 2)}}
-    assert fl.select(layers, "nets.*") == [("nets.a", fl.Dense(1, 1))]
-
-
-def test_a_pattern_that_matches_nothing():
-    model = fl.Chain(encoder=fl.Chain(fl.Dense(2, 2)), head=fl.Dense(2, 2))
-    for error in (KeyError, ValueError):
-        with pytest.raises(error, match=r"'encodr' matches nothing: no name 'encodr'; the nearest: encoder"):
-            fl.select(model, "encodr")
-    with pytest.raises(KeyError, match="there are no names here"):
-        fl.select(fl.Dense(2, 2), "*")
-
-
-# replace_layer
-
-
-def test_the_model_with_one_layer_replaced():
-    new = fl.Dense(2, 2, jnp.sin)
-    model = fl.Chain(fl.Dense(2, 2), jnp.tanh, fl.Dense(2, 2))
-    assert fl.replace_layer(model, "layer_2", new) == fl.Chain(fl.Dense(2, 2), jnp.tanh, new)
-    assert fl.replace_layer(model, "layer_1", jnp.sin) == fl.Chain(fl.Dense(2, 2), jnp.sin, fl.Dense(2, 2))
-    assert model == fl.Chain(fl.Dense(2, 2), jnp.tanh, fl.Dense(2, 2))
-    deep = fl.Chain(body=body(), node=fl.NeuralODE(Residual(model), t1=2.0))
-    other = fl.replace_layer(
-        fl.replace_layer(deep, "body.parts.b.layer_1", fl.Dense(3, 2, jnp.sin)), "node.layer_2", new
-    )
-    parts = {"a": fl.Dense(2, 3), "b": fl.Chain(jnp.tanh, fl.Dense(3, 2, jnp.sin))}
-    node = fl.NeuralODE(Residual(fl.Chain(fl.Dense(2, 2), jnp.tanh, new)), t1=2.0)
-    assert other == fl.Chain(body=Body(parts, body().steps), node=node)
-    assert fl.replace_layer(deep, "node", new)["node"] == new
-    assert fl.replace_layer(deep, ("body", "steps", "layer_0"), new)["body"].steps == (new, fl.Dense(2, 2))
-    ps, _ = setup(deep)
-    changed, _ = setup(fl.replace_layer(deep, "body.parts.a", fl.Dense(2, 3, use_bias=False)))
-    assert_same(changed.node, ps.node)
-    assert_same(changed.body.parts.a.weight, ps.body.parts.a.weight)
-
-
-def test_replacing_in_a_mapping_and_under_two_names():
-    layers = {"rate": fl.Param((), fl.initializers.ones), "nets": {"a": fl.Stacked(fl.Dense(1, 1), 2)}}
-    new = fl.replace_layer(layers, "nets.a", fl.Dense(1, 3))
-    assert new == {**layers, "nets": {"a": fl.Stacked(fl.Dense(1, 3), 2)}}
-    both = fl.BidirectionalRNN(fl.GRUCell(2, 3))
-    assert fl.replace_layer(both, "backward", fl.GRUCell(2, 4)) == fl.BidirectionalRNN(fl.GRUCell(2, 4))
-
-
-def test_a_path_that_leads_to_no_layer():
-    model = fl.Chain(encoder=fl.Chain(fl.Dense(2, 2)), mlp=fl.MLP(2, (3,), 2))
-    with pytest.raises(KeyError, match=r"'encodr': no name 'encodr'; the nearest: encoder"):
-        fl.replace_layer(model, "encodr", jnp.sin)
-    for path in ("", "encoder.layer_0.weight", "enc", "encoder."):
-        with pytest.raises(KeyError, match=f"'{path}': no name"):
-            fl.replace_layer(model, path, jnp.sin)
-    with pytest.raises(KeyError, match="'mlp.layer_0': the layer around it makes this layer itself"):
-        fl.replace_layer(model, "mlp.layer_0", jnp.sin)
-    with pytest.raises(TypeError, match="expected a layer or a function, found <class"):
-        fl.replace_layer(model, "mlp", fl.Dense)
-    with pytest.raises(KeyError, match="'nets': no name"):
-        fl.replace_layer({"nets": {"a": fl.Dense(1, 1)}}, "nets", jnp.sin)
