@@ -10,8 +10,10 @@ demo: $(VENV)/examples
 	$(RUN) examples/lynx_hare.py
 
 # Without the tests that are marked slow, which test-all runs too.
+TESTS := not slow
+
 test: $(VENV)/test
-	$(RUN) -m pytest --numprocesses auto -m 'not slow'
+	$(RUN) -m pytest --numprocesses auto -m '$(TESTS)'
 
 test-all: $(VENV)/test
 	$(RUN) -m pytest --numprocesses auto
