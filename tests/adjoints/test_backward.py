@@ -11,6 +11,9 @@ from tests.adjoints.helpers import pid, solve, weighted
 from tests.helpers import assert_close
 
 
+pytestmark = pytest.mark.long
+
+
 def decay(t, y, rate):
     return -rate * y
 

@@ -113,11 +113,13 @@ def instructions(adjoint, hidden, max_steps=4096):
     return compiled_by_default(lowered).as_text().count(" = ")
 
 
+@pytest.mark.long
 def test_a_training_step_is_small():
     """Measured 0.53 with jax 0.10.2, and 0.80 with jax 0.12.0."""
     assert instructions(None, 2) < 0.85 * instructions(DEFAULT, 2)
 
 
+@pytest.mark.long
 def test_a_layer_more_adds_a_bounded_number():
     """Each has its part in the solve, in the step that is made again and in its vjp."""
     assert instructions(None, 6) - instructions(None, 2) < 1.5 * (

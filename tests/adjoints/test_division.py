@@ -46,6 +46,7 @@ PIECEWISE = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "ts", "tolerance", "amplitude"),
     [
@@ -137,6 +138,7 @@ def test_what_is_piecewise_in_time(f, expected):
     assert is_piecewise(jaxpr) == expected
 
 
+@pytest.mark.long
 def test_a_smooth_field_has_no_division():
     """The nodes of a step are evaluated once: a control of the integral is for piecewise fields alone."""
 
@@ -156,6 +158,7 @@ def test_a_forcing_of_noise_is_not_divided_for_ever():
         jax.grad(lambda p: solve(noise, 1.0, p, max_steps=16, dt0=0.1, tolerance=1e-2).ys[0])(0.0)
 
 
+@pytest.mark.long
 def test_a_part_that_is_wrong_and_cannot_be_divided_fails():
     """There are 32 times in a quarter this late, each with its own forcing."""
 

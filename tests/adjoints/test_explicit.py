@@ -47,6 +47,7 @@ def four_steps(solver, y0, args, **options):
     return diffrax.diffeqsolve(diffrax.ODETerm(forced), solver, 0.0, 1.0, 0.25, y0, args, **options).ys
 
 
+@pytest.mark.long
 @explicit_methods
 def test_a_step_that_is_made_again_is_the_same(solver):
     """The cotangent of a factor of saved values is these values, of the steps of the way back."""
@@ -69,6 +70,7 @@ def test_a_step_that_is_made_again_is_the_same(solver):
     assert_close(ct, sum(jnp.sum(weights[name] * ys[name], 0) for name in ys), 1e-13)
 
 
+@pytest.mark.long
 @explicit_methods
 def test_the_vjp_of_a_step_is_that_of_the_formula(solver):
     """The method written out from its tableau, in forward mode."""
@@ -143,6 +145,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FIELDS)
 def test_gradients_equal_the_default(name):
     field, y0, args = FIELDS[name]
@@ -162,6 +165,7 @@ def spectral(**options):
     return fl.NeuralODE(fl.Chain(Fourier(8), jnp.tanh), t1=0.5, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batching", ["shared", "each"])
 def test_a_spectral_neural_ode(key, batching):
     x = jax.random.normal(key, (2, 8))
@@ -174,6 +178,7 @@ def test_a_spectral_neural_ode(key, batching):
     assert_close(gradient(None), gradient(DEFAULT), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_spectral_neural_ode_against_finite_differences(key):
     node = spectral(stepsize_controller=diffrax.PIDController(rtol=1e-9, atol=1e-9))
     ps, st = fl.setup(key, node, float)
@@ -184,6 +189,7 @@ def test_a_spectral_neural_ode_against_finite_differences(key):
     assert_close(jax.grad(loss)(ps) @ direction, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_under_vmap(key):
     field, y0, args = FIELDS["complex weights"]
     many = jnp.stack([args, 2 * args, 1j * args])

@@ -24,6 +24,7 @@ def test_what_is_not_supported_says_what_is():
             fl.AdaptiveCheckpointAdjoint(every=every)
 
 
+@pytest.mark.long
 def test_bounds_of_the_step_size_have_no_gradient():
     """The default has one: diffrax applies them to the step that it has from the error."""
 

@@ -209,6 +209,7 @@ def test_what_is_added_in_place_of_a_bias_is_not_read():
     assert_close(tangents, [jnp.ones(3)])
 
 
+@pytest.mark.long
 def test_a_weight_that_is_used_in_several_ways():
     # The field is a derivative of the network: each weight is in a product and in the transpose of one.
     model = fl.HamiltonianNN(fl.MLP(2, (8, 8), 1))

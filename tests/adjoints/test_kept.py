@@ -23,6 +23,9 @@ from tests.adjoints.kept import (
 )
 
 
+pytestmark = pytest.mark.long
+
+
 NONE = fl.AdaptiveCheckpointAdjoint(keep=0)
 
 

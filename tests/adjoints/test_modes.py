@@ -81,6 +81,7 @@ SOLVERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_forward_mode(solver):
     """It is the derivative of the numerical solution, as reverse mode."""
@@ -96,6 +97,7 @@ def test_forward_mode(solver):
         assert_close(jax.jit(derivative)(rate), expected, 1e-9)
 
 
+@pytest.mark.long
 def test_forward_mode_of_samples_side_by_side():
     rates = jnp.array([0.2, 0.7])
 
@@ -130,6 +132,7 @@ def test_reverse_mode_twice_is_refused_with_the_way_out(name, solver):
         REVERSE_TWICE[name](lambda rate: decay(rate=rate, solver=solver).ys[0], jnp.array(0.7))
 
 
+@pytest.mark.long
 def test_second_derivatives_with_steps_that_have_reverse_mode_only():
     def end(rate):
         return decay(rate=rate, solver=diffrax.Kvaerno3(), stepsize_controller=PID).ys[0]
@@ -139,6 +142,7 @@ def test_second_derivatives_with_steps_that_have_reverse_mode_only():
             derivative(0.7)
 
 
+@pytest.mark.long
 def test_reverse_mode_inside_of_transformations():
     """What refuses forward mode is in nobody's way."""
 

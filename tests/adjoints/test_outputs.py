@@ -9,6 +9,9 @@ from tests.adjoints.helpers import ADJOINT, ARGS, PID, Y0, assert_equals_default
 from tests.helpers import assert_close
 
 
+pytestmark = pytest.mark.long
+
+
 def test_all_of_saveat():
     def solve(adjoint, y0, args, scale):
         def some(t, y, args):

@@ -114,6 +114,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_gradient_of_a_layer(key, name):
     """Of the layer in a chain, against central differences, and the numbers of the layer alone."""

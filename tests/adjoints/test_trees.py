@@ -12,6 +12,9 @@ from tests.adjoints.helpers import ADJOINT
 from tests.helpers import assert_same
 
 
+pytestmark = pytest.mark.long
+
+
 def test_sums_have_half_precisions_in_float32():
     tree = {
         "half": [jnp.ones(2, jnp.bfloat16), jnp.ones((1, 3), jnp.float16)],

@@ -303,6 +303,7 @@ class Leaf(fl.Layer):
         return -ps.growth * x, st
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", ["default", "gauss"])
 def test_in_a_solve(key, adjoint):
     options = {} if adjoint == "default" else {"adjoint": fl.GaussAdjoint()}

@@ -62,6 +62,7 @@ SLOW = pytest.mark.slow
 DTYPES = [jnp.float64, pytest.param(jnp.float32, marks=SLOW), pytest.param(jnp.bfloat16, marks=SLOW)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_in_pieces_and_whole(monkeypatch, key, model, dtype):
@@ -70,6 +71,7 @@ def test_in_pieces_and_whole(monkeypatch, key, model, dtype):
     assert_same(fl.initial_parameters(key, model, dtype), whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(2,), pytest.param((2, 1), marks=SLOW)])
 def test_an_ensemble_in_pieces_and_whole(monkeypatch, key, shape):
     keys, model = jax.random.split(key, shape), MODELS["stacks"]

@@ -153,6 +153,7 @@ def test_the_check_adds_nothing_to_a_program(key):
     assert checked == count_primitives(lambda ps, x: model(x, ps.unpack(), st)[0], ps, x)
 
 
+@pytest.mark.long
 def test_the_check_passes_under_all_transformations(key):
     model = fl.Chain(fl.Dense(3, 4, jnp.tanh), fl.Dense(4, 1))
     x = jnp.ones((2, 3))

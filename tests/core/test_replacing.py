@@ -6,6 +6,9 @@ import pytest
 import flatlayers as fl
 
 
+pytestmark = pytest.mark.long
+
+
 def test_other_fields_are_checked_and_completed():
     assert fl.Dense(3, 2).replace(use_bias=False) == fl.Dense(3, 2, use_bias=False)
     chain = fl.Chain(fl.Dense(3, 2), jnp.tanh, name="net")

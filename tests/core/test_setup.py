@@ -128,6 +128,7 @@ def test_a_float32_model_stays_float32(key):
 # Several keys
 
 
+@pytest.mark.long
 def test_each_member_is_that_of_its_key(key):
     model = {
         "net": fl.Chain(fl.Dense(3, 4), fl.BatchNorm(4), fl.Dropout(0.5), Counter()),

@@ -179,6 +179,7 @@ def test_lines_are_within_100():
     assert any("and_the_last" in line for line in lines)
 
 
+@pytest.mark.long
 def test_a_chain_nested_a_hundred_deep():
     model = fl.Dense(2, 2)
     for _ in range(100):

@@ -73,6 +73,7 @@ def test_one_channel_depends_on_the_ends_of_the_path_alone(key):
     assert_close(z, jax.jit(ode)(z0, ps, fl.initial_states(key, ode))[0], atol=1e-6)
 
 
+@pytest.mark.long
 def test_equals_plain_diffrax(key):
     control = cubic(wave(0.0))
     cde = fl.NeuralCDE(FIELD, 2, t0=0.25, t1=1.5, saveat=[0.5, 1.5])
@@ -98,6 +99,7 @@ def test_equals_plain_diffrax(key):
 # Batches
 
 
+@pytest.mark.long
 def test_a_path_for_each_sample_in_one_system_and_under_vmap(key):
     cde = fl.NeuralCDE(FIELD, 2, stepsize_controller=TIGHT)
     ps, st = fl.setup(key, cde, float)
@@ -139,6 +141,7 @@ class Readout(fl.Container):
         return y, st.replace(start=start, rest=rest)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [None, diffrax.BacksolveAdjoint()], ids=["default", "Backsolve"])
 def test_gradients_agree_with_central_differences(key, adjoint):
     """With respect to the vector, with dropout inside, and to the data, in a chain."""

@@ -80,6 +80,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), MIXED)
 def test_a_state_is_promoted_by_the_models_output(of_y, of_ps, result):
     check(solve(fl.NeuralODE(Decay()), jnp.ones(2, of_y), of_ps), result)
@@ -136,6 +137,7 @@ def test_a_jump_is_where_diffrax_has_it():
     np.testing.assert_allclose(y, [0.245, 0.7], rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_threshold"), [(F32, F64), (BF16, F32), slow(F64, F32), slow(F32, F32)])
 def test_an_event_of_another_dtype(of_y, of_threshold):
     event = diffrax.Event(lambda t, y, args, **_: y[0] - of_threshold(0.5), optx.Newton(1e-6, 1e-6))
@@ -168,6 +170,7 @@ def test_augmented(of_y, of_ps, result):
     np.testing.assert_allclose(ys.astype(float), expected, rtol=TOLERANCE[jnp.dtype(result)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("of_path", [slow(F32), F64])
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), [*PAIRS, (F32, F32, F32)])
 def test_cde(of_y, of_ps, result, of_path):
@@ -178,6 +181,7 @@ def test_cde(of_y, of_ps, result, of_path):
     check(solve(layer, (jnp.ones(2, of_y), control), of_ps), result)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), [*PAIRS, slow(F32, F32, F32)])
 @pytest.mark.parametrize("noise", ["diagonal", slow("general")])
 def test_sde(of_y, of_ps, result, noise):
@@ -201,6 +205,7 @@ def test_sde(of_y, of_ps, result, noise):
     np.testing.assert_allclose(ys.astype(float), y, atol=TOLERANCE[jnp.dtype(result)] / 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), PAIRS)
 def test_ffjord(of_y, of_ps, result):
     """x = z / e, so that log p(x) = log N(e x) + 1."""
@@ -216,6 +221,7 @@ def test_ffjord(of_y, of_ps, result):
     np.testing.assert_allclose(float(sample.astype(float).std()), np.exp(-1), rtol=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), PAIRS)
 @pytest.mark.parametrize("of_ts", [slow(F32), F64])
 def test_shooting(of_y, of_ps, result, of_ts):
@@ -280,6 +286,7 @@ def test_a_half_precision_solve_has_the_digits_of_its_state(kind, dtype):
     assert st.stats.num_steps < 150
 
 
+@pytest.mark.long
 def test_the_model_sees_states_of_its_own_dtype_and_times_of_float32():
     seen = []
 
@@ -302,6 +309,7 @@ def test_strict_promotion_is_kept_where_nothing_is_mixed(dtype):
     assert gradient.dtype == dtype
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, CONSTANT])
 def test_an_overflow_on_the_way_out_is_told(options):
     """120000 is beyond float16, not beyond the float32 that the solver has."""

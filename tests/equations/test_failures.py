@@ -82,6 +82,7 @@ ADAPTIVE = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_steps", [256, None])
 @pytest.mark.parametrize("kind", ADAPTIVE)
 def test_adaptive_steps(kind, max_steps):
@@ -101,6 +102,7 @@ def test_adaptive_steps(kind, max_steps):
         jax.jit(make(max_steps=max_steps))(start(jnp.array([1.0])), ps, st)
 
 
+@pytest.mark.long
 def test_an_adaptive_solve_without_max_steps_is_right_where_it_can_be():
     controller = diffrax.ClipStepSizeController(
         diffrax.PIDController(rtol=1e-8, atol=1e-10), jump_ts=jnp.array([0.3, 0.6]), step_ts=jnp.array([0.5])
@@ -113,6 +115,7 @@ def test_an_adaptive_solve_without_max_steps_is_right_where_it_can_be():
         np.testing.assert_allclose(y, np.exp(t0 - t1), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_adaptive_steps_that_accept_what_is_not_finite():
     """By a least step, by a norm that looks elsewhere, and by an overflow in the last step."""
     least = diffrax.PIDController(rtol=1e-4, atol=1e-6, dtmin=0.05)
@@ -169,6 +172,7 @@ def test_the_worst_code_of_a_batch():
         assert worst(jnp.array(starts)) == right
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, CONSTANT], ids=["adaptive", "constant"])
 def test_samples_of_a_flow(options):
     make, _ = LAYERS["flow"]
@@ -276,6 +280,7 @@ def test_choices():
             make()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_failure_says_what_to_change(compiled):
     def message(y0=1.0, dtype=jnp.float32, f=lambda y: -100 * y, **options):

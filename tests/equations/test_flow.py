@@ -71,6 +71,7 @@ class Cauchy:
 # Densities in closed form
 
 
+@pytest.mark.long
 def test_a_linear_field_gives_a_normal_density(key):
     flow = linear(stepsize_controller=TIGHT)
     ps, st = fl.setup(key, flow, float)
@@ -134,6 +135,7 @@ def test_the_first_step_has_a_sign_of_its_own(key):
     np.testing.assert_allclose(x, 1.1**10 * jax.random.normal(key, (2,)))
 
 
+@pytest.mark.long
 def test_another_base(key):
     flow = fl.FFJORD(lambda z: z, base=Cauchy(0.5), **FIXED)
     assert flow == fl.FFJORD(flow.model, base=Cauchy(0.5), **FIXED) != fl.FFJORD(flow.model, **FIXED)
@@ -208,6 +210,7 @@ def test_gradients_with_probes_and_an_adjoint_of_its_own(key):
     np.testing.assert_allclose(gradient(diffrax.BacksolveAdjoint()), gradient(None), rtol=0.01)
 
 
+@pytest.mark.long
 def test_in_a_chain_of_float32(key):
     flow = fl.FFJORD(NETWORK, divergence="hutchinson", regularize=True, **FIXED)
     chain = fl.Chain(fl.Diagonal(2), flow, lambda log_density: -log_density)
@@ -244,6 +247,7 @@ def test_the_average_over_all_probes_is_the_exact_trace(key):
     np.testing.assert_allclose(np.mean(squares[index]), np.sum(A**2) * T)
 
 
+@pytest.mark.long
 def test_one_probe_a_solve(key):
     flow = linear(divergence="hutchinson", probes=2, **FIXED)
     ps, st = fl.setup(key, flow, float)

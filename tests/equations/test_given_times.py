@@ -142,6 +142,7 @@ def padded(batched):
     return values, (lambda ps, ts: exact(ps.rate, y0, 0.0, jnp.where(ENTRIES, ts, 0.0))), ps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batched", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_padded_series_of_each_sample(batched):
     values, expected, ps = padded(batched)
@@ -162,6 +163,7 @@ def test_padded_series_of_each_sample(batched):
     np.testing.assert_allclose(of_ts, exact_ts, rtol=1e-6, atol=1e-9)  # zero where there is no time
 
 
+@pytest.mark.long
 def test_a_time_that_is_left_out_repeats_the_state_before(key):
     node = fl.NeuralODE(lambda y: -y, batching="each", stepsize_controller=TIGHT)
     ps, st = fl.setup(key, node, float)
@@ -341,6 +343,7 @@ def test_an_end_that_an_event_makes(key):
 # Dtypes
 
 
+@pytest.mark.long
 def test_known_times_are_solved_in_a_dtype_that_tells_them_apart(key):
     """In float32, unless its numbers are too far apart; so are times of a field's own."""
     seen = []

@@ -52,6 +52,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("solver", "jac"), CASES)
 def test_least_squares(solver, jac, data):
     found = optx.least_squares(residual, solver, PS, data, options={"jac": jac})
@@ -67,6 +68,7 @@ def test_minimise(data):
     assert_close(found.value.data, TRUTH.data, 1e-5)
 
 
+@pytest.mark.long
 def test_a_jacobian_by_finite_differences(data):
     constant = diffrax.ConstantStepSize()
     node = fl.NeuralODE(Predation(), t1=4.0, saveat=TIMES, dt0=0.1, stepsize_controller=constant)
@@ -80,6 +82,7 @@ def test_a_jacobian_by_finite_differences(data):
         np.testing.assert_allclose(found[..., i], (f(PS.data + e) - f(PS.data - e)) / (2 * step), 1e-6, 1e-8)
 
 
+@pytest.mark.long
 def test_a_hessian(data):
     def hessian(adjoint):
         node = fl.NeuralODE(Predation(), t1=4.0, saveat=TIMES, adjoint=adjoint)
@@ -90,6 +93,7 @@ def test_a_hessian(data):
     assert_close(found, found.T, 1e-7)
 
 
+@pytest.mark.long
 def test_each_sample_with_steps_of_its_own(data):
     node = fl.NeuralODE(Predation(), t1=4.0, batching="each")
     y0 = jnp.stack([Y0, 2 * Y0])

@@ -52,6 +52,7 @@ def test_solves_what_is_known_in_closed_form(key):
     assert new.stats.result == 0
 
 
+@pytest.mark.long
 def test_equals_plain_diffrax(key):
     node = fl.NeuralODE(MODEL, t0=0.5, t1=2.0, saveat=[1.0, 2.0])
     ps, st = fl.setup(key, node, float)
@@ -210,6 +211,7 @@ def test_gradients_agree_with_central_differences(key, adjoint):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "adjoint",
     [diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint(), "implicit"],
@@ -262,6 +264,7 @@ def test_the_state_can_be_carried_by_a_loop(key):
     assert jax.tree.structure(new) == jax.tree.structure(st)
 
 
+@pytest.mark.long
 def test_vmap_gives_each_sample_its_own_steps(key):
     node = fl.NeuralODE(MODEL, saveat=[0.5, 1.0])
     ps, st = fl.setup(key, node, float)

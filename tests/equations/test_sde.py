@@ -51,6 +51,7 @@ def call(key, sde, y0, dtype=float):
 # Closed forms
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise", ["diagonal", "general"])
 def test_the_moments_of_an_ornstein_uhlenbeck_process(key, noise):
     """Of Euler's steps of h: the mean is (1 - rate h)^k y0, the variance a geometric sum; exactly so."""
@@ -80,6 +81,7 @@ def test_the_moments_of_an_ornstein_uhlenbeck_process(key, noise):
         np.testing.assert_allclose(np.cov(y.T), exact, rtol=0.15, atol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("solver", "correction", "largest"),
     [(diffrax.Euler(), 0.5, 0.06), (diffrax.Heun(), 0.0, 0.01)],
@@ -109,6 +111,7 @@ def test_diagonal_noise_is_general_noise_with_a_diagonal_matrix(key):
     assert_close(diagonal, general)
 
 
+@pytest.mark.long
 def test_equals_plain_diffrax(key):
     sde = fl.NeuralSDE(DRIFT, DIFFUSION, t0=0.5, t1=1.5, dt0=0.1)
     ps, st = fl.setup(key, sde, float)
@@ -134,6 +137,7 @@ def test_the_path_is_what_the_solver_needs(key):
 # Randomness and state
 
 
+@pytest.mark.long
 def test_the_same_state_gives_the_same_path(key):
     sde = fl.NeuralSDE(DRIFT, DIFFUSION, dt0=0.1)
     ps, st = fl.setup(key, sde, float)
@@ -150,6 +154,7 @@ def test_the_same_state_gives_the_same_path(key):
     assert jnp.abs(y[:, 0] - y[:, 1]).min() > 1e-3  # and an entry
 
 
+@pytest.mark.long
 def test_vmap_over_samples_and_keys(key):
     sde = fl.NeuralSDE(DRIFT, DIFFUSION, dt0=0.1)
     ps, st = fl.setup(key, sde, float)
@@ -174,6 +179,7 @@ class Counted(fl.Layer):
         return y * jax.random.uniform(now, (), y.dtype), st.replace(count=st.count + 1, key=key)
 
 
+@pytest.mark.long
 def test_both_states_are_frozen_during_the_solve(key):
     sde = fl.NeuralSDE(Counted(), Counted(), dt0=0.1)
     ps, st = fl.setup(key, sde, float)
@@ -189,6 +195,7 @@ def test_both_states_are_frozen_during_the_solve(key):
     assert not np.array_equal(jax.random.key_data(new.drift.key), jax.random.key_data(st.drift.key))
 
 
+@pytest.mark.long
 def test_no_evaluation_is_spent_on_a_layer_without_state(key):
     calls = []
 
@@ -250,6 +257,7 @@ def test_a_vector_is_a_state(key, noise_dims):
     assert y.layout == y0.layout
 
 
+@pytest.mark.long
 def test_time_and_dense_output_and_adaptive_steps(key):
     """dy = t dt + 0 dW."""
     sde = fl.NeuralSDE(

@@ -80,6 +80,7 @@ def test_the_states_of_a_new_layer_are_frozen(key):
     assert jax.tree.structure(new) == jax.tree.structure(st)
 
 
+@pytest.mark.long
 def test_what_a_new_layer_has_for_free(key):
     event = diffrax.Event(lambda t, y, args, **_: y[0] - args[0].rate, optx.Newton(1e-10, 1e-10))
     dense = diffrax.SaveAt(t1=True, dense=True)
@@ -202,6 +203,7 @@ def test_each_sample_of_a_controlled_equation_takes_its_own_steps(key):
     assert new.stats.num_steps == stats.stats.num_steps.max()
 
 
+@pytest.mark.long
 def test_each_sample_of_a_flow_takes_its_own_steps(key):
     x = jnp.array([[0.1, 0.2], [3.0, -4.0], [1.0, 1.0]])
     model = fl.Dense(2, 2, jnp.tanh)
@@ -220,6 +222,7 @@ def test_each_sample_of_a_flow_takes_its_own_steps(key):
     assert_close(jax.jit(probed)(x, ps, st)[0], jax.jit(shared)(x, ps, st)[0], rtol=1e-2)
 
 
+@pytest.mark.long
 def test_each_sample_of_a_stochastic_equation_has_its_own_path(key):
     """dy = 0.5 dW by single samples: `y0 + 0.5 W(t1)` along the path of each."""
     layer = fl.NeuralSDE(lambda y: 0 * y, lambda y: 0.5 * jnp.ones_like(y), dt0=0.25, batching="each")
@@ -293,6 +296,7 @@ def half(t, y, args, **kwargs):
     return y[0] - ps.rate
 
 
+@pytest.mark.long
 def test_an_event_ends_the_solve(key):
     event = diffrax.Event(half, optx.Newton(1e-10, 1e-10))
     node = fl.NeuralODE(Scaled(), t1=jnp.inf, event=event, stepsize_controller=TIGHT)
@@ -309,6 +313,7 @@ def test_an_event_ends_the_solve(key):
     np.testing.assert_allclose(ys[..., 0], [[decay[0], 5 * decay[0]], [np.inf, 5 * decay[1]]], rtol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batching", ["shared", "each"])
 def test_dense_output(key, batching):
     saveat = diffrax.SaveAt(dense=True)

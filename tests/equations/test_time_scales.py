@@ -10,6 +10,9 @@ import flatlayers as fl
 from tests.helpers import assert_close
 
 
+pytestmark = pytest.mark.long
+
+
 DEFAULT = diffrax.RecursiveCheckpointAdjoint()
 PARTS = np.array([0.0, 1e-7, 0.1, 0.1 + 1e-9, 0.5, 1 - 1e-9, 1.0])
 WEIGHTS = np.arange(1.0, PARTS.size + 1)

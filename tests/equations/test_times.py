@@ -79,6 +79,7 @@ def check_values(layer, x, expected, slope, pick, rtol):
     np.testing.assert_allclose(gradient, [slope], rtol=10 * rtol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCALES)
 def test_neural_ode(name):
     t0, scale, ts, s = times_of(name)
@@ -139,6 +140,7 @@ def test_cde(name, given):
     assert layer.saveat == tuple(ts.tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS[:-1])
 def test_sde(name):
     """dX = rate dt / scale + dW / sqrt(scale): Euler steps are exact, along the layer's own path."""
@@ -183,6 +185,7 @@ def test_ffjord(name):
     check_values(layer, x, [expected], -(z**2) + 1, lambda log_density: log_density, 1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_multiple_shooting(name):
     t0, scale, _, _ = times_of(name)
@@ -285,6 +288,7 @@ def test_inner_times_stay():
     assert saved([59000.0, 59000.0 + 2**-37], t0=59000.0, t1=59001.0)[1] == 59000.0 + 2**-37
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["float32 path", "float32 times"])
 def test_the_ends_of_a_path_may_be_rounded(key, kind):
     """A path of float32 in a float64 solve, with its ends as numbers or not at all, and the reverse."""

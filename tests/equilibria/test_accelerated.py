@@ -105,6 +105,7 @@ def test_any_pytree_of_any_dtype():
         np.testing.assert_allclose(found.value.b, root, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_samples_converge_by_themselves():
     def rates(y, rate):
         return {"z": rate[:, None] * jnp.cos(y["z"])}
@@ -152,6 +153,7 @@ def test_what_is_not_finite_is_a_code(kind):
     assert solve(jnp.full((2, 1), jnp.nan), jnp.ones((2, 1))).result == optx.RESULTS.nonfinite
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [optx.ImplicitAdjoint(), optx.RecursiveCheckpointAdjoint()])
 def test_gradients_are_those_of_the_linear_system(adjoint):
     args, exact = problem("positive")

@@ -84,6 +84,7 @@ def unrolled(layer, ps, x, steps=500):
 UNROLL = pytest.param("unroll", marks=pytest.mark.slow)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [None, fl.PhantomAdjoint(200, 1.0), UNROLL])
 def test_the_gradient_is_that_of_500_applications(adjoint):
     layer = deq(CELL, TIGHT, adjoint=adjoint)
@@ -130,6 +131,7 @@ def exact_gradient():
     return jax.jit(jax.grad(lambda ps: jnp.sum(unrolled(CELL, ps, x) ** 2)))(ps).data
 
 
+@pytest.mark.long
 def test_the_jacobian_of_a_linear_map():
     """`z = A z + x`: the loss over all probes is `|A|^2 / n`, its gradient `2 A / n`."""
     matrix = jnp.array([[0.3, -0.2], [0.1, 0.4]])
@@ -332,6 +334,7 @@ def test_the_spectral_radius_with_and_without_a_gap(matrix):
 (BROKEN,) = jax.tree.leaves(optx.RESULTS.nonfinite)
 
 
+@pytest.mark.long
 def test_a_failed_solve_is_a_code_or_an_error():
     codes = {}
     for name, model in {

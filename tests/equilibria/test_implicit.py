@@ -10,6 +10,9 @@ import flatlayers as fl
 from flatlayers.equilibria import implicit
 
 
+pytestmark = pytest.mark.long
+
+
 TIGHT = fl.Anderson(1e-12, 1e-12)
 
 

@@ -36,6 +36,7 @@ def test_any_regular_matrix_of_moderate_size(n):
         np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-8, atol=1e-8 * np.abs(x).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", [0.4, 0.9])
 def test_an_easy_system_takes_fewer_products_than_with_lineax(rate):
     """Which restarts after 20 steps and confirms by another cycle."""
@@ -67,6 +68,7 @@ def test_nothing_to_solve():
         np.testing.assert_array_equal(x, b)
 
 
+@pytest.mark.long
 def test_no_solution_is_told():
     b = RNG.normal(size=30)
     singular = np.diag(np.arange(30.0))

@@ -7,6 +7,7 @@ import flatlayers as fl
 from tests.equilibria.test_deq import TIGHT, assert_slopes, mixed, problem
 
 
+@pytest.mark.long
 def test_several_scales():
     """`z_0 = tanh(W z_0 + x) + C z_1 / 2` and `z_1 = tanh(z_1 / 2) / 2 + D tanh(...)`, as one equation."""
     first = fl.Parallel(mixed, fl.Dense(4, 4), fl.Dense(3, 4))

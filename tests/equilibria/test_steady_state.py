@@ -7,6 +7,9 @@ import pytest
 import flatlayers as fl
 
 
+pytestmark = pytest.mark.long
+
+
 def test_bad_options_of_a_steady_state_are_named():
     for bad in (
         {"rtol": np.nan},

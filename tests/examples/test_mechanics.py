@@ -8,6 +8,9 @@ import flatlayers as fl
 from tests.examples.scripts import load, run
 
 
+pytestmark = pytest.mark.long
+
+
 def test_a_pendulum_that_keeps_its_energy_passes(tmp_path, monkeypatch, capsys):
     pendulum = load("pendulum")
     times = np.linspace(0, 1, 5)

@@ -58,6 +58,7 @@ def same(a, b, losses=True):
         np.testing.assert_array_equal(a.metrics["largest"], b.metrics["largest"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 3, 6, 100])
 def test_ten_and_ten_are_twenty(tmp_path, chunk):
     whole = train(20)
@@ -70,6 +71,7 @@ def test_ten_and_ten_are_twenty(tmp_path, chunk):
     np.testing.assert_array_equal(np.concatenate([first.losses, second.losses]), whole.losses)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["batches", "list", "iterator"])
 def test_a_run_that_is_killed_and_run_again(tmp_path, kind):
     path = tmp_path / "run.safetensors"
@@ -105,6 +107,7 @@ def test_a_run_that_is_killed_and_run_again(tmp_path, kind):
     same(script(resume=path), whole)
 
 
+@pytest.mark.long
 def test_the_end_is_saved_and_so_is_an_interrupted_run(tmp_path):
     path = tmp_path / "it"
     result = train(8, save=path)
@@ -141,6 +144,7 @@ def test_patience_goes_on_where_it_was(tmp_path):
     same(again, first)
 
 
+@pytest.mark.long
 def test_a_validation_that_an_interrupt_left_out_is_made_up_for(tmp_path):
     path = tmp_path / "it"
 
@@ -163,6 +167,7 @@ def test_another_file_is_written_though_nothing_is_left_to_do(tmp_path):
     assert_same(fl.load(tmp_path / "b")["ps"], result.ps)
 
 
+@pytest.mark.long
 def test_validations_stay_in_the_file_of_a_run_without_any(tmp_path):
     path = tmp_path / "it"
     first = train(6, validate=(loss, X, 3), save=path)
@@ -172,6 +177,7 @@ def test_validations_stay_in_the_file_of_a_run_without_any(tmp_path):
     assert saved["best"]["step"] == first.best.step
 
 
+@pytest.mark.long
 def test_a_run_of_other_metrics_is_not_gone_on_with(tmp_path):
     def without(ps, st, x):
         value, (st, _) = loss(ps, st, x)
@@ -237,6 +243,7 @@ def test_a_state_that_changes_its_type_in_the_first_step(tmp_path):
     assert_same(script(9, resume=path).st, script(9).st)
 
 
+@pytest.mark.long
 def test_what_cannot_be_resumed(tmp_path):
     path = tmp_path / "it"
     fl.save(path, ps=jnp.ones(3))

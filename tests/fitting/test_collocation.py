@@ -96,6 +96,7 @@ def test_shapes_dtypes_and_vmap():
     assert_close(each, fl.collocate(TS, YS, bandwidth=0.7))
 
 
+@pytest.mark.long
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="kernel: expected 'epanechnikov', .* or 'silverman', found 'box'"):
         fl.collocate(TS, YS, kernel="box")

@@ -51,6 +51,7 @@ def test_an_epoch_has_each_sample_once_and_each_epoch_its_own_order(key):
     np.testing.assert_array_equal(np.concatenate([b["i"] for b in batches]), epochs[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("legacy", [False, True])
 def test_rows_do_not_depend_on_where_one_starts(legacy):
     key = jax.random.PRNGKey(3) if legacy else jax.random.key(3)

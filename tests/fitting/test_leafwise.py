@@ -112,6 +112,7 @@ def test_what_works_leaf_by_leaf(layout, dtype):
     assert not [name for name, optimizer in alike.items() if differs_by_leaf(optimizer, ps)]
 
 
+@pytest.mark.long
 def test_it_depends_on_the_leaves():
     """Where there is nothing to tell apart, nothing is told apart."""
     assert differs_by_leaf(optax.adamw(0.1, mask=by_path), fl.ComponentVector.zeros(MLP))

@@ -43,6 +43,7 @@ def whole(ps):
     return np.asarray((ps.gather() if isinstance(ps, fl.ShardedVector) else ps).data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["MLP", "BatchNorm", "Dropout"])
 def test_the_global_view_is_one_device(key, mesh, name):
     ps, st = fl.setup(key, MODELS[name], float)
@@ -70,6 +71,7 @@ def test_each_device_its_part(key, mesh, name):
     assert_same_run(found, expected)
 
 
+@pytest.mark.long
 def test_lbfgs(key, mesh):
     ps, st = fl.setup(key, MODELS["MLP"], float)
     optimizer = optax.lbfgs()
@@ -292,6 +294,7 @@ def test_other_trees_of_parameters(key, mesh):
             train(of_tree, tree, st, steps=10, mesh=mesh, per_device=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("per_device", [False, True])
 def test_ensembles(key, mesh, per_device):
     members = [fl.setup(k, MODELS["MLP"], float) for k in jax.random.split(key, 3)]

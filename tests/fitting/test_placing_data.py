@@ -65,6 +65,7 @@ KINDS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", few(KINDS, "one", "list", "iterator of parts", "batches"))
 def test_each_device_has_its_part_of_a_batch(key, mesh, kind):
     assert shapes_of(KINDS[kind](), key, mesh) == {(4, 3)}
@@ -100,6 +101,7 @@ def test_a_chunk_goes_from_the_host_to_each_device(mesh, monkeypatch):
     np.testing.assert_array_equal(stacked[0], np.stack([X[:32]] * 5))
 
 
+@pytest.mark.long
 def test_keys_and_numbers_in_batches(key, mesh):
     def noisy(ps, st, batch):
         keys, scale = batch

@@ -49,6 +49,7 @@ def program(loss, ps, st, mesh, per_device):
     return compiled_by_default(steps.beside.lower(carry, data, 0, 20, 20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layers", [1, 40])
 def test_the_collectives_of_a_step(key, mesh, layers):
     model = fl.MLP(3, (5,) * layers, 1, jnp.tanh)

@@ -36,6 +36,7 @@ def test_the_loss_is_the_formula(key):
     assert_close(found, by_hand(starts, data(TS), 7.0), rtol=1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("ts", "segments"), [(TS, 1), (TS[::-1], 4)], ids=["forward", "backward"])
 def test_the_truth_has_no_loss(key, ts, segments):
     ps, st = fl.setup(key, node(), float)

@@ -55,6 +55,7 @@ def test_lbfgs_sees_the_batch_and_the_state():
     assert_close(result.ps.data, 2.0 * np.arange(6), rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -70,6 +70,7 @@ def test_all_bits_of_floats_stay(tmp_path):
     assert loaded["a"].tobytes() == np.asarray(loaded["b"]).tobytes() == numbers.tobytes()
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts)
 def test_any_layout_comes_back(tmp_path, layout):
@@ -424,6 +425,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "x"
     for pause in (0.3, 0.37):

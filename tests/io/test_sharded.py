@@ -169,6 +169,7 @@ def two_processes(folder):
     return int(count), errors
 
 
+@pytest.mark.long
 def test_two_processes_write_one_file(tmp_path):
     first, second = run_processes(two_processes, tmp_path)
     ps = vector()
@@ -197,6 +198,7 @@ def each_its_own(folder):
     return index
 
 
+@pytest.mark.long
 def test_processes_write_what_is_theirs_alone(tmp_path):
     assert run_processes(each_its_own, tmp_path) == [0, 1]
     for name, factor in {"first": 1.0, "of 0": 1.0, "of 1": 2.0}.items():

@@ -51,6 +51,7 @@ def test_formula(key, dtype, lead, causal):
     assert (fl.parameter_length(layer), ps.size, fl.state_length(layer)) == (4 * 36, 4 * 36, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("sizes", [{}, {"qk_dims": 8}, {"qk_dims": 4, "v_dims": 4, "out_dims": 7}])
 def test_sizes(key, dtype, sizes):
@@ -101,6 +102,7 @@ def test_masks_broadcast_and_intersect(key, dtype, causal, mask_shape):
     np.testing.assert_allclose(y, formula(ps, q, kv, kv, 2, keep), rtol=rtol, atol=rtol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_query_without_a_key_gets_zeros(key, dtype, dropout):
@@ -118,6 +120,7 @@ def test_a_query_without_a_key_gets_zeros(key, dtype, dropout):
     assert_same(nothing, jnp.zeros((4, 6), dtype))
 
 
+@pytest.mark.long
 def test_dropout_acts_on_the_weights(key):
     layer = fl.MultiHeadAttention(6, heads=2, dropout=0.5, causal=True)
     ps, st = fl.setup(key, layer, float)
@@ -162,6 +165,7 @@ def test_in_float64_the_softmax_has_all_digits(key):
     np.testing.assert_allclose(difference, 1e-10 / 4, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"causal": True}, {"dropout": 0.3}, {"v_dims": 4}])
 def test_gradient(key, options):
     layer = fl.MultiHeadAttention(6, heads=2, **options)
@@ -278,6 +282,7 @@ def test_a_mask_with_fewer_axes_is_refused(key, lead):
                 assert "`mask[..., None, None, :]`" in message
 
 
+@pytest.mark.long
 def test_the_ways_out_of_the_message_are_right(key):
     """What it says of `(queries, keys)` and `(batch, keys)` is what these mean, with 4 of everything."""
     layer = fl.MultiHeadAttention(4, heads=4)

@@ -92,6 +92,7 @@ def test_one_sample_is_enough_in_test_mode_and_with_space():
 # A batch over a mapped axis
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(6, 3), (6, 4, 3)])
 def test_axis_name_takes_the_whole_batch(shape):
     layer, whole = fl.BatchNorm(3, axis_name="devices"), fl.BatchNorm(3)

@@ -83,6 +83,7 @@ def test_equations(key, make, dtype, lead):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("make", "gates"), [(fl.RNNCell, 1), (fl.LSTMCell, 4), (fl.GRUCell, 3)])
 def test_parameters(key, make, gates):
     cell = make(3, 16)
@@ -122,6 +123,7 @@ def test_activation_of_the_simple_cell(key):
     assert_close(relu((x, (h,)), ps, st)[0][0], jnp.maximum(y, 0.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", CELLS)
 def test_the_initial_state_is_learned(key, make):
     cell = make(3, 4, learn_initial_state=True)

@@ -33,6 +33,7 @@ def operator(x, ps, model, modes, activation):
     return dense(activation(dense(v, ps.projection.layer_0)), ps.projection.layer_1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "shape", "activation", "dtype"),
     [
@@ -96,6 +97,7 @@ def of_neuraloperator(other):
     return fl.ComponentVector.of(jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, named)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("modes", "sizes"), [((8,), (13,)), ((4, 5), (6, 8))])
 def test_equals_neuraloperator(key, modes, sizes):
     torch = pytest.importorskip("torch", reason="PyTorch is an optional package")
@@ -113,6 +115,7 @@ def test_equals_neuraloperator(key, modes, sizes):
     np.testing.assert_allclose(model(x, ps, st)[0], np.moveaxis(theirs, 1, -1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_norms_and_names(key):
     model = fl.FourierNeuralOperator(4, 1, 4, 1, 2, norm=fl.BatchNorm(4), lifting_channel_ratio=0)
     ps, st = fl.setup(key, model, float)

@@ -26,6 +26,7 @@ class Noisy(fl.Container):
         return y, st.replace(inner=inner, drop=drop, hold=hold)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", CELLS)
 def test_gradient(key, make):
     layer = fl.Recurrence(make(3, 4, learn_initial_state=True), return_sequence=True)

@@ -77,6 +77,7 @@ def test_many_modes_and_points_are_transformed_fast(key):
     assert not {name for name in primitives(many, x) if "scatter" in name or "gather" in name}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "rtol"),
     [(jnp.float32, 2e-6), (jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)],
@@ -141,6 +142,7 @@ def test_equals_neuraloperator(key, modes, sizes):
     np.testing.assert_allclose(layer(x, ps, {})[0], np.moveaxis(theirs, 1, -1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_gradients_and_vmap(key, way):
     layer = fl.FourierLayer((3, 4), 2, 2, jnp.tanh, norm=fl.LayerNorm(2))
     ps, st = fl.setup(key, layer, float)
@@ -157,6 +159,7 @@ def test_gradients_and_vmap(key, way):
     assert_close(together, each)
 
 
+@pytest.mark.long
 def test_through_the_default_adjoint(key, way):
     """A learned field and a known one, `u_t = 0.1 u_xx + f(u)`."""
 
@@ -193,6 +196,7 @@ def test_over_a_divided_batch(key, way):
     assert len(y.sharding.device_set) == 4
 
 
+@pytest.mark.long
 def test_fourier_layer(key):
     norm = fl.BatchNorm(3)
     layer = fl.FourierLayer(5, 2, 3, jnp.tanh, norm=norm)
@@ -287,6 +291,7 @@ def test_numbers_that_are_not_floating(key, layer, dtype):
         layer(jnp.ones((6, 8, 2), dtype), ps, st)
 
 
+@pytest.mark.long
 def test_complex_weights(key):
     ps, st = fl.setup(key, CONV, complex)
     with pytest.raises(TypeError, match="expected real parameters, found complex128"):

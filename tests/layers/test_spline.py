@@ -44,6 +44,7 @@ def test_against_scipy(key, kind, learn_grid, dtype, lead, dims):
     assert eval(repr(layer), vars(fl)) == layer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["linear", "cubic"])
 def test_goes_through_its_points_and_is_held_outside(key, kind):
     layer = fl.SplineLayer(GRID, 2, kind=kind)

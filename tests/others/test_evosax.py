@@ -36,6 +36,7 @@ def test_strategies_with_a_mean(key, name):
     np.testing.assert_allclose(mean, MEAN, atol=0.1)
 
 
+@pytest.mark.long
 def test_differential_evolution(key):
     strategy = algorithms.DifferentialEvolution(population_size=24, solution=START)
     params = strategy.default_params

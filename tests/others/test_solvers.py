@@ -41,6 +41,7 @@ def test_nelder_mead_does_what_it_does_on_an_array():
     assert energy(named) < energy(START)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "solver",
     [
@@ -81,6 +82,7 @@ def test_lineax_solves_for_a_vector():
         np.testing.assert_allclose(solution.value, np.linalg.solve(PRECISION, right), atol=1e-8)
 
 
+@pytest.mark.long
 def test_lineax_takes_a_jacobian(key):
     A, b, expected = line(key)
     operator = lineax.JacobianLinearOperator(lambda v, _: A @ v.data, START)

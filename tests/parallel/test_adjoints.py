@@ -17,6 +17,9 @@ from flatlayers.core.values import plain
 from tests.parallel.programs import mesh_of
 
 
+pytestmark = pytest.mark.long
+
+
 DEVICES, BATCH = 4, 8
 MESH = mesh_of(DEVICES)
 

@@ -11,6 +11,9 @@ from tests.parallel.programs import mesh_of
 from tests.test_catalogue import INDICES, everything
 
 
+pytestmark = pytest.mark.long
+
+
 DEVICES = 2
 # Solves by diffrax and optimistix, whose own loops do not take it: with them `check_vma=False`.
 CANNOT = (fl.SolverLayer, fl.AugmentedNDE, fl.DeepEquilibriumNetwork, fl.MultiScaleDeepEquilibriumNetwork)
