@@ -70,12 +70,17 @@ class Record(Immutable, Mapping[str, Any]):
     def replace(self, /, **named: object) -> "Record":
         """Return a new record with the values of some names changed.
 
+        A name may be a path, as in `st.replace(**{"inner.mean": 0.0})`.
+
         **Raises:** `KeyError` for a name that the record does not have.
         """
-        for name in named:
-            if name not in self._values:
-                raise UnknownNameError(unknown_name(name, self._values))
-        new = {name: as_record(value) for name, value in named.items()}
+        new: dict[str, Any] = {}
+        for path, value in named.items():
+            name, _, below = path.partition(".")
+            part = new.get(name, self[name])
+            if below and not isinstance(part, Record):
+                raise UnknownNameError(unknown_name(below, ()))
+            new[name] = part.replace(**{below: value}) if below else as_record(value)
         static = [name for name, _ in self._flat()[1][2] if name not in new]
         values = {**self._values, **new}
         return Record._of(values, _structure(values, {*static, *filter(lambda n: is_static(new[n]), new)}))

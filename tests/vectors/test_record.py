@@ -122,6 +122,17 @@ def test_what_the_library_makes_is_a_record_like_any_other():
     assert isinstance(changed.inner, Record)
 
 
+def test_replace_takes_paths():
+    r = Record(a=Record(b=1.0, c=Record(d=2.0, flag=True)), e=3.0)
+    new = r.replace(**{"a.c.d": 4.0, "a.b": 5.0, "a.c.flag": False, "e": 6.0})
+    assert new.to_dict() == {"a": {"b": 5.0, "c": {"d": 4.0, "flag": False}}, "e": 6.0}
+    assert r["a.c.d"] == 2.0
+    assert jax.tree.leaves(new) == [5.0, 4.0, 6.0]
+    for path, name in (("a.x", "x"), ("x.a", "x"), ("a.c.x", "x"), ("e.x", "x")):
+        with pytest.raises(KeyError, match=f"no name '{name}'"):
+            r.replace(**{path: 0.0})
+
+
 def test_what_replace_leaves_alone_stays_static_or_a_child():
     r = jax.tree.map(lambda leaf: leaf > 0, Record(x=1.0, y=2.0, flag=True))
     new = r.replace(y=3.0)
