@@ -11,12 +11,14 @@ demo: $(VENV)/examples
 
 # Without the tests that are marked slow, which test-all runs too.
 TESTS := not slow
+# A file's tests in one process: they share the programs that are compiled.
+PROCESSES := --numprocesses auto --dist loadfile
 
 test: $(VENV)/test
-	$(RUN) -m pytest --numprocesses auto -m '$(TESTS)'
+	$(RUN) -m pytest $(PROCESSES) -m '$(TESTS)'
 
 test-all: $(VENV)/test
-	$(RUN) -m pytest --numprocesses auto
+	$(RUN) -m pytest $(PROCESSES)
 
 # Each notebook from top to bottom, in a few steps of training.
 notebooks: $(VENV)/notebooks
@@ -61,5 +63,5 @@ $(VENV)/bin/python:
 
 # One stamp for each set of extras.
 $(VENV)/examples $(VENV)/test $(VENV)/notebooks $(VENV)/docs $(VENV)/bench $(VENV)/dev: $(VENV)/%: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable '.[$*]'
+	$(RUN) -m pip install --quiet --no-compile --editable '.[$*]'
 	touch $@
