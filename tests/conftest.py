@@ -10,9 +10,9 @@ import pytest
 
 # Before the first use of a device. Arrays are on the first one, unless a test places them.
 flags = ["--xla_force_host_platform_device_count=8"]
-# Most of the tests' time goes into machine code for small programs, which LLVM need not optimise. XLA's own
-# passes, and so the programs whose operations and memory tests count, are as users have them.
-flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+# Most of the tests' time goes into machine code for small programs, on which LLVM's expensive passes are
+# wasted. XLA's own, and so the programs whose operations and memory tests count, are as users have them.
+flags += ["--xla_llvm_disable_expensive_passes=true"]
 # XLA of these releases compiles small programs in two thirds of the time without its new emitters of fused
 # loops. Later ones, which the tests also run with, have only those.
 if jax.__version_info__ < (0, 11):
