@@ -45,6 +45,7 @@ def test_every_public_name_has_a_docstring_with_an_example():
                 assert ">>>" in value.__doc__, name
 
 
+@pytest.mark.long
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -68,6 +69,7 @@ def lacks_a_package(section):
     return any(importlib.util.find_spec(name) is None for name in imported)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES],
