@@ -15,7 +15,7 @@ TESTS := not slow
 PROCESSES := --numprocesses auto --dist loadfile
 
 test: $(VENV)/test
-	$(RUN) -m pytest $(PROCESSES) -m '$(TESTS)'
+	$(RUN) -m pytest $(PROCESSES) -m '$(TESTS)' $(OPTIONS)
 
 test-all: $(VENV)/test
 	$(RUN) -m pytest $(PROCESSES)
