@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 ROWS = ["4, 1, 1", "4, 1, 8", "8, 2, 4", "8, 2, 8", "4, 1, 20 trajectories"]

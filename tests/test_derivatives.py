@@ -64,6 +64,7 @@ def test_jacobian_to_a_vector_is_a_matrix_with_names(v):
     assert_same(J.T["x.b", "sum"], J["sum", "x.b"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(), (2,), (30, 2)])
 def test_jacobian_to_an_array_is_a_vector_with_leading_axes(v, shape):
     def f(v, scale):
@@ -172,6 +173,7 @@ def test_the_state_is_used_and_stays(key):
     np.testing.assert_allclose(product, ps.layer_0.weight @ v, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_forward_mode_through_a_solve(key):
     """y' = y (1 - y) from y0: dy(1)/dy0 = e / (1 + y0 (e - 1))^2."""
     controller = diffrax.PIDController(rtol=1e-9, atol=1e-11)
@@ -187,6 +189,7 @@ def test_forward_mode_through_a_solve(key):
         fl.jacobian_vector_product(other)(y0, one, ps, st)
 
 
+@pytest.mark.long
 def test_hessian_of_what_has_forward_mode_alone(key):
     """y(1) = 1 / (1 + rate) for dy/dt = -rate y^2."""
 
@@ -243,6 +246,7 @@ def test_batched_jacobian_equals_that_of_each_sample(network, mode):
         assert_close(J, jax.vmap(transform(lambda x: NETWORK(x, ps, st)[0]))(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["rev", "fwd"])
 def test_batched_jacobian_of_several_axes(key, mode):
     """y[i, j] = w[i] x[j] over features of shape (2, 2): a Jacobian (batch, *outputs, *features)."""
@@ -276,6 +280,7 @@ def test_batched_jacobian_calls_the_model_on_the_whole_batch(key):
     np.testing.assert_allclose(J, np.tile(np.diag([1, 1 / 2, 1 / 3]), (5, 1, 1)), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_batched_jacobian_through_a_solve(key):
     class Rotation(fl.Layer):
         def forward(self, y, ps, st):
@@ -356,6 +361,7 @@ def residual(model, x, ps, st):
     return u_xx + u * u_x - 1
 
 
+@pytest.mark.long
 def test_first_and_second_derivatives_of_a_network_by_hand(key):
     model, ps, st, by_hand = tanh_network(key)
     x = jnp.linspace(-1, 1, 7)[:, None]

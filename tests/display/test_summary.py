@@ -56,6 +56,7 @@ def test_a_convolution():
     np.testing.assert_allclose(row.flops, 2 * (2 * 8 * 8 * 8) * (3 * 3 * 3) + 2 * 8 * 8 * 8, rtol=0.01)
 
 
+@pytest.mark.long
 def test_layers_in_solvers_and_scans_are_seen_in_one_step():
     cell, field = fl.GRUCell(4, 6), fl.Chain(fl.Dense(6, 6, jnp.tanh), fl.Dense(6, 6))
     model = fl.Chain(

@@ -10,6 +10,9 @@ import flatlayers as fl
 from tests.examples.scripts import load, run
 
 
+pytestmark = pytest.mark.long
+
+
 # A layer of one's own
 
 

@@ -123,6 +123,7 @@ def test_the_end_is_saved_and_so_is_an_interrupted_run(tmp_path):
     same(train(8, resume=path), result)
 
 
+@pytest.mark.long
 def test_patience_goes_on_where_it_was(tmp_path):
     path = tmp_path / "it"
     rising = iter(range(100))
@@ -161,6 +162,7 @@ def test_a_validation_that_an_interrupt_left_out_is_made_up_for(tmp_path):
     assert resumed.best.step == whole.best.step
 
 
+@pytest.mark.long
 def test_another_file_is_written_though_nothing_is_left_to_do(tmp_path):
     result = train(6, save=tmp_path / "a")
     train(6, resume=tmp_path / "a", save=tmp_path / "b")
@@ -268,6 +270,7 @@ def test_what_cannot_be_resumed(tmp_path):
         train(3, save=tmp_path / "none" / "it")
 
 
+@pytest.mark.long
 def test_the_state_of_another_optimiser():
     ps, _ = fl.setup(jax.random.key(0), MODEL, float)
     for opt_state in (optax.sgd(0.1).init(ps), optax.adam(0.1).init(ps.data), 3):

@@ -56,6 +56,7 @@ def test_the_default_bandwidth():
     assert_close(fl.collocate(coarse, coarse**2)[1], 2 * coarse, atol=1e-9)
 
 
+@pytest.mark.long
 def test_polynomials_and_a_sine():
     assert_close(fl.collocate(TS, jnp.asarray(3 - 2 * TS))[0], 3 - 2 * TS)
     assert_close(fl.collocate(TS, jnp.asarray(TS**2 - TS))[1], 2 * TS - 1, rtol=1e-8, atol=1e-8)

@@ -76,6 +76,7 @@ def test_what_does_not_fill_a_batch():
     assert epoch[10:].tolist() == epoch[:2].tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_batches_in_the_loop(key, chunk):
     batches = fl.batches(X.reshape(24, 2), 5, key=key)

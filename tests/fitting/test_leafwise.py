@@ -90,6 +90,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["adafactor", "adamw, mask by ndim", "lamb"])
 def test_some_work_leaf_by_leaf(name):
     assert differs_by_leaf(LEAF_BY_LEAF[name], fl.ComponentVector.zeros(MLP, jnp.float32))
@@ -130,6 +131,7 @@ def test_it_depends_on_the_leaves():
     )
 
 
+@pytest.mark.long
 def test_trees():
     vector = fl.ComponentVector.zeros(MLP)
     assert differs_by_leaf(optax.lamb(0.1), {"net": vector, "other": jnp.ones((500, 2))})

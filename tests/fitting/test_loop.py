@@ -32,6 +32,7 @@ def written_out(ps, st, batches):
     return ps, st, opt_state, np.array(losses)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk", [3, 7, 100])
 def test_batches_from_an_iterator(key, chunk):
     ps, st = fl.setup(key, MODEL, float)

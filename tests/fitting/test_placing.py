@@ -56,6 +56,7 @@ def test_the_global_view_is_one_device(key, mesh, name):
     assert_close(found.opt_state, expected.opt_state, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_masked_mean_in_the_global_view(key, mesh):
     ps, st = fl.setup(key, MODELS["MLP"], float)
     data = (X, Y, MASK)
@@ -81,6 +82,7 @@ def test_lbfgs(key, mesh):
         np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_kinds_and_what_was_given_survives(key, mesh):
     ps, st = fl.setup(key, MODELS["Dropout"], float)
     before = np.asarray(ps.data).copy()
@@ -236,6 +238,7 @@ def test_losses_that_are_not_finite(mesh):
     assert isinstance(info.value.result.ps, fl.ComponentVector)
 
 
+@pytest.mark.long
 def test_a_state_that_changes_its_type_in_the_first_step(key, mesh):
     def counting(ps, st, batch):
         return jnp.sum(ps.a**2) + batch.mean(), {"count": st.count + 1.0}
@@ -263,6 +266,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(OPTIMIZERS, "per leaf", "by name"))
 @pytest.mark.parametrize("per_device", [False, True])
 def test_optimisers_that_see_the_leaves_and_arrays_by_name(key, mesh, name, per_device):

@@ -29,6 +29,7 @@ def by_hand(starts, wanted, continuity):
     return np.mean((predictions - wanted) ** 2) + continuity * np.mean(gaps**2), predictions
 
 
+@pytest.mark.long
 def test_the_loss_is_the_formula(key):
     ps, st = fl.setup(key, node(), float)
     starts = jax.random.normal(key, (4, 2))

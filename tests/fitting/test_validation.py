@@ -65,6 +65,7 @@ def test_the_mean_over_all_batches(kind):
     assert_close(result.validation.values, np.array([np.mean((a - numbers) ** 2) for a in (4.0, -2.0)]))
 
 
+@pytest.mark.long
 def test_it_runs_in_test_mode_and_leaves_the_state_alone(key):
     model = fl.Chain(fl.Dropout(0.5), fl.BatchNorm(3))
     ps, st = fl.setup(key, model, float)

@@ -117,6 +117,7 @@ def test_an_axis_that_is_not_there_is_named(key):
         layer(jnp.ones((4, 3)), *fl.setup(key, layer, float))
 
 
+@pytest.mark.long
 def test_two_axis_names():
     layer = fl.BatchNorm(3, axis_name=("hosts", "devices"))
     ps, st = started(layer)
@@ -152,6 +153,7 @@ def test_a_part_of_the_batch_is_not_the_batch(key, axis_name, track_stats):
         layer(jnp.ones((4, 2)), ps, st)
 
 
+@pytest.mark.long
 def test_what_needs_no_batch_does_with_a_part(key):
     with data_axis("data"):
         layer = fl.InstanceNorm(2, track_stats=True)

@@ -59,6 +59,7 @@ def written_out(make, ps, x, hidden):
     return np.stack(ys, axis=-2), carry
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", CELLS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("lead", [(), (2, 3)])

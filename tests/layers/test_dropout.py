@@ -7,6 +7,7 @@ import flatlayers as fl
 from tests.helpers import assert_close, assert_same
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_dropout_in_training(key, dtype):
     layer = fl.Dropout(0.25)
@@ -36,6 +37,7 @@ def test_dropout_in_test_mode_and_at_the_ends(key):
     assert_same(jax.grad(lambda x: fl.Dropout(1.0)(x, ps, st)[0].sum())(x), jnp.zeros((3, 4)))
 
 
+@pytest.mark.long
 def test_the_mask_varies_along_the_given_axes(key):
     x = jnp.ones((50, 6, 7))
     ps, st = fl.setup(key, fl.Dropout(0.5))
@@ -50,6 +52,7 @@ def test_the_mask_varies_along_the_given_axes(key):
         fl.Dropout(1.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
 def test_the_function_dropout(key, dtype):
     x = jnp.ones((200, 100), dtype)
@@ -114,6 +117,7 @@ def test_alpha_dropout_in_test_mode_and_at_the_ends(key):
         fl.AlphaDropout(2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_variational_dropout_has_one_mask_until_asked(key, dtype):
     layer = fl.VariationalHiddenDropout(0.25)

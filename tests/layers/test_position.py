@@ -47,6 +47,7 @@ def rotated(x, positions, base=10_000.0):
     return np.concatenate([z.real, z.imag], -1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_rotation(key, dtype, lead):
@@ -77,6 +78,7 @@ def test_rotation_depends_on_relative_position_only(key):
     assert not np.isclose(here, jnp.vdot(turn(q, jnp.asarray(4.0)), turn(k, jnp.asarray(2.0))))
 
 
+@pytest.mark.long
 def test_positions_broadcast_and_default_to_those_from_zero(key):
     layer = fl.RotaryPositionalEmbedding(4, base=50)
     assert eval(repr(layer), vars(fl)) == layer
@@ -91,6 +93,7 @@ def test_positions_broadcast_and_default_to_those_from_zero(key):
     assert layer(x.astype(jnp.bfloat16), {}, {})[0].dtype == jnp.bfloat16
 
 
+@pytest.mark.long
 def test_gradients(key):
     rotary, sines = fl.RotaryPositionalEmbedding(4), fl.SinusoidalPositionalEmbedding(4, min_freq=0.1)
     weight = jax.random.normal(jax.random.key(1), (5, 2, 4))

@@ -245,6 +245,7 @@ def test_bad_input_of_upsample():
         fl.Upsample("bilinear", scale=2)(jnp.ones((1, 3, 1), int), {}, {})
 
 
+@pytest.mark.long
 def test_bad_input_of_pixel_shuffle():
     for shape in ((1, 2, 2, 6), (1, 2, 2, 2)):
         with pytest.raises(ValueError, match=r"with channels a multiple of 4, found shape \("):

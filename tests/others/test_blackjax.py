@@ -84,6 +84,7 @@ def test_sgld(key):
     assert_draws(chain)
 
 
+@pytest.mark.long
 def test_svgd(key):
     start, _ = fl.setup(jax.random.split(key, 30), {"x": fl.Dense(2, 1)}, float)
     particles = fl.ComponentVector(start.data, MEAN.layout)

@@ -26,6 +26,7 @@ def evolve(strategy, key, params, first, generations=150):
     return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param("CMA_ES", marks=pytest.mark.slow), "SNES", "Open_ES"])
 def test_strategies_with_a_mean(key, name):
     options = {"optimizer": optax.adam(0.05)} if name == "Open_ES" else {}

@@ -22,6 +22,7 @@ def run(kernel, key, draws, **options):
     return mcmc.get_samples()
 
 
+@pytest.mark.long
 def test_nuts_of_a_vector(key):
     chain = run(infer.NUTS(potential_fn=energy), key, 1500, init_params=START)
     assert chain.shape == (1500, 3)

@@ -124,6 +124,7 @@ def test_optax_masks_by_name(problem):
     assert (gradient.layer_0.weight != 0).all()
 
 
+@pytest.mark.long
 def test_scipy_minimize(problem):
     ps, loss = problem
     value_and_grad = jax.jit(jax.value_and_grad(lambda data: loss(fl.ComponentVector(data, ps.layout))))

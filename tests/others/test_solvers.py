@@ -28,6 +28,7 @@ def test_minimise(solver):
     np.testing.assert_allclose(solution.value, MEAN, atol=1e-4)
 
 
+@pytest.mark.long
 def test_nelder_mead_does_what_it_does_on_an_array():
     # It stops early on this problem, with or without names.
     def search(function, start):

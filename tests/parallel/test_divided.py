@@ -13,6 +13,9 @@ import flatlayers as fl
 from tests.parallel.programs import arrays_of_shape, compiled, mesh_of, placed
 
 
+pytestmark = pytest.mark.long
+
+
 BATCH, HIDDEN, DEVICES = 64, 37, 4
 
 

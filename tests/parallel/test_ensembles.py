@@ -15,6 +15,9 @@ from tests.helpers import compiled_by_default
 from tests.parallel.hlo import collectives
 
 
+pytestmark = pytest.mark.long
+
+
 MEMBERS = 8
 TIMES = np.linspace(0.0, 1.0, 5)
 TARGET = np.stack([np.cos(2 * TIMES), np.sin(2 * TIMES)], axis=-1)

@@ -219,6 +219,7 @@ def compiled_step(loss, model, batch, mesh, dtype=jnp.float32):
         return compiled_by_default(one_step(loss, mesh).lower(sharded, st, state, batch)), ps.layout.length
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("leaves", [2, 200])
 def test_a_step_has_one_collective_each_way_whatever_the_number_of_leaves(leaves):
     model = {f"p{i}": fl.Param((3,), fl.initializers.ones) for i in range(leaves)}

@@ -29,10 +29,12 @@ def end_at_once():
         os._exit(7)
 
 
+@pytest.mark.long
 def test_processes_see_each_other():
     assert run_processes(places_and_sum) == [(0, 4, 2, 6.0), (1, 4, 2, 6.0)]
 
 
+@pytest.mark.long
 def test_an_error_in_one_of_them_is_shown():
     with pytest.raises(AssertionError, match="no luck here"):
         run_processes(fail_in_the_second)

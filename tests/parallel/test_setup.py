@@ -20,6 +20,7 @@ MESHES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_the_numbers_are_those_of_setup(key, model, dtype, monkeypatch):
@@ -123,6 +124,7 @@ def parts_of_a_process(seeds):
     return np.asarray(ps.gather().data), sorted(places), np.asarray(jax.random.key_data(st.layer_2.key))
 
 
+@pytest.mark.long
 def test_each_process_has_its_own_parts():
     ps, st = fl.setup(jax.random.key(3), MODEL)
     quarter = -(-ps.layout.length // 4)
@@ -133,6 +135,7 @@ def test_each_process_has_its_own_parts():
         assert_same(state_key, np.asarray(jax.random.key_data(st.layer_2.key)))
 
 
+@pytest.mark.long
 def test_processes_with_different_seeds_are_told():
     with pytest.raises(AssertionError, match="expected the same numbers in all processes"):
         run_processes(parts_of_a_process, (3, 4))

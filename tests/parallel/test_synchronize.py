@@ -92,6 +92,7 @@ def found():
     return run_processes(many_things)
 
 
+@pytest.mark.long
 def test_all_have_the_arrays_of_the_first(found):
     expected = as_data(a_tree(0))
     for one in found:

@@ -17,6 +17,9 @@ import flatlayers as fl
 from .processes import outcomes, run_processes
 
 
+pytestmark = pytest.mark.long
+
+
 X = np.random.default_rng(0).normal(size=(24, 3))
 Y = np.sin(X[:, :2])
 MODEL = fl.Chain(fl.Dense(3, 16, jnp.tanh), fl.BatchNorm(16, axis_name="data"), fl.Dense(16, 2))

@@ -52,6 +52,7 @@ def test_a_step_of_an_optimiser_gathers_once(key):
     assert "collective-permute" not in found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_it_is_the_same_on_one_device(key, kind):
     ps, x, st = problem(key)

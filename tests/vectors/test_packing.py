@@ -9,6 +9,7 @@ from tests.helpers import assert_same
 from tests.vectors.layouts import NESTED, autoencoder, layouts, tree_of
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=30)
 @given(layouts, st.sampled_from([(), (2,), (2, 3)]))
 def test_unpack_inverts_pack(layout, lead):

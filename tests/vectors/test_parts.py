@@ -38,6 +38,7 @@ def every_part(layout):
     return [*layout.view_shapes, *filter(None, layout.groups)]
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=8)
 @given(layouts)
 def test_parts_are_where_the_layout_says(layout):
@@ -48,6 +49,7 @@ def test_parts_are_where_the_layout_says(layout):
         assert_same(found, v.data[..., layout.indices(path)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize(
     ("layout", "lead"), [(fl.Layout(NESTED), ()), (STACKS, (3,)), (STACKS.stack(3), ()), (TIED, (2,))]
@@ -86,6 +88,7 @@ def test_changes_are_those_of_an_index(request, layout, lead, long):
         assert_same(v.at[path].get(), v[path])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_of_a_change(request, long, key):
     if long:
@@ -245,6 +248,7 @@ def test_one_program_reads_all_leaves_of_a_shape(compilations):
     assert len(compilations) - before <= 1  # nor does what takes all of them
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lead", [(), (2,)])
 def test_many_leaves_are_unpacked_as_by_a_split(lead):
     blocks = {f"n{i}": STACKS for i in range(12)}

@@ -22,6 +22,7 @@ def test_places():
     assert "inner.x" not in layout
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=30)
 @given(layouts)
 def test_views_labels_indices_and_masks_agree(layout):

@@ -56,6 +56,7 @@ def decayed(y0, times, rates):
     return SimpleNamespace(ts=jnp.broadcast_to(times, decay.shape), ys=ys)
 
 
+@pytest.mark.long
 def test_mappings_and_arrays_have_names_too():
     record = fl.Record(q=jnp.ones(2), inner={"p": jnp.array(3.0)})
     frame = fl.solution_frame(solve(record))

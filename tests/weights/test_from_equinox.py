@@ -17,6 +17,7 @@ def perceptron(seed=1):
     return eqx.nn.MLP(3, 2, 5, 2, activation=jnp.tanh, key=jax.random.key(seed), dtype=jnp.float32)
 
 
+@pytest.mark.long
 def test_the_vector_is_the_arrays_of_the_module(key):
     module = perceptron()
     layer = fl.FromEquinox(module, sample_ndim=1)
@@ -118,6 +119,7 @@ def test_names_that_a_vector_cannot_have_get_an_underscore(key):
         fl.FromEquinox(odd(table={"_a": x, "a_": x}))
 
 
+@pytest.mark.long
 def test_random_numbers_come_from_the_state(key):
     module = eqx.nn.Sequential([eqx.nn.Linear(3, 8, key=KEY, dtype=jnp.float32), eqx.nn.Dropout(0.5)])
     layer = fl.FromEquinox(module, sample_ndim=1, with_key=True)

@@ -39,6 +39,7 @@ def test_a_perceptron_of_equinox():
 SIZES = [(3, 5, jnp.tanh), (5, 5, jnp.tanh), (5, 2, None)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("groups", "cross"), [(1, True), (2, False)])
 def test_convolutions_of_equinox(groups, cross):
     options = {"stride": 2, "dilation": 1, "groups": groups}
@@ -77,6 +78,7 @@ def test_attention_of_equinox():
     close(layer(x, *fl.from_equinox(attention, layer))[0], attention(x, x, x))
 
 
+@pytest.mark.long
 def test_norms_and_tables_of_equinox():
     x = inputs(5, 4)
     for module, layer in (
@@ -205,6 +207,7 @@ def test_convolutions_of_flax(nnx, cross):
     close(layer(x, *fl.from_nnx(module, layer))[0], module(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "ours"),
     [

@@ -53,6 +53,7 @@ def ode(function, **options):
 # What it names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 def test_the_layer_whose_output_is_bad(transform):
     model, ps, st = setup(chain(log_of_negative))
@@ -64,6 +65,7 @@ def test_the_layer_whose_output_is_bad(transform):
     assert blame(transform(gradient), ps) == message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("transform", "function"), [(lambda f: f, wrong_rule), (jax.jit, root_of_zero)])
 def test_the_layer_whose_rule_makes_a_bad_cotangent(transform, function):
     model, ps, st = setup(chain(function))
@@ -112,12 +114,14 @@ def test_a_rule_that_is_wrong_for_parameters():
     assert "parameters of layer 'Scale' (Scale()): its own" in message
 
 
+@pytest.mark.long
 def test_inside_a_solve_inside_jit():
     model, ps, st = setup(ode(log_of_negative))
     message = "NaN or infinity in the output of layer 'node.layer_1' (WrappedFunction(log_of_negative))"
     assert blame(jax.jit(model), jnp.ones(2), ps, st) == message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [None, diffrax.BacksolveAdjoint()], ids=["default", "backsolve"])
 def test_backward_through_a_solve_inside_jit(adjoint):
     model, ps, st = setup(ode(wrong_rule, adjoint=adjoint))
@@ -127,6 +131,7 @@ def test_backward_through_a_solve_inside_jit(adjoint):
     assert message == f"NaN or infinity in the cotangent of {place}: its own backward pass made it"
 
 
+@pytest.mark.long
 def test_paths_through_wrappers_and_containers():
     class Pair(fl.Container):
         parts: dict
@@ -155,6 +160,7 @@ def test_paths_through_wrappers_and_containers():
 # What it leaves as it is
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 def test_nothing_changes_when_all_is_finite(transform):
     plain = fl.Chain(fl.Dense(2, 8, jnp.tanh), fl.Dropout(0.5), fl.Dense(8, 2))
@@ -178,6 +184,7 @@ def test_nothing_changes_when_all_is_finite(transform):
     compare((value, y, slopes), (expected, other, others))
 
 
+@pytest.mark.long
 def test_all_transformations_go_through():
     plain = chain(jnp.sin)
     model, ps, st = setup(plain)
@@ -210,6 +217,7 @@ def test_only_what_is_asked_for_is_checked():
         assert "layer_1" in blame(jax.grad(lambda ps: jnp.sum(model(x, ps, st)[0] ** 2)), ps)  # noqa: B023
 
 
+@pytest.mark.long
 def test_integers_keys_and_flags_are_left_alone():
     class Pick(fl.Layer):
         def forward(self, x, ps, st):

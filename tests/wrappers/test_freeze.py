@@ -20,6 +20,7 @@ TIED = fl.share_parameters(
 X = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", ["encoder.*", ("*.bias", "encoder.layer_1"), "head.weight", None])
 def test_freezing_changes_nothing_but_the_vector(key, names):
     ps, st = fl.setup(key, MODEL, float)
@@ -103,6 +104,7 @@ def test_two_steps_of_training_leave_frozen_values_alone(key):
     assert opt_state[0].mu.shape == (10,)
 
 
+@pytest.mark.long
 def test_frozen_inside_other_layers(key):
     model = fl.NeuralODE(fl.freeze(fl.Dense(2, 2, jnp.tanh), "weight"))
     ps, st = fl.setup(key, model, float)

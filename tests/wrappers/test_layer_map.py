@@ -177,6 +177,7 @@ def test_repeated_layers_are_seen_once_with_all_copies():
     assert_close(new(jnp.ones(2), small, st)[0], y)
 
 
+@pytest.mark.long
 def test_the_state_inside_a_wrapper_is_found():
     node = fl.NeuralODE(fl.Chain(fl.Dense(2, 2), fl.Dropout(0.5)))
     cell = fl.StatefulRecurrentCell(fl.GRUCell(2, 2))

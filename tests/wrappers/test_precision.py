@@ -49,6 +49,7 @@ def test_only_floating_leaves_are_cast(key):
         assert a.dtype == b.dtype
 
 
+@pytest.mark.long
 def test_a_view_in_half_precision_is_one_conversion(key):
     model = fl.Chain(fl.Dense(3, 4, jnp.tanh), fl.Dense(4, 2))
     ps, st = fl.setup(key, model)
@@ -128,6 +129,7 @@ def test_computes_in_the_dtype_and_returns_that_of_x(key, dtype, outside):
     np.testing.assert_array_equal(y, third)
 
 
+@pytest.mark.long
 def test_gradients_have_the_dtype_of_the_parameters(key):
     dense = fl.Chain(fl.Dense(3, 4, jnp.tanh), fl.Dense(4, 2))
     layer = fl.AlternatePrecision(dense, jnp.bfloat16)
@@ -202,6 +204,7 @@ def test_a_state_of_changing_type_is_handed_on(key):
     assert not fl.preserves_state_type(layer)
 
 
+@pytest.mark.long
 def test_the_dtype_of_the_result(key):
     embedding = fl.AlternatePrecision(fl.Embedding(5, 2), jnp.float16)
     ps, st = fl.setup(key, embedding)
@@ -222,6 +225,7 @@ def test_the_dtype_of_the_result(key):
     assert fl.output_shape(dense, v) == (2,)
 
 
+@pytest.mark.long
 def test_a_part_of_a_model_and_of_a_solve(key):
     part = fl.AlternatePrecision(fl.Dense(2, 8, jnp.tanh), jnp.bfloat16)
     field = fl.Chain(part, fl.Dense(8, 2))

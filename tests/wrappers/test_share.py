@@ -25,6 +25,7 @@ def untied(ps):
     return fl.ComponentVector.of(ps.unpack(), AUTOENCODER.layout)
 
 
+@pytest.mark.long
 def test_the_gradient_is_the_sum_over_both_names(key):
     ps, st = fl.setup(key, TIED, float)
     assert ps.size == fl.parameter_length(TIED) == AUTOENCODER.layout.length - 16

@@ -70,6 +70,7 @@ def test_parts_may_be_assigned_and_given_as_mappings(key):
 # Inside transformations
 
 
+@pytest.mark.long
 def test_inside_jit_grad_and_vmap(key):
     ps, st = fl.setup(key, MODEL, float)
     x = jax.random.normal(key, (5, 2))
@@ -104,6 +105,7 @@ def test_in_a_scan(key):
     assert_close(ys, np.ones((4, 2)) @ np.asarray(ps.layer_0.weight).T)
 
 
+@pytest.mark.long
 def test_in_the_vector_field_of_a_solve(key):
     """Closed over, with a state that does not change, and made inside, where each call sees one state."""
     model = fl.Chain(fl.Dense(2, 2, jnp.tanh), fl.Dropout(0.5))

@@ -48,6 +48,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layer", "names", "shape"), CASES, ids=lambda part: repr(part))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_equal_to_the_layer_at_initialisation(key, layer, names, shape, dtype):
