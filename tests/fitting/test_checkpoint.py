@@ -21,11 +21,7 @@ MODEL = fl.Chain(fl.Dense(2, 4, jnp.tanh), fl.BatchNorm(4), fl.Dropout(0.3), fl.
 X = np.random.default_rng(0).normal(size=(30, 2))
 
 
-@pytest.fixture(autouse=True)
-def _standard():
-    """Optimisers mix floats and integers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("_standard")
 
 
 def loss(ps, st, x):

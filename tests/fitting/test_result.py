@@ -44,13 +44,6 @@ def _at_ctrl_c():
     signal.signal(signal.SIGINT, handler)
 
 
-@pytest.fixture
-def _standard():
-    """Adam mixes floats and integers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 pytestmark = pytest.mark.usefixtures("_large", "_standard")
 
 

@@ -19,11 +19,7 @@ TARGET = RNG.normal(size=12)
 PS = fl.ComponentVector.of({"a": np.zeros(4), "b": np.zeros(2)}, dtype=float)
 
 
-@pytest.fixture(autouse=True)
-def _standard():
-    """Optimisers mix floats and integers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("_standard")
 
 
 def squares(ps, st, batch):
