@@ -16,7 +16,7 @@ def test_the_count_of_evaluations(key):
     for solver in (diffrax.Tsit5(), diffrax.Heun()):
         node = fl.NeuralODE(field, solver=solver, dt0=0.01)
         _, st = node(jnp.ones(1), *fl.setup(key, node, float))
-        jax.effects_barrier()
+        jax.block_until_ready(st)
         assert st.stats.num_evaluations == len(calls)
         calls.clear()
     assert evaluations(diffrax.Kvaerno3(), None) == -1
