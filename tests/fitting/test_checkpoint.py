@@ -19,6 +19,8 @@ from tests.helpers import assert_same
 
 MODEL = fl.Chain(fl.Dense(2, 4, jnp.tanh), fl.BatchNorm(4), fl.Dropout(0.3), fl.Dense(4, 1))
 X = np.random.default_rng(0).normal(size=(30, 2))
+# One for all runs: those of equal programs compile them once.
+OPTIMIZER = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 20), weight_decay=0.01)
 
 
 pytestmark = pytest.mark.usefixtures("_standard")
@@ -30,10 +32,6 @@ def loss(ps, st, x):
     return value, (st, {"largest": jnp.abs(y).max()})
 
 
-def optimizer():
-    return optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 20), weight_decay=0.01)
-
-
 def batches():
     return fl.batches(X, 7, key=jax.random.key(1))
 
@@ -43,7 +41,7 @@ def train(steps, data=None, opt=None, ps=None, st=None, **options):
     ps, st = (new[0] if ps is None else ps, new[1] if st is None else st)
     data = batches() if data is None else data
     options = {"chunk": 6, "progress": False, **options}
-    return fl.train_loop(loss, ps, st, opt or optimizer(), data, steps=steps, **options)
+    return fl.train_loop(loss, ps, st, opt or OPTIMIZER, data, steps=steps, **options)
 
 
 def same(a, b, losses=True):
@@ -60,7 +58,7 @@ def test_ten_and_ten_are_twenty(tmp_path, chunk):
     whole = train(20)
     first = train(10, chunk=chunk)
     fl.save(tmp_path / "it", ps=first.ps, st=first.st, opt_state=first.opt_state, step=first.step)
-    like = {"ps": first.ps, "st": first.st, "opt_state": optimizer().init(first.ps)}
+    like = {"ps": first.ps, "st": first.st, "opt_state": OPTIMIZER.init(first.ps)}
     saved = fl.load(tmp_path / "it", **like)
     second = train(10, start=saved.pop("step"), **saved, chunk=chunk)
     same(second, whole, losses=False)
@@ -185,7 +183,7 @@ def test_a_run_of_other_metrics_is_not_gone_on_with(tmp_path):
     train(6, save=path)
     ps, st = fl.setup(jax.random.key(0), MODEL, float)
     with pytest.raises(ValueError, match="the metrics largest of the run that is resumed, found no names"):
-        fl.train_loop(without, ps, st, optimizer(), batches(), steps=9, resume=path, progress=False)
+        fl.train_loop(without, ps, st, OPTIMIZER, batches(), steps=9, resume=path, progress=False)
     train(6, validate=(loss, X, 3), save=path)
     with pytest.raises(ValueError, match="expected the validation metrics largest of those before"):
         train(12, validate=(without, X, 3), resume=path)
@@ -251,7 +249,7 @@ def test_what_cannot_be_resumed(tmp_path):
     with pytest.raises(fl.LayoutMismatchError, match="opt_state"):
         train(3, resume=path, opt=optax.sgd(0.1))
     with pytest.raises(fl.LayoutMismatchError, match="ps"):
-        fl.train_loop(loss, jnp.ones(3), {}, optimizer(), steps=3, resume=path, progress=False)
+        fl.train_loop(loss, jnp.ones(3), {}, OPTIMIZER, steps=3, resume=path, progress=False)
     for options, message in (
         ({"resume": path, "start": 3}, "expected no start and no opt_state with resume"),
         ({"resume": path, "opt_state": 3}, "expected no start and no opt_state with resume"),
