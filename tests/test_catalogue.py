@@ -183,6 +183,7 @@ def test_embedding(key):
     assert_same(layer(indices, ps, st)[0], ps.weight[indices])
 
 
+@pytest.mark.long
 @everywhere
 @pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.float64), (jnp.float64, jnp.float32)])
 def test_the_result_has_the_promoted_dtype(key, layer, shapes, dtypes):
@@ -203,6 +204,7 @@ REAL = (
 )
 
 
+@pytest.mark.long
 @everywhere
 def test_complex_numbers_are_computed_with_or_refused(key, layer, shapes):
     ps, st = fl.setup(key, layer, complex)
@@ -223,6 +225,7 @@ def test_complex_numbers_are_computed_with_or_refused(key, layer, shapes):
         assert jnp.allclose(slope, central_difference(loss, ps, direction), rtol=1e-5)
 
 
+@pytest.mark.long
 @everywhere
 def test_nan_in_the_input_is_nan_in_what_depends_on_it(key, layer, shapes):
     """Never a number: a gradient tells what depends on it."""

@@ -45,6 +45,7 @@ SPREADS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SPREADS)
 @pytest.mark.parametrize("shape", [(200, 100), (3, 3, 40, 60)])
 def test_spread(key, name, shape):
@@ -153,6 +154,7 @@ SQUARES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
 @pytest.mark.parametrize("name", SQUARES)
 @pytest.mark.parametrize("shape", [(200, 150), (3, 3, 50, 60)])

@@ -13,10 +13,7 @@ import flatlayers as fl
 from ..helpers import assert_close, assert_same
 
 
-@pytest.fixture(autouse=True)
-def _as_optax_needs_it():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("_standard")
 
 
 LAYOUT = fl.Layout(
@@ -89,6 +86,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_are_those_of_the_tree(name, dtype):
