@@ -1,8 +1,7 @@
 """Run all benchmarks, and write `results.json`, the tables of `README.md` and the plot beside this file.
 
-python benchmarks/run.py                  # about three quarters of an hour on two cores
+python benchmarks/run.py                  # one to two hours on two cores
 python benchmarks/run.py --only layers    # one group of tables; those of other groups stay as they are
-python benchmarks/run.py --only training --under training-newest  # beside those of another version of JAX
 python benchmarks/run.py --quick          # a fraction of the time, for a look; writes nothing
 """
 
@@ -377,13 +376,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=GROUPS, help="measure one group of tables")
-    parser.add_argument(
-        "--under", help="the name under which tables of one group are written, if not its own"
-    )
     parser.add_argument("--quick", action="store_true", help="one compilation, few calls, nothing written")
     arguments = parser.parse_args()
-    if arguments.under and not arguments.only:
-        parser.error("--under needs --only")
     quick = arguments.quick
     options = {"compilations": 1, "seconds": 0.1} if quick else {"compilations": 2, "seconds": 0.4}
     for group, measure in GROUPS.items():
@@ -392,7 +386,7 @@ def main() -> None:
             for table in tables:
                 print(table.markdown(), end="\n\n")
             if not quick:
-                write(arguments.under or group, tables)
+                write(group, tables)
 
 
 if __name__ == "__main__":

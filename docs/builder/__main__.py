@@ -71,7 +71,7 @@ def generated(pages: dict[str, str], told: list[notebooks.Page]) -> dict[str, st
         "examples/index.md": examples.gallery(groups),
         "notebooks/index.md": "\n\n".join(notebooks.entry(page.path) for page in told),
         "index.md": f'<div class="notebook-html">{vector_of(pages["index.md"])}</div>',
-        "performance.md": times.tables(json.loads((ROOT / "benchmarks/results.json").read_text())),
+        "performance.md": times.table(json.loads((ROOT / "benchmarks/results.json").read_text())),
     }
     filled = {
         uri: page.replace(LISTS[uri], lists[uri]) if uri in lists else page for uri, page in pages.items()

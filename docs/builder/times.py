@@ -4,18 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-# The groups of the benchmark: with the newest JAX of Python 3.11, and with the newest of all.
-GROUPS = ("training", "training-newest")
 SIZES = ("32, 2, 1", "64, 2, 32", "256, 3, 32", "512, 3, 1", "512, 8, 256")
 KINDS = ("Equinox step", "flat step", "flat steps in a scan")
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """Return a table of milliseconds for each version of JAX, with a row for each size."""
-    return "\n\n".join(_table(results[name]) for name in GROUPS if name in results)
-
-
-def _table(group: Any) -> str:
+def table(results: Mapping[str, Any]) -> str:
+    """Return a table of milliseconds, with a row for each size."""
+    group = results["training"]
     head = [f"{_version(group['machine'])}: width, depth, batch", "Equinox", "flatlayers", "in a scan"]
     rows = [[size, *_times(group["tables"]["Training, over sizes"][size]["seconds"])] for size in SIZES]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---", "---:", "---:", "---:"], *rows])
