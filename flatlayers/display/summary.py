@@ -12,6 +12,7 @@ from ..core.composite import Wrapper
 from ..core.layer import Layer, constructor_name
 from ..core.rebuild import replaceable, shared_names, with_children
 from ..core.setup import traced_output
+from ..layers.containers import Chain
 from ..types import ArrayLike, Input, Output, Params, PyTree, State
 from ..vectors.names import join_path
 from ..vectors.text import as_html
@@ -189,6 +190,7 @@ class _Rows:
         names = (join_path(seen.path, name) for name in seen.layer.layout.view_shapes)
         places = joined(run for name in names for run in self.runs.get(name, ()))
         size = sum(stop - start for start, stop in places)
+        children = tuple(map(self.row, seen.children))
         return Row(
             path=seen.path,
             layer=seen.layer,
@@ -196,15 +198,21 @@ class _Rows:
             parameters=size,
             places=places,
             share=100 * size / self.length if self.length else 0.0,
-            flops=0.0 if seen.arguments is None else self.flops(seen.layer, seen.arguments),
-            children=tuple(map(self.row, seen.children)),
+            flops=self.flops(seen, children),
+            children=children,
         )
 
-    def flops(self, layer: Layer, arguments: tuple[PyTree, PyTree, PyTree]) -> float | None:
-        leaves, structure = jax.tree.flatten(arguments)
-        call = layer, structure, tuple(leaves)
+    def flops(self, seen: _Seen, children: Sequence[Row]) -> float | None:
+        if seen.arguments is None:
+            return 0.0
+        # A chain does nothing of its own. Counted with all that is inside, chains in chains would take a time
+        # that grows with the square of their depth.
+        if type(seen.layer) is Chain and children:
+            return _sum_of_flops(children)
+        leaves, structure = jax.tree.flatten(seen.arguments)
+        call = seen.layer, structure, tuple(leaves)
         if call not in self.known:
-            self.known[call] = flops(layer, *arguments)
+            self.known[call] = flops(seen.layer, *seen.arguments)
         return self.known[call]
 
 
@@ -266,15 +274,19 @@ def _together(rows: Sequence[Row]) -> Row:
     return _sum(rows, join_path(around, span_text(tuple(row.path.rpartition(".")[2] for row in rows))))
 
 
-def _sum(rows: Sequence[Row], path: str) -> Row:
+def _sum_of_flops(rows: Sequence[Row]) -> float | None:
     known = all(row.flops is not None for row in rows)
+    return math.fsum(row.flops or 0.0 for row in rows) if known else None
+
+
+def _sum(rows: Sequence[Row], path: str) -> Row:
     return dataclasses.replace(
         rows[0],
         path=path,
         parameters=sum(row.parameters for row in rows),
         places=joined(run for row in rows for run in row.places),
         share=math.fsum(row.share for row in rows),
-        flops=math.fsum(row.flops or 0.0 for row in rows) if known else None,
+        flops=_sum_of_flops(rows),
         children=tuple(
             _sum(inside, path + inside[0].path.removeprefix(rows[0].path))
             for inside in zip(*(row.children for row in rows), strict=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import flatlayers as fl
+from flatlayers.display import summary
 from tests.helpers import text
 
 
@@ -150,6 +151,28 @@ def test_a_layer_that_is_not_called_says_so():
     assert found.rows[1].output_shape is None
     assert "not called" in str(found)
     assert "not called" in found._repr_html_()
+
+
+def test_the_operations_of_a_chain_are_those_of_its_program():
+    class Counted(fl.Chain):
+        """Not only a chain, so that its own program is counted."""
+
+    block = (fl.Dense(6, 6, jnp.tanh), fl.BatchNorm(6), fl.Dropout(0.3))
+    rest = (fl.Repeated(fl.Dense(6, 6), 3), fl.NeuralODE(fl.Dense(6, 6)), jnp.sin)
+    found, expected = (
+        fl.summary(kind(kind(*block), *rest, kind(*block)), struct(5, 6)).total.flops
+        for kind in (fl.Chain, Counted)
+    )
+    assert found == expected > 0
+
+
+def test_chains_in_chains_are_counted_once(monkeypatch):
+    counted, model = [], fl.Dense(3, 3, jnp.tanh)
+    for _ in range(20):
+        model = fl.Chain(model, fl.Dense(3, 3))
+    monkeypatch.setattr(summary, "flops", lambda layer, *arguments: counted.append(layer) or 1.0)
+    assert fl.summary(model, struct(2, 3)).total.flops == 21
+    assert counted == [fl.Dense(3, 3, jnp.tanh), fl.Dense(3, 3)]
 
 
 def test_without_a_cost_analysis_there_is_a_question_mark(monkeypatch):
