@@ -27,6 +27,7 @@ def _as_a_user_has_it():
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
