@@ -49,6 +49,7 @@ def potential(v):
     return jnp.sum(jnp.sin(v.x.b)) * v.x.c + jnp.sum(v.y**3) * v.x.c**2
 
 
+@pytest.mark.long
 def test_jacobian_to_a_vector_is_a_matrix_with_names(v):
     def f(v):
         return fl.ComponentVector.of({"sum": v.y[0] + v.x.c, "part": {"twice": 2 * v.x.b}})
@@ -409,6 +410,7 @@ def test_the_program_does_not_grow_with_the_batch(key):
     assert not small[0].keys() & {"while", "scan"}
 
 
+@pytest.mark.long
 def test_a_network_learns_a_differential_equation(key):
     """u' = cos(x) u with u(0) = 1 has the solution exp(sin(x))."""
     model = fl.Chain(fl.Dense(1, 16, jnp.tanh), fl.Dense(16, 1))

@@ -57,6 +57,7 @@ def test_spread(key, name, shape):
         assert jnp.max(jnp.abs(value)) <= np.sqrt(3) * expected
 
 
+@pytest.mark.long
 def test_agrees_with_jax(key):
     """Our matrices are `(out, in)`, those of `jax.nn.initializers` are `(in, out)`."""
     ours = init.glorot_uniform(key, (5, 9), jnp.float64)
@@ -182,6 +183,7 @@ def test_complex_orthogonal_is_unitary(key, dtype, shape):
     assert np.abs(w.imag).max() > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
 def test_the_others_in_complex_numbers(key, dtype):
     for name in ("zeros", "ones", "identity"):

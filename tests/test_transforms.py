@@ -97,6 +97,7 @@ def test_round_trip(low, high, dtype):
     assert (np.abs(back - values) <= 4 * eps * np.maximum(np.abs(values), max(ends))).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_there_and_back_a_distance_loses_what_the_free_number_is_rounded_by(dtype):
     eps = np.finfo(dtype).eps

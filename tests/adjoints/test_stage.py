@@ -127,6 +127,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FIELDS)
 def test_values_and_vjps_are_those_of_the_field(name):
     """For four calls in a row, whose gradients of weights are summed."""

@@ -114,5 +114,6 @@ def test_what_was_computed_for_a_comparison_is_not_pickled():
     assert pickle.loads(pickle.dumps(initializer)) == initializer
 
 
+@pytest.mark.long
 def test_a_partial_function_is_shown_by_its_parts():
     assert repr(Scale(functools.partial(jnp.sum, axis=0))) == "Scale(partial(sum, axis=0))"

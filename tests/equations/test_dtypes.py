@@ -106,6 +106,7 @@ CONTROLLERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("of_y", [F32, slow(F64), slow(BF16)])
 @pytest.mark.parametrize("kind", CONTROLLERS)
 def test_arrays_of_a_controller_do_not_count(kind, of_y):
@@ -150,6 +151,7 @@ def test_an_event_of_another_dtype(of_y, of_threshold):
 PAIRS = [(F32, F64, F64), slow(F64, F32, F64), (BF16, BF16, BF16)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), PAIRS)
 def test_second_order(of_y, of_ps, result):
     layer = fl.SecondOrderNeuralODE(Fall(), stepsize_controller=PID)
@@ -161,6 +163,7 @@ def test_second_order(of_y, of_ps, result):
         np.testing.assert_allclose(found.astype(float), right, rtol=TOLERANCE[jnp.dtype(result)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps", "result"), PAIRS)
 def test_augmented(of_y, of_ps, result):
     layer = fl.AugmentedNDE(fl.NeuralODE(Decay()), 2)
@@ -236,6 +239,7 @@ def test_shooting(of_y, of_ps, result, of_ts):
     np.testing.assert_allclose(found.astype(float), [decay[:3], decay[2:]], rtol=TOLERANCE[jnp.dtype(result)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_y", "of_ps"), [(F32, F64), (F64, F32), (F32, F32)])
 def test_a_hamiltonian(of_y, of_ps):
     """The energy's gradient has the dtype of the state, whatever that of the parameters."""
@@ -300,6 +304,7 @@ def test_the_model_sees_states_of_its_own_dtype_and_times_of_float32():
     assert ys.dtype == BF16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [BF16, F16, F32, F64])
 def test_strict_promotion_is_kept_where_nothing_is_mixed(dtype):
     node = fl.NeuralODE(fl.Dense(2, 2, jnp.tanh), stepsize_controller=CONTROLLERS["jump"])

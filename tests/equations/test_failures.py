@@ -49,6 +49,7 @@ def code(layer, x):
     return (st.model if "stats" not in st else st).stats.result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LAYERS)
 def test_constant_steps(kind):
     make, start = LAYERS[kind]
@@ -64,6 +65,7 @@ def test_constant_steps(kind):
     assert found == [0, NONFINITE, NONFINITE, NONFINITE]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LAYERS)
 def test_constant_steps_that_raise(kind):
     make, start = LAYERS[kind]
@@ -133,6 +135,7 @@ def test_adaptive_steps_that_accept_what_is_not_finite():
             jax.jit(node)(y, *fl.setup(jax.random.key(0), node))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "saveat", [diffrax.SaveAt(dense=True), diffrax.SaveAt(steps=True), diffrax.SaveAt(ts=[0.05, 0.09, 0.5])]
 )
@@ -223,6 +226,7 @@ def test_the_tolerance_of_a_brownian_path():
         assert sde(**options)._tolerance() < shortest
 
 
+@pytest.mark.long
 def test_the_variance_along_steps_to_given_times():
     """More steps than the default tolerance of an adaptive solve resolves: each has its own noise."""
     ts = jnp.concatenate([jnp.linspace(0, 1e-5, 201), jnp.array([1.0])])

@@ -91,6 +91,7 @@ def test_what_is_saved(key):
     assert shape(diffrax.SaveAt(dense=True, t1=True)) == (2,)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("t1", [0.1, 0.3, 1.1, 20.0])
 def test_times_from_a_float32_array(key, t1):
     node = fl.NeuralODE(Rotation(), t1=t1, saveat=jnp.linspace(0, t1, 5, dtype=jnp.float32), dt0=0.1)
@@ -147,6 +148,7 @@ def test_time_is_an_input_with_time(key):
     np.testing.assert_allclose(jax.jit(back)(y, ps, st)[0], 1.0, rtol=1e-8)
 
 
+@pytest.mark.long
 def test_states_are_arrays_vectors_or_pytrees(key):
     node = fl.NeuralODE(Scaled(), saveat=[0.5, 1.0], stepsize_controller=TIGHT)
     ps, st = fl.setup(key, node, float)
@@ -161,6 +163,7 @@ def test_states_are_arrays_vectors_or_pytrees(key):
     assert out.layout == y0.layout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [False, True])
 def test_float32_stays_float32_with_x64_on(key, batch):
     seen = []
@@ -183,6 +186,7 @@ def test_float32_stays_float32_with_x64_on(key, batch):
 # Differentiating
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "adjoint",
     [None, pytest.param(diffrax.BacksolveAdjoint(), marks=pytest.mark.slow)],
@@ -349,6 +353,7 @@ def test_a_failed_solve_raises_or_leaves_its_code(key):
 # Batches
 
 
+@pytest.mark.long
 def test_each_sample_is_what_the_model_sees(key):
     """`Rotation` takes one state of two numbers; the state is that of the first sample."""
 
@@ -394,6 +399,7 @@ class Spring(fl.Layer):
 Q, V = np.array([[1.0, 0.5], [0.0, 2.0]]), np.array([[0.0, 1.0], [-1.0, 0.0]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batching", ["shared", "each"])
 def test_a_spring(key, batching):
     times = np.array([0.5, 2.0])

@@ -106,6 +106,7 @@ def test_second_order(name):
     assert layer.saveat == tuple(ts.tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_augmented(name):
     t0, scale, ts, s = times_of(name)
@@ -116,6 +117,7 @@ def test_augmented(name):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_hamiltonian(name):
     t0, scale, ts, s = times_of(name)
@@ -123,6 +125,7 @@ def test_hamiltonian(name):
     check(layer, jnp.array([1.0, 0.0]), ts, np.cos(1.5 * s), -np.sum(s * np.sin(1.5 * s)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OTHERS[:-1])
 def test_cde(name, given):
@@ -174,6 +177,7 @@ def test_sde(name):
     np.testing.assert_allclose(gradient.data, [3 * np.sum(s[[0, 2, 5]])], rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_ffjord(name):
     """The flow shrinks by exp(-rate): x = z exp(-rate), log p(x) = log N(x exp(rate)) + rate."""
@@ -315,6 +319,7 @@ def test_the_ends_of_a_path_may_be_rounded(key, kind):
 UNIX = {"t0": 1.7e9, "t1": 1.7e9 + 60, "saveat": 1.7e9 + np.arange(0, 61, 10)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "rate"),
     [
@@ -360,6 +365,7 @@ def test_times_that_float32_holds_stay_of_float32(key):
     assert set(seen) == {jnp.dtype("float32")}
 
 
+@pytest.mark.long
 def test_shooting_at_times_that_float32_does_not_hold(key):
     node = fl.NeuralODE(Decay(90.0))
     ts = 1.7e9 + np.arange(0, 61, 10)

@@ -157,6 +157,7 @@ def test_stacks_of_stacks_and_empty_ones():
         assert updates.layout == layout
 
 
+@pytest.mark.long
 def test_a_model_with_repeated_and_shared_layers(key):
     model = fl.Chain(
         first=fl.Dense(3, 4, jnp.tanh), blocks=fl.Repeated(fl.Dense(4, 4, jnp.tanh), 3), last=fl.Dense(4, 3)
@@ -391,6 +392,7 @@ def test_one_link_of_a_chain():
     assert optax.tree.get(state, "mu").layout == LAYOUT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inside", [True, False])
 def test_multi_steps_and_hyperparameters(inside):
     def wrapped(wrap, optimizer):

@@ -128,6 +128,7 @@ def check_plain(error, place):
     assert lines[1] in str(error.__cause__)
 
 
+@pytest.mark.long
 def test_a_solve_that_fails_is_told_plainly(request):
     def loss(ps, st, batch):
         return ps.a + 0 * stiff(ps.a), {"count": st.count + 1}
@@ -141,6 +142,7 @@ def test_a_solve_that_fails_is_told_plainly(request):
         assert "the parameters were lost" in info.value.__notes__[0]
 
 
+@pytest.mark.long
 def test_a_solve_that_fails_in_the_validation_is_told_plainly():
     with pytest.raises(RuntimeError) as info:
         train(validate=(lambda ps, st, batch: (stiff(ps.a), st), None, 3))

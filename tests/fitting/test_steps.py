@@ -181,6 +181,7 @@ def test_a_state_that_settles_in_the_first_step(st, change, expected, chunk):
     assert result.step == 5
 
 
+@pytest.mark.long
 def test_a_layer_whose_first_call_makes_its_state(key):
     model = fl.StatefulRecurrentCell(fl.RNNCell(2, 3))
     ps, st = fl.setup(key, model, float)

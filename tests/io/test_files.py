@@ -160,6 +160,7 @@ def optimizers():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", optimizers())
 def test_states_of_optimisers_go_on(name, tmp_path):
     """A step from the loaded state is the step that comes without saving."""
@@ -183,6 +184,7 @@ def test_states_of_optimisers_go_on(name, tmp_path):
         assert_same(step(loaded["ps"], loaded["opt_state"]), step(ps, state))
 
 
+@pytest.mark.long
 def test_ten_steps_a_file_and_ten_more_are_twenty(tmp_path):
     """With dropout, batch statistics, a schedule and shuffled batches."""
     model = fl.Chain(fl.Dense(2, 8, jnp.tanh), fl.BatchNorm(8), fl.Dropout(0.3), fl.Dense(8, 1))

@@ -232,6 +232,7 @@ def test_every_truncation_is_refused(whole, tmp_path):
             fl.load(tmp_path / "x")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80])
 def test_every_changed_byte_is_refused_or_changes_nothing(flip, whole, tmp_path):
     run, accepted = small_run(), 0

@@ -99,8 +99,8 @@ def on_devices(layer, st):
     return jax.jit(jax.shard_map(local, mesh=MESH, **parts))
 
 
-# Steps of a constant size tell as much, and compile in a third of the time.
-SLOW = {name for name in WORK if "adaptive" in name}
+# Steps of a constant size tell as much, and compile in a third of the time; others are diffrax's alone.
+SLOW = {name for name in WORK if "adaptive" in name or name.startswith("diffrax.")}
 
 
 @pytest.mark.parametrize(

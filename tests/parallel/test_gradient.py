@@ -97,6 +97,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_fifty_steps_are_those_of_one_device(name, devices):
@@ -112,6 +113,7 @@ def test_fifty_steps_are_those_of_one_device(name, devices):
     assert not ps.data.is_deleted()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mesh", "jit"),
     [
@@ -246,6 +248,7 @@ def test_each_device_has_its_part_of_the_arguments():
     assert size <= 3 * -(-length // 8) * 4 + sum(x.nbytes for x in batch) // 8 + 64
 
 
+@pytest.mark.long
 def test_no_device_waits_for_another_inside_of_a_solve():
     model = fl.NeuralODE(fl.Chain(fl.Dense(3, 8, jnp.tanh), fl.Dense(8, 3)), t1=1.0)
 

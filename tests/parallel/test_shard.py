@@ -295,6 +295,7 @@ def quadratic_run(name, parts):
     return (ps.gather() if parts else ps).data, state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["adam", "adamw", "lion", "lbfgs", "schedule", "injected"])
 def test_ten_steps_are_those_of_one_device(name):
     (whole, _), (sharded, state) = quadratic_run(name, 0), quadratic_run(name, 8)

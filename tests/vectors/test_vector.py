@@ -82,6 +82,7 @@ def test_jacobians_equal_those_of_a_tree(function, compiled, mode):
     assert_same(compiled(mode(many(function)))(v), fl.ComponentVector.of(expected, LAYOUT))
 
 
+@pytest.mark.long
 def test_hessian_equals_that_of_a_tree(function, compiled):
     v = vector()
     rows = compiled(jax.hessian(energy))(v.unpack())
@@ -155,6 +156,7 @@ def test_numbers_are_gone_through_one_by_one():
         list(vector(lead=(2,)))
 
 
+@pytest.mark.long
 def test_leading_axes_are_indexed_by_lead():
     v = vector(lead=(4, 3))
     assert_same(v.lead[-1].data, v.data[-1])

@@ -95,6 +95,7 @@ def test_formula(key, shape, declared, given, axis):
     )
 
 
+@pytest.mark.long
 def test_each_of_several_copies_has_its_own_norm(key):
     model = fl.Chain(fl.WeightNorm(fl.Dense(3, 3), "weight"), fl.WeightNorm(fl.Dense(3, 3), "weight"))
     plain = fl.Chain(fl.Dense(3, 3), fl.Dense(3, 3))
@@ -108,6 +109,7 @@ def test_each_of_several_copies_has_its_own_norm(key):
     assert_close(twice(x, ps, st)[0], model[0](x, *fl.setup(key, model[0], float))[0])
 
 
+@pytest.mark.long
 def test_it_learns_length_and_direction_apart(key):
     layer = fl.WeightNorm(fl.Dense(3, 2), "weight")
     ps, st = fl.setup(key, layer, float)
@@ -178,6 +180,7 @@ def test_what_is_refused(wrapper):
 # SpectralNorm
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_the_largest_singular_value_is_one(key, dtype):
     layer = fl.SpectralNorm(fl.Dense(6, 4, use_bias=False), "weight")
@@ -197,6 +200,7 @@ def test_the_largest_singular_value_is_one(key, dtype):
     assert fl.preserves_state_type(layer)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layer", "shape", "axis"),
     [
@@ -258,6 +262,7 @@ def test_the_vector_keeps_its_dtype(key, made, called):
     assert new.weight_u.dtype == st.weight_u.dtype == ("float64" if made == "float64" else "float32")
 
 
+@pytest.mark.long
 def test_gradient_of_spectral_norm(key):
     layer = fl.SpectralNorm(fl.Dense(3, 2, jnp.tanh), "weight", iterations=50)
     ps, st = fl.setup(key, layer, float)
