@@ -99,7 +99,7 @@ def on_devices(layer, st):
     return jax.jit(jax.shard_map(local, mesh=MESH, **parts))
 
 
-# Steps of a constant size tell as much, and compile in a third of the time; others are diffrax's alone.
+# Steps of a constant size tell as much, and compile in a third of the time; diffrax's adjoints are not ours.
 SLOW = {name for name in WORK if "adaptive" in name or name.startswith("diffrax.")}
 
 
